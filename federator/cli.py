@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+argv -> serve | check | scrape, and the exit status: 0 well, 1 said why on stderr in one line, 2 wrong usage.
+
+Owns words on a terminal. Must not know how anything is done.
+"""
+
+import argparse
+import asyncio
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from federator import __version__, config, daemon, journal
+from federator.errors import ConfigError, FederatorError
+from federator.model import Config, Outcome, Target
+from federator.scrape import Scraper, budget
+from federator.telemetry import Counters
+from federator.wire import SERVICE, argument
+
+PROGRAM = "prometheus-qubes-proxy"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (sys.argv's by default); returns the exit status."""
+    options = _parser().parse_intermixed_args(argv)
+    path: Path = options.config_file or config.default_path()
+    try:
+        if options.command == "check":
+            return _check(path)
+        if options.command == "scrape":
+            return asyncio.run(_scrape(path, options.targets))
+        journal.set_up(options.log_level, options.log_format)
+        asyncio.run(daemon.serve(path, options.listen_addresses))
+    except FederatorError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `… | head` has seen enough
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description="One Prometheus scrape target for every exporter of every qube.",
+    )
+    parser.add_argument(
+        "command",
+        nargs="?",
+        choices=("serve", "check", "scrape"),
+        default="serve",
+        help="serve (default) runs the daemon; check reads the configuration and says what would be scraped;"
+        " scrape does one scrape now",
+    )
+    parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
+    parser.add_argument(
+        "--config.file",
+        dest="config_file",
+        type=Path,
+        metavar="PATH",
+        help=f"default: {config.DEFAULT_PATHS[0]} if it exists, else {config.DEFAULT_PATHS[1]}",
+    )
+    parser.add_argument(
+        "--web.listen-address",
+        dest="listen_addresses",
+        type=_listen_address,
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="with serve: listen here, not where the file says; may be given more than once",
+    )
+    parser.add_argument("--log.level", dest="log_level", choices=journal.LEVELS, default="info")
+    parser.add_argument("--log.format", dest="log_format", choices=journal.FORMATS, default="logfmt")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"{PROGRAM}, version {__version__} (python {platform.python_version()})",
+    )
+    return parser
+
+
+def _listen_address(text: str) -> tuple[str, int]:
+    try:
+        return config.listen_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _check(path: Path) -> int:
+    settings = config.load(path)
+    print(f"{path}: {len(settings.targets)} exporters in {len(settings.qubes)} qubes")
+    width = max(len(qube.name) for qube in settings.qubes)
+    for qube in settings.qubes:
+        exporters = ", ".join(f"{target.exporter.name} ({target.exporter.port})" for target in qube.targets)
+        how = f"{SERVICE}+{argument(qube.ports)}" if qube.transport == "qrexec" else "here, without qrexec"
+        print(f"  {qube.name:{width}}  {how}  {exporters}")
+    return 0
+
+
+async def _scrape(path: Path, names: Sequence[str]) -> int:
+    settings = config.load(path)
+    selected = _selected(settings, names)
+    daemon.check_programs(settings)
+    daemon.watch_children()
+    width = max(len(target.name) for target in selected)
+
+    def show(outcome: Outcome) -> None:
+        print(_line(outcome, width), flush=True)
+
+    scraper = Scraper(settings, Counters())
+    try:
+        qubes = await scraper.collect(selected, budget(None, settings.scrape), show)
+    finally:
+        await scraper.close()
+    return 0 if all(outcome.reading for qube in qubes for outcome in qube.outcomes) else 1
+
+
+def _selected(settings: Config, names: Sequence[str]) -> frozenset[Target]:
+    """The targets called QUBE or QUBE:EXPORTER, or all of them. Raises ConfigError for a name nobody configured."""
+    selected: set[Target] = set()
+    for name in names:
+        matching = {target for target in settings.targets if name in (target.qube, target.name)}
+        if not matching:
+            raise ConfigError(f"{settings.path}: there is no {name!a} to scrape; `check` lists what there is")
+        selected |= matching
+    return frozenset(selected or settings.targets)
+
+
+def _line(outcome: Outcome, width: int) -> str:
+    name = f"{outcome.target.name:{width}}"
+    if outcome.reading is None:
+        return f"{name}  DOWN  {outcome.error.reason}: {outcome.error}" if outcome.error else f"{name}  DOWN"
+    reading = outcome.reading
+    dropped = f", {reading.lines_dropped} lines dropped ({reading.complaint})" if reading.lines_dropped else ""
+    return f"{name}  up    {reading.samples} samples, {outcome.body_size} bytes, {outcome.seconds:.3f} s{dropped}"

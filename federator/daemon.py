@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Builds everything, starts it, reloads on SIGHUP, stops on SIGTERM and SIGINT. Decides nothing.
+
+Owns the life of the process. Must not know what is scraped or served.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from aiohttp import web
+
+from federator import __version__, config
+from federator.errors import ConfigError, StartError
+from federator.model import Config
+from federator.scrape import Scraper
+from federator.telemetry import Counters
+from federator.web import Served, application
+
+# Whoever is still being sent a page when the daemon ends has so long to take it.
+FAREWELL_SECONDS = 2.0
+
+log = logging.getLogger(__name__)
+
+
+async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
+    """
+    Run until SIGTERM or SIGINT. `addresses` are the command line's, and win over the file's.
+
+    Raises ConfigError or StartError where it cannot start.
+    """
+    watch_children()
+    settings = config.load(path)
+    check_programs(settings)
+    counters = Counters()
+    served = Served(Scraper(settings, counters), counters)
+    runner = web.AppRunner(application(served), access_log=None)
+    stop = asyncio.Event()
+    retiring: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        old = served.scraper
+        if _reload(path, served):
+            task = asyncio.create_task(old.retire())
+            retiring.add(task)
+            task.add_done_callback(retiring.discard)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    await runner.setup()
+    try:
+        bound = await _listen(runner, addresses or settings.web.listen_addresses)
+        log.info(
+            "serving",
+            extra={"version": __version__, "address": " ".join(bound), "config": path, **_size(settings)},
+        )
+        await stop.wait()
+        log.info("stopping")
+    finally:
+        for site in list(runner.sites):
+            await site.stop()
+        await served.scraper.close()
+        for task in retiring:
+            task.cancel()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(runner.cleanup(), FAREWELL_SECONDS)
+
+
+def watch_children() -> None:
+    """Before Python 3.12 the event loop starts a thread for every process it waits for, unless told to use pidfds."""
+    if sys.version_info < (3, 12):
+        watcher = asyncio.PidfdChildWatcher()
+        watcher.attach_loop(asyncio.get_running_loop())
+        asyncio.set_child_watcher(watcher)
+
+
+def check_programs(settings: Config) -> None:
+    """Are the programs there that the configuration needs? Raises StartError: no scrape could ever succeed."""
+    client, service = settings.qrexec.client, settings.qrexec.local_service
+    transports = {qube.transport for qube in settings.qubes}
+    if "qrexec" in transports and shutil.which(client) is None:
+        raise StartError(
+            f"{settings.path}: qrexec.client: {client} is not on the PATH; install qubes-core-qrexec in this qube's"
+            " template, or correct the key"
+        )
+    if "local" in transports and not os.access(service, os.X_OK):
+        raise StartError(
+            f'{settings.path}: qrexec.local_service: {service} is no program; a qube with transport = "local" needs the'
+            " package prometheus-qubes-proxy-service here too"
+        )
+
+
+def _reload(path: Path, served: Served) -> bool:
+    """Take the new file whole, or not at all."""
+    try:
+        settings = config.load(path)
+        check_programs(settings)
+    except (ConfigError, StartError) as error:
+        served.reloaded_well = False
+        log.error(  # noqa: TRY400 - it is the operator's mistake, and named; a traceback would hide it
+            "reload failed; the old configuration stays", extra={"error": str(error)}
+        )
+        return False
+    old = served.scraper
+    served.scraper = Scraper(settings, served.counters, previous=old)
+    served.reloaded_well, served.reloaded_at = True, time.time()
+    if settings.web != old.config.web:
+        log.warning("web.listen_addresses changed; restart the daemon to listen there")
+    log.info("reloaded", extra={"config": path, **_size(settings)})
+    return True
+
+
+async def _listen(runner: web.AppRunner, addresses: Sequence[tuple[str, int]]) -> list[str]:
+    for host, port in addresses:
+        site = web.TCPSite(runner, host or None, port)
+        try:
+            await site.start()
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise StartError(
+                f"cannot listen on {host}:{port}: {reason}; is another prometheus-qubes-proxy running? choose another"
+                " address with --web.listen-address=HOST:PORT or web.listen_addresses"
+            ) from None
+    return [f"{name[0]}:{name[1]}" for name in runner.addresses]
+
+
+def _size(settings: Config) -> dict[str, int]:
+    return {"qubes": len(settings.qubes), "targets": len(settings.targets)}

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+The nouns that travel. Frozen, and without behaviour: what is done with them lives elsewhere.
+
+Configuration goes down (Config -> Qube -> Target), answers come up (Answer -> Reading -> Outcome -> QubeOutcome).
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from federator.errors import ScrapeError
+
+Transport = Literal["qrexec", "local"]
+MetricType = Literal["counter", "gauge", "histogram", "summary", "untyped"]
+
+
+@dataclass(frozen=True, slots=True)
+class Web:
+    """[web]: where the daemon listens, as (host, port) pairs; an empty host is every address."""
+
+    listen_addresses: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one target may send. Sizes and lengths in bytes, as Prometheus counts them."""
+
+    body_size: int = 16 << 20
+    samples: int = 50_000
+    labels: int = 64
+    label_name_length: int = 256
+    label_value_length: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """[scrape]: seconds for a whole scrape, and the limits of each target."""
+
+    timeout: float = 10.0
+    timeout_offset: float = 0.5
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Qrexec:
+    """[qrexec]: how qubes are called. Times in seconds, sizes in bytes."""
+
+    client: str = "qrexec-client-vm"
+    local_service: Path = Path("/etc/qubes-rpc/ruddo.PrometheusProxy")
+    buffer_size: int = 16 << 10
+    connect_limit: int = 4
+    backoff_initial: float = 5.0
+    backoff_max: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Exporter:
+    """[exporters]: a port on a qube's loopback, and the metric names not wanted from it."""
+
+    name: str
+    port: int
+    drop: re.Pattern[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One exporter in one qube. `labels` are the qube's own, beside qube and exporter."""
+
+    qube: str
+    exporter: Exporter
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The target as people write it: QUBE:EXPORTER."""
+        return f"{self.qube}:{self.exporter.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Qube:
+    """[qubes.NAME]"""
+
+    name: str
+    transport: Transport
+    targets: tuple[Target, ...]
+    labels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """The ports of all its targets, rising: the argument of the qrexec call, which is the permission."""
+        return tuple(sorted(target.exporter.port for target in self.targets))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A whole configuration, checked."""
+
+    path: Path
+    web: Web
+    scrape: Scrape
+    qrexec: Qrexec
+    qubes: tuple[Qube, ...]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every target, in the order of the file."""
+        return tuple(target for qube in self.qubes for target in qube.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a qube's service answered for one port. `status` is HTTP's, or 0 with the reason as body."""
+
+    port: int
+    status: int
+    body: bytes
+    seconds: float | None  # None: version 1 does not say
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The head of one family: `help` is escaped as in the text format, and empty where there is none."""
+
+    name: str
+    type: MetricType
+    help: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """
+    One target's text, judged and labelled, ready to be written out.
+
+    `blocks[i]` holds the finished sample lines of `families[i]`, each ending in a newline: `name{qube="…",…} value`.
+    `complaint` is the first line that was dropped, and why; empty where none was.
+    """
+
+    families: tuple[Family, ...]
+    blocks: Sequence[bytes]
+    samples: int
+    lines_dropped: int = 0
+    complaint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One target in one scrape: `reading` where it is up, `error` where it is down, never both."""
+
+    target: Target
+    seconds: float
+    body_size: int = 0
+    reading: Reading | None = None
+    error: ScrapeError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class QubeOutcome:
+    """One qube in one scrape. It is up where its service answered, whatever it had to say of its exporters."""
+
+    qube: Qube
+    up: bool
+    seconds: float
+    outcomes: tuple[Outcome, ...]

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+One scrape: every qube at once, within the deadline, one Outcome per target.
+
+Owns the deadline, who shares a scrape with whom, and in which turns the answers are read. Must not know HTTP, nor how a
+qube is reached. A qube's fault is a value here, never an exception.
+
+There is no polling and no cache of values: a scrape asks now. What is not there in time is down, and the page goes out
+without it.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Container, Generator, Sequence
+from typing import TypeVar
+
+from federator.channel import Channel, Doorman
+from federator.errors import BodySizeLimit, Connection, Exposition, Http, ScrapeError, Stopping, TimedOut, shown
+from federator.exposition import Reader
+from federator.model import Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape, Target
+from federator.telemetry import Counters
+
+# Prometheus' own timeouts are seconds; a header that says more than this is a mistake, and would hold channels long.
+MAX_TIMEOUT_SECONDS = 600.0
+# Who comes within this time of another's start shares its scrape; later, values would be older than one expects.
+SHARE_SECONDS = 1.0
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def budget(untrusted_header: str | None, settings: Scrape) -> float:
+    """
+    Seconds for a scrape: what the scraper waits (X-Prometheus-Scrape-Timeout-Seconds), less what sending takes.
+
+    Without the header, or where it makes no sense, the configured timeout. The offset is never more than half of it.
+    """
+    timeout = settings.timeout
+    if untrusted_header is not None:
+        try:
+            seconds = float(untrusted_header)
+        except ValueError:
+            seconds = math.nan
+        if math.isfinite(seconds) and seconds > 0:
+            timeout = min(seconds, MAX_TIMEOUT_SECONDS)
+    return timeout - min(settings.timeout_offset, timeout / 2)
+
+
+class Turns:
+    """
+    Lets many readings take turns on the event loop: one slice of one of them, then everybody else, sockets included.
+
+    In threads they would fight for the interpreter all the same, and a large text would hold up the small ones.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()  # first come, first served
+
+    async def take(self, work: Generator[None, None, T]) -> T:
+        """Run the work to its end, a slice at a time; its result, or what it raised."""
+        while True:
+            async with self._turn:
+                try:
+                    next(work)
+                except StopIteration as stop:
+                    result: T = stop.value
+                    return result
+            await asyncio.sleep(0)
+
+
+class _QubeScrape:
+    """One qube being asked, and what has come so far. Whoever shares it takes what is there when their time is over."""
+
+    def __init__(self, qube: Qube, targets: Sequence[Target], started: float) -> None:
+        self.qube = qube
+        self.targets = targets
+        self.started = started
+        self.finished: float | None = None
+        self.up = False
+        self.outcomes: dict[Target, Outcome] = {}
+        self.listeners: list[Callable[[Outcome], None]] = []
+        self.task: asyncio.Task[None] | None = None
+        self.waiting = 0  # how many scrapers want to know
+
+    def shareable(self, now: float) -> bool:
+        """May a scraper who comes now have the same answers?"""
+        return self.finished is None or (self.waiting > 0 and now - self.started < SHARE_SECONDS)
+
+    def add(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.target] = outcome
+        for listener in self.listeners:
+            listener(outcome)
+
+    def outcome(self, now: float) -> QubeOutcome:
+        """As it stands: what has not come by now is late."""
+        seconds = (self.finished if self.finished is not None else now) - self.started
+        late = TimedOut(f"no answer of {self.qube.name} in time; is it paused, or busy?")
+        return QubeOutcome(
+            qube=self.qube,
+            up=self.up,
+            seconds=seconds,
+            outcomes=tuple(
+                self.outcomes.get(target) or Outcome(target=target, seconds=seconds, error=late)
+                for target in self.targets
+            ),
+        )
+
+
+class Scraper:
+    """
+    Scrapes the qubes of one configuration.
+
+    Takes over what `previous` has open where the configuration says the same; `close` that one afterwards.
+    """
+
+    def __init__(self, config: Config, counters: Counters, previous: "Scraper | None" = None) -> None:
+        self.config = config
+        self.turns = Turns()
+        self._counters = counters
+        self._doorman = Doorman(config.qrexec.connect_limit)
+        self._asked: dict[tuple[Target, ...], _QubeScrape] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._chronicle: _Chronicle = previous._chronicle if previous else _Chronicle()  # noqa: SLF001 - of its kind
+        self._closing = False
+        self._channels: dict[Qube, Channel] = {}
+        for qube in config.qubes:
+            kept = previous.give_away(qube, config) if previous else None
+            self._channels[qube] = kept or Channel(qube, config.qrexec, self._doorman, counters)
+        self._readers = {target: Reader(target, config.scrape.limits) for target in config.targets}
+
+    def give_away(self, qube: Qube, config: Config) -> Channel | None:
+        """Hand a qube's channel to a successor under `config`, if it is still the right one."""
+        channel = self._channels.pop(qube, None) if config.qrexec == self.config.qrexec else None
+        if channel is not None:
+            channel.forget()
+        return channel
+
+    async def collect(
+        self, wanted: Container[Target], seconds: float, told: Callable[[Outcome], None] | None = None
+    ) -> tuple[QubeOutcome, ...]:
+        """
+        Ask the wanted targets now; what came of it within `seconds`, in the order of the configuration.
+
+        `told` hears of each target as soon as it is done. Scrapers who come at the same time share the asking.
+        Raises Stopping where the daemon ends meanwhile: half a page would look like qubes that went down.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        # The page goes out in the scraper's time; the qubes have at least the configured time, or one impatient
+        # scraper could end the channels of all.
+        until = now + max(seconds, budget(None, self.config.scrape))
+        scrapes = [
+            self._ask(qube, targets, now, until, told)
+            for qube in self.config.qubes
+            if (targets := tuple(target for target in qube.targets if target in wanted))
+        ]
+        tasks = {scrape.task for scrape in scrapes if scrape.task is not None}
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=now + seconds - loop.time())
+            if self._closing:
+                raise Stopping("the proxy is being stopped")
+            return tuple(scrape.outcome(loop.time()) for scrape in scrapes)
+        finally:
+            for scrape in scrapes:
+                scrape.waiting -= 1
+                self._forget(scrape)
+
+    async def close(self) -> None:
+        """End all channels, and with them what is still being asked."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def retire(self) -> None:
+        """Let those who still wait have their answers, then close."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.close()
+
+    def _ask(
+        self,
+        qube: Qube,
+        targets: tuple[Target, ...],
+        now: float,
+        until: float,
+        told: Callable[[Outcome], None] | None,
+    ) -> _QubeScrape:
+        scrape = self._asked.get(targets)
+        if scrape is None or not scrape.shareable(now):
+            scrape = self._asked[targets] = _QubeScrape(qube, targets, now)
+            scrape.task = asyncio.create_task(self._scrape(scrape, self._channels[qube], until))
+            self._tasks.add(scrape.task)
+            scrape.task.add_done_callback(self._tasks.discard)
+        if told is not None:
+            scrape.listeners.append(told)
+        scrape.waiting += 1
+        return scrape
+
+    def _forget(self, scrape: _QubeScrape) -> None:
+        """Let go of the answers as soon as nobody can share them any more: they are the largest thing there is."""
+        key = tuple(scrape.targets)
+        if scrape.finished is not None and scrape.waiting == 0 and self._asked.get(key) is scrape:
+            del self._asked[key]
+
+    async def _scrape(self, scrape: _QubeScrape, channel: Channel, until: float) -> None:
+        loop = asyncio.get_running_loop()
+        targets = {target.exporter.port: target for target in scrape.targets}
+        async with asyncio.TaskGroup() as reading:
+
+            def tell(port: int, result: Answer | ScrapeError) -> None:
+                target, seconds = targets[port], loop.time() - scrape.started
+                # Upstream's service ends where ours answers "Connection refused": it was there all the same.
+                scrape.up = scrape.up or isinstance(result, Answer | Connection)
+                if isinstance(result, Answer):
+                    reading.create_task(self._read(scrape, target, result, seconds=seconds, until=until))
+                else:
+                    scrape.add(Outcome(target=target, seconds=seconds, error=result))
+
+            max_body = self.config.scrape.limits.body_size
+            await channel.ask(targets, deadline=until, max_body=max_body, tell=tell)
+            # The qube's time ends with its last answer; that we take turns in reading it is not its fault.
+            scrape_seconds = loop.time()
+        scrape.finished = scrape_seconds
+        self._forget(scrape)
+        outcome = scrape.outcome(scrape_seconds)
+        self._chronicle.write(outcome)
+        self._count(outcome)
+
+    async def _read(self, scrape: _QubeScrape, target: Target, answer: Answer, *, seconds: float, until: float) -> None:
+        if answer.seconds is not None:
+            seconds = min(answer.seconds, seconds)  # the service's own clock leaves out how long the call took to open
+        reading, error = None, None
+        try:
+            async with asyncio.timeout_at(until):
+                check(answer, self.config.scrape.limits.body_size)
+                reading = await self.turns.take(self._readers[target].read(answer.body))
+        except ScrapeError as failed:
+            error = failed
+        except TimeoutError:
+            error = TimedOut("its text came too late to be read in time")
+        except Exception:
+            # A bug of ours. It is shown as one; but a text that can trigger it must not cost the others their page.
+            log.exception("bug in reading an exposition", extra={"qube": target.qube, "exporter": target.exporter.name})
+            error = Exposition("a bug in the proxy; its log has the details, please report them")
+        body_size = len(answer.body) if answer.status else 0
+        scrape.add(Outcome(target=target, seconds=seconds, body_size=body_size, reading=reading, error=error))
+
+    def _count(self, qube: QubeOutcome) -> None:
+        for outcome in qube.outcomes:
+            if outcome.error:
+                self._counters.failures.labels(outcome.error.reason).inc()
+            if outcome.reading:
+                self._counters.lines_dropped.inc(outcome.reading.lines_dropped)
+
+
+def check(answer: Answer, body_size_limit: int) -> None:
+    """Is this the answer of an exporter that is up? Raises ScrapeError with the reason if not."""
+    if answer.status == 200:
+        return
+    if answer.status:
+        untrusted_start = f": {shown(answer.body[:80])}" if answer.body else ""
+        raise Http(f"the exporter answered with HTTP status {answer.status}{untrusted_start}")
+    untrusted_reason = answer.body
+    if untrusted_reason.startswith(b"timed out"):
+        raise TimedOut("the exporter did not answer in time")
+    if untrusted_reason.startswith(b"body larger"):
+        raise BodySizeLimit(f"larger than {body_size_limit} bytes (scrape.body_size_limit)")
+    raise Connection(f"no answer of the exporter on port {answer.port}: {shown(untrusted_reason)}; does it run there?")
+
+
+class _Chronicle:
+    """
+    What the log has been told of who is up. One line when something goes down, one when it is back, none between.
+
+    A qube that is down takes its exporters with it; nothing is said of those until it is back.
+    """
+
+    def __init__(self) -> None:
+        self._down: set[str] = set()
+        self._dropping: set[str] = set()
+
+    def write(self, qube: QubeOutcome) -> None:
+        first_error = next((outcome.error for outcome in qube.outcomes if outcome.error), None)
+        self._note("qube", qube.qube.name, None if qube.up else first_error, {"qube": qube.qube.name})
+        if not qube.up:
+            return
+        for outcome in qube.outcomes:
+            target = outcome.target
+            fields = {"qube": target.qube, "exporter": target.exporter.name}
+            self._note("exporter", target.name, outcome.error, fields)
+            if outcome.reading:
+                self._note_dropped(target.name, outcome.reading, fields)
+
+    def _note(self, what: str, name: str, error: ScrapeError | None, fields: dict[str, str]) -> None:
+        if error is not None and name not in self._down:
+            self._down.add(name)
+            log.warning("%s is down", what, extra={**fields, "reason": error.reason, "error": str(error)})
+        elif error is None and name in self._down:
+            self._down.discard(name)
+            log.info("%s is back", what, extra=fields)
+
+    def _note_dropped(self, name: str, reading: Reading, fields: dict[str, str]) -> None:
+        if not reading.lines_dropped:
+            self._dropping.discard(name)
+        elif name not in self._dropping:
+            self._dropping.add(name)
+            extra = {**fields, "lines": reading.lines_dropped, "first": reading.complaint}
+            log.warning("lines dropped that Prometheus would not take", extra=extra)

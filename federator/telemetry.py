@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+The daemon's own metrics: every name and help text, in two tables.
+
+`gauges` turns one scrape's outcomes into the qubes_proxy_* families of /metrics. `Counters` counts what the daemon
+itself does, for /metrics/proxy, which is kept apart so that it never mixes with the qubes'. Must not know how any of it
+came about.
+"""
+
+import platform
+from collections.abc import Callable, Iterable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+from federator import __version__
+from federator.model import Family, Outcome, QubeOutcome, Reading
+
+# name -> help. All of them are gauges: they tell of this scrape, and of nothing before it.
+HELPS = {
+    "qubes_proxy_build_info": "The version of the proxy, and of the Python it runs on.",
+    "qubes_proxy_config_last_reload_success_timestamp_seconds": "When the configuration in use was read.",
+    "qubes_proxy_config_last_reload_successful": "Whether the last attempt to read the configuration succeeded.",
+    "qubes_proxy_exporter_failure": "1 while the exporter is down, with the reason.",
+    "qubes_proxy_exporter_scrape_body_size_bytes": "Size of the exporter's text.",
+    "qubes_proxy_exporter_scrape_duration_seconds": "How long the exporter took to answer.",
+    "qubes_proxy_exporter_scrape_lines_dropped": "Lines of the exporter's text that could not be passed on.",
+    "qubes_proxy_exporter_scrape_samples_scraped": "Samples of the exporter that were merged.",
+    "qubes_proxy_exporter_up": "Whether the exporter's text was read and merged.",
+    "qubes_proxy_qube_scrape_duration_seconds": "From asking to the last answer, opening the channel included.",
+    "qubes_proxy_qube_up": "Whether the qube's service answered in this scrape.",
+}
+
+
+def gauges(qubes: Sequence[QubeOutcome], *, reloaded_well: bool, reloaded_at: float) -> Reading:
+    """One scrape's outcomes as families of our own, to be merged with the others. `reloaded_at`: seconds since 1970."""
+    lines: dict[str, list[str]] = {name: [] for name in HELPS}
+
+    def add(name: str, labels: Iterable[tuple[str, str]], value: float) -> None:
+        pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
+        lines[name].append(f"{name}{{{pairs}}} {value!r}\n" if pairs else f"{name} {value!r}\n")
+
+    build = (("version", __version__), ("pythonversion", platform.python_version()))
+    add("qubes_proxy_build_info", build, 1)
+    add("qubes_proxy_config_last_reload_successful", (), int(reloaded_well))
+    add("qubes_proxy_config_last_reload_success_timestamp_seconds", (), reloaded_at)
+    for qube in qubes:
+        labels = (("qube", qube.qube.name), *qube.qube.labels)
+        add("qubes_proxy_qube_up", labels, int(qube.up))
+        add("qubes_proxy_qube_scrape_duration_seconds", labels, round(qube.seconds, 6))
+        for outcome in qube.outcomes:
+            _add_exporter(add, outcome)
+    families = [name for name in HELPS if lines[name]]
+    return Reading(
+        families=tuple(Family(name, "gauge", HELPS[name].encode()) for name in families),
+        blocks=["".join(lines[name]).encode() for name in families],
+        samples=sum(map(len, lines.values())),
+    )
+
+
+def _add_exporter(add: Callable[[str, Iterable[tuple[str, str]], float], None], outcome: Outcome) -> None:
+    target, reading, error = outcome.target, outcome.reading, outcome.error
+    labels = (("qube", target.qube), ("exporter", target.exporter.name), *target.labels)
+    add("qubes_proxy_exporter_up", labels, int(reading is not None))
+    add("qubes_proxy_exporter_scrape_duration_seconds", labels, round(outcome.seconds, 6))
+    add("qubes_proxy_exporter_scrape_samples_scraped", labels, reading.samples if reading else 0)
+    add("qubes_proxy_exporter_scrape_body_size_bytes", labels, outcome.body_size)
+    add("qubes_proxy_exporter_scrape_lines_dropped", labels, reading.lines_dropped if reading else 0)
+    if error is not None:
+        add("qubes_proxy_exporter_failure", (*labels, ("reason", error.reason)), 1)
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+
+
+class Counters:
+    """What /metrics/proxy shows. A registry of its own: nothing a library registers globally gets in."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.requests = Counter(
+            "qubes_proxy_http_requests_total", "HTTP requests answered.", ["path", "code"], registry=self.registry
+        )
+        self._calls = Counter(
+            "qubes_proxy_qrexec_calls_total",
+            "Calls made to qubes, each of which dom0 had to decide on (or, for local qubes, a process started).",
+            registry=self.registry,
+        )
+        self._calls_open = Gauge("qubes_proxy_qrexec_calls_open", "Calls open now.", registry=self.registry)
+        self.scrapes = Counter(
+            "qubes_proxy_scrapes_total", "Scrapes of the qubes; requests at one time share one.", registry=self.registry
+        )
+        self.failures = Counter(
+            "qubes_proxy_exporter_failures_total",
+            "Scrapes of an exporter that failed.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.lines_dropped = Counter(
+            "qubes_proxy_lines_dropped_total", "Lines that could not be passed on.", registry=self.registry
+        )
+
+    def call_started(self) -> None:
+        """A process was started."""
+        self._calls.inc()
+        self._calls_open.inc()
+
+    def call_ended(self) -> None:
+        """A process is gone."""
+        self._calls_open.dec()
+
+    def page(self) -> bytes:
+        """The page of /metrics/proxy."""
+        return generate_latest(self.registry)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+The HTTP side: request -> call -> response.
+
+Owns paths, parameters, headers and statuses. Must not know how a scrape is done, nor what is in a page.
+"""
+
+import asyncio
+import html
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from multidict import MultiMapping
+
+from federator import __version__
+from federator.errors import Stopping
+from federator.merge import merge
+from federator.model import QubeOutcome, Target
+from federator.scrape import Scraper, budget
+from federator.telemetry import Counters, gauges
+
+# Every Prometheus takes this for every Accept header (3.x takes nothing less exact).
+TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
+# zlib's default level costs more than reading and merging together; the first one gives most of what there is to gain.
+GZIP_LEVEL = 1
+GZIP_WINDOW = 16 + zlib.MAX_WBITS  # 16: with gzip's header
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(slots=True)
+class Served:
+    """What the handlers answer from; the daemon replaces the scraper when it reloads."""
+
+    scraper: Scraper
+    counters: Counters
+    reloaded_well: bool = True
+    reloaded_at: float = field(default_factory=time.time)
+
+
+SERVED = web.AppKey("served", Served) if hasattr(web, "AppKey") else "served"  # AppKey came with aiohttp 3.9
+
+
+def application(served: Served) -> web.Application:
+    """The daemon's aiohttp application."""
+    app = web.Application(middlewares=[_counted])
+    app[SERVED] = served
+    app.router.add_get("/", _front)
+    app.router.add_get("/metrics", _metrics)
+    app.router.add_get("/metrics/proxy", _metrics_proxy)
+    app.router.add_get("/-/healthy", _healthy)
+    app.router.add_get("/-/ready", _ready)
+    return app
+
+
+def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Target]:
+    """
+    The targets that `?qube=NAME` and `?exporter=NAME`, both repeatable, ask for; all of them without either.
+
+    Raises HTTPBadRequest for a name nobody configured: an empty page would hide the mistake.
+    """
+    known = {
+        "qube": {target.qube for target in targets},
+        "exporter": {target.exporter.name for target in targets},
+    }
+    for untrusted_key, untrusted_name in query.items():
+        if untrusted_key not in known:
+            raise web.HTTPBadRequest(text=f"no parameter {untrusted_key!a}; there are qube=NAME and exporter=NAME\n")
+        if untrusted_name not in known[untrusted_key]:
+            raise web.HTTPBadRequest(text=f"no {untrusted_key} {untrusted_name!a} is configured\n")
+    qubes = set(query.getall("qube", known["qube"]))
+    exporters = set(query.getall("exporter", known["exporter"]))
+    return frozenset(target for target in targets if target.qube in qubes and target.exporter.name in exporters)
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    served: Served = request.app[SERVED]
+    scraper = served.scraper
+    seconds = budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"), scraper.config.scrape)
+    try:
+        qubes = await scraper.collect(wanted(request.query, scraper.config.targets), seconds)
+    except Stopping as stopping:
+        raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
+    page = await _page(served, qubes)
+    return await _exposition(request, page)
+
+
+async def _page(served: Served, qubes: tuple[QubeOutcome, ...]) -> bytes:
+    ours = gauges(qubes, reloaded_well=served.reloaded_well, reloaded_at=served.reloaded_at)
+    theirs = [outcome.reading for qube in qubes for outcome in qube.outcomes if outcome.reading]
+    return await served.scraper.turns.take(merge([ours, *theirs]))
+
+
+async def _exposition(request: web.Request, page: bytes) -> web.Response:
+    headers = {"Content-Type": TEXT_FORMAT}
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
+        headers["Content-Encoding"] = "gzip"
+        page = await asyncio.to_thread(_gzipped, page)
+    return web.Response(body=page, headers=headers)
+
+
+def _gzipped(page: bytes) -> bytes:
+    compressor = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
+    return compressor.compress(page) + compressor.flush()
+
+
+async def _metrics_proxy(request: web.Request) -> web.Response:
+    return await _exposition(request, request.app[SERVED].counters.page())
+
+
+async def _healthy(_: web.Request) -> web.Response:
+    return web.Response(text="prometheus-qubes-proxy is healthy.\n")
+
+
+async def _ready(_: web.Request) -> web.Response:
+    return web.Response(text="prometheus-qubes-proxy is ready.\n")
+
+
+async def _front(request: web.Request) -> web.Response:
+    config = request.app[SERVED].scraper.config
+    text = f"""<!doctype html>
+<title>prometheus-qubes-proxy</title>
+<h1>prometheus-qubes-proxy</h1>
+<p>Version {html.escape(__version__)}. {len(config.targets)} exporters in {len(config.qubes)} qubes.
+<ul>
+<li><a href="/metrics">/metrics</a>: everything, on one page
+<li><a href="/metrics/proxy">/metrics/proxy</a>: the proxy itself
+</ul>
+"""
+    return web.Response(text=text, content_type="text/html")
+
+
+@web.middleware
+async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse:
+    # Paths come from outside: only those we know become label values.
+    resource = request.match_info.route.resource
+    path = resource.canonical if resource is not None else "other"
+    code = 500
+    try:
+        response = await handler(request)
+        code = response.status
+    except web.HTTPException as refusal:
+        code = refusal.status
+        if code == 404:
+            raise web.HTTPNotFound(text="there is /metrics, /metrics/proxy, /-/healthy and /-/ready\n") from None
+        raise
+    else:
+        return response
+    finally:
+        request.app[SERVED].counters.requests.labels(path, str(code)).inc()
