@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What several test files need: running the generators of the core, and the recorded texts."""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TypeVar
+
+from federator.exposition import Reader
+from federator.merge import merge
+from federator.model import Exporter, Limits, Reading, Target
+
+ROOT = Path(__file__).parent.parent
+SERVICE = ROOT / "vmside" / "ruddo.PrometheusProxy"
+RECORDINGS = ROOT / "tests" / "recordings"
+
+T = TypeVar("T")
+
+
+def finish(work: Generator[None, None, T]) -> T:
+    """The result of work that is done in slices."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+def recording(exporter: str, number: int = 2) -> bytes:
+    """One recorded scrape of a real exporter."""
+    return (RECORDINGS / f"{exporter}-{number}.prom").read_bytes()
+
+
+def target(qube: str = "work", exporter: str = "node", port: int = 9100, **labels: str) -> Target:
+    """A target, for those who do not care."""
+    return Target(qube=qube, exporter=Exporter(exporter, port), labels=tuple(labels.items()))
+
+
+def read(body: bytes, of: Target | None = None, limits: Limits | None = None) -> Reading:
+    """A text, read once."""
+    return finish(Reader(of or target(), limits or Limits()).read(body))
+
+
+def lines(reading: Reading) -> list[str]:
+    """All the sample lines of a reading."""
+    return b"".join(reading.blocks).decode().removesuffix("\n").split("\n")
+
+
+def page(*readings: Reading) -> str:
+    """Readings, merged."""
+    return finish(merge(readings)).decode()

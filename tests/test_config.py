@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The configuration file: what it may say, and what is said of what it may not."""
+
+from pathlib import Path
+
+import pytest
+
+from federator import config
+from federator.errors import ConfigError
+from federator.model import Exporter, Limits, Target
+
+FILE = Path("/etc/here/p.toml")
+WORK = '[exporters]\nnode = 9100\nprocess = 9256\n[qubes.work]\nexporters = ["node"]\n'
+
+
+def test_a_small_file_is_enough() -> None:
+    """Everything but exporters and qubes has a default, and the defaults are the documented ones."""
+    settings = config.parse(WORK, FILE)
+    assert settings.targets == (Target("work", Exporter("node", 9100)),)
+    assert settings.web.listen_addresses == (("0.0.0.0", 8199),)
+    assert (settings.scrape.timeout, settings.scrape.timeout_offset) == (10.0, 0.5)
+    assert settings.scrape.limits == Limits(16 << 20, 50_000, 64, 256, 4096)
+    assert (settings.qrexec.client, settings.qrexec.buffer_size) == ("qrexec-client-vm", 16 << 10)
+    assert (settings.qrexec.backoff_initial, settings.qrexec.backoff_max) == (5.0, 300.0)
+    assert settings.qrexec.local_service == Path("/etc/qubes-rpc/ruddo.PrometheusProxy")
+
+
+def test_a_full_file_is_read_whole() -> None:
+    """Every key of the contract."""
+    settings = config.parse(
+        """
+        [web]
+        listen_addresses = ["127.0.0.1:8199", "[::1]:8200", ":8201"]
+        [scrape]
+        timeout = "1m30s"
+        timeout_offset = "250ms"
+        body_size_limit = "1MB"
+        sample_limit = 10
+        label_limit = 11
+        label_name_length_limit = 12
+        label_value_length_limit = 13
+        [qrexec]
+        client = "/usr/bin/qrexec-client-vm"
+        local_service = "../service"
+        buffer_size = "4KiB"
+        connect_limit = 2
+        backoff_initial = "1s"
+        backoff_max = "1h"
+        [exporters]
+        node = 9100
+        process = { port = 9256, drop = ["go_.*", "foo"] }
+        [qubes.work]
+        exporters = ["process", "node"]
+        labels = { owner = "alice" }
+        [qubes."sys-net"]
+        transport = "local"
+        exporters = ["node"]
+        """,
+        FILE,
+    )
+    assert settings.web.listen_addresses == (("127.0.0.1", 8199), ("::1", 8200), ("", 8201))
+    assert (settings.scrape.timeout, settings.scrape.timeout_offset) == (90.0, 0.25)
+    assert settings.scrape.limits == Limits(1 << 20, 10, 11, 12, 13)
+    assert settings.qrexec.backoff_max == 3600.0
+    assert settings.qrexec.local_service == Path("/etc/here/../service")
+    work, net = settings.qubes
+    assert [target.name for target in work.targets] == ["work:process", "work:node"]
+    assert (work.ports, work.transport, work.labels) == ((9100, 9256), "qrexec", (("owner", "alice"),))
+    drop = work.targets[0].exporter.drop
+    assert drop is not None
+    assert [bool(drop.fullmatch(name)) for name in ("go_gc", "foo", "food")] == [True, True, False]
+    assert net.transport == "local"
+
+
+FAULTS = {
+    "not TOML": ("[web", "/etc/here/p.toml: not TOML: "),
+    "nothing": ("", "qubes: there is nothing to scrape; add a table such as [qubes.work]"),
+    "an unknown table": (WORK + "[qube.x]\n", "qube: unknown key; did you mean qubes?"),
+    "an unknown key": ("[scrape]\ntimout = '1s'\n" + WORK, "scrape.timout: unknown key; did you mean timeout?"),
+    "a key like none": (
+        "[web]\nzzz = 1\n" + WORK,
+        "web.zzz: unknown key; known here: basic_auth_users, listen_addresses",
+    ),
+    "an unknown key of a qube": (WORK + "port = 1\n", "qubes.work.port: unknown key; "),
+    "an unknown key of an exporter": (
+        "[exporters]\nnode = { port = 1, dorp = [] }\n",
+        "exporters.node.dorp: unknown key; did you mean drop?",
+    ),
+    "a wrong type": (
+        "[scrape]\nsample_limit = '5'\n" + WORK,
+        "scrape.sample_limit: expected a whole number, not a text in",
+    ),
+    "true for a number": (
+        "[scrape]\nsample_limit = true\n" + WORK,
+        "scrape.sample_limit: expected a whole number, not true",
+    ),
+    "a table for a text": ("[qrexec.client]\n" + WORK, "qrexec.client: expected a text in quotes, not a table"),
+    "a text for a list": (
+        '[exporters]\nnode=1\n[qubes.a]\nexporters = "node"\n',
+        "qubes.a.exporters: expected a list in",
+    ),
+    "a text for a table": ('qubes = "a"\n', "qubes: expected a table, not a text in quotes"),
+    "a bad duration": ("[scrape]\ntimeout = '10'\n" + WORK, "scrape.timeout: '10' is not a duration; write it as Prom"),
+    "a negative duration": ("[scrape]\ntimeout = '-1s'\n" + WORK, "scrape.timeout: '-1s' is not a duration"),
+    "no time": ("[scrape]\ntimeout = '0s'\n" + WORK, "scrape.timeout: too short; at least 0.1s"),
+    "no time left": ("[scrape]\ntimeout = '500ms'\n" + WORK, "scrape.timeout_offset: leaves no time to scrape in;"),
+    "a bad size": (
+        "[scrape]\nbody_size_limit = '16 MB'\n" + WORK,
+        "scrape.body_size_limit: '16 MB' is not a size; write",
+    ),
+    "no size": ("[scrape]\nbody_size_limit = 0\n" + WORK, "scrape.body_size_limit: 0 bytes is out of range; it may be"),
+    "no sample": ("[scrape]\nsample_limit = 0\n" + WORK, "scrape.sample_limit: 0 is out of range; it may be 1 to"),
+    "no place": ("[qrexec]\nconnect_limit = 0\n" + WORK, "qrexec.connect_limit: 0 is out of range; it may be 1 to 64"),
+    "a backoff that shrinks": (
+        "[qrexec]\nbackoff_max = '1s'\n" + WORK,
+        "qrexec.backoff_max: shorter than backoff_initial",
+    ),
+    "no program": ("[qrexec]\nclient = ''\n" + WORK, "qrexec.client: empty; the program is called qrexec-client-vm"),
+    "no address": ("[web]\nlisten_addresses = []\n" + WORK, "web.listen_addresses: empty; name at least one"),
+    "a bad address": (
+        "[web]\nlisten_addresses = ['x']\n" + WORK,
+        "web.listen_addresses[0]: 'x' is not HOST:PORT; write",
+    ),
+    "a bad port to listen on": (
+        "[web]\nlisten_addresses = [':99999']\n" + WORK,
+        "web.listen_addresses[0]: ':99999' is not",
+    ),
+    "TLS": ("[web.tls_server_config]\n" + WORK, "web.tls_server_config: TLS and passwords are not in this version"),
+    "discovery": (WORK + "[discovery]\n", "discovery: discovery of running qubes is not in this version"),
+    "a space in a qube's name": (
+        WORK.replace(".work", '."my work"'),
+        "qubes.'my work': not a name Qubes gives to qubes",
+    ),
+    "a long name": (WORK.replace("work", "w" * 32), ": not a name Qubes gives to qubes"),
+    "a keyword": (WORK.replace(".work", '."@dispvm"'), "qubes.'@dispvm': not a name"),
+    "an option": (WORK.replace(".work", '."--help"'), ".--help: not a name"),
+    "a name Qubes keeps": (WORK.replace("work", "none"), "qubes.none: not a name"),
+    "a device model": (WORK.replace("work", "work-dm"), "qubes.work-dm: not a name"),
+    "port 99999": (WORK.replace("9100", "99999"), "exporters.node: 99999 is not a port; ports are 1 to 65535"),
+    "port 0": (WORK.replace("9100", "{ port = 0 }"), "exporters.node.port: 0 is not a port"),
+    "a port as text": (WORK.replace("9100", "'9100'"), "exporters.node: expected a whole number, not a text in quotes"),
+    "no port": (WORK.replace("9100", "{}"), "exporters.node.port: missing; say on which port"),
+    "a bad expression": (
+        WORK.replace("9100", "{ port = 1, drop = ['('] }"),
+        "exporters.node.drop[0]: '(' is not a regular",
+    ),
+    "a bad exporter name": ("[exporters]\n'a b' = 1\n", "exporters.'a b': not a name for an exporter"),
+    "an exporter nobody defined": (
+        WORK.replace('["node"]', '["nod"]'),
+        "qubes.work.exporters[0]: there is no exporter 'nod'",
+    ),
+    "an exporter twice": (
+        WORK.replace('["node"]', '["node", "node"]'),
+        "qubes.work.exporters[1]: 'node' and 'node' are both on",
+    ),
+    "two exporters on one port": (
+        WORK.replace("9256", "9100").replace('["node"]', '["node", "process"]'),
+        "qubes.work.exporters[1]: 'process' and 'node' are both on port 9100; one port of a qube has one exporter",
+    ),
+    "no exporters": (WORK.replace('["node"]', "[]"), "qubes.work.exporters: empty; name what runs in this qube"),
+    "exporters forgotten": ("[qubes.work]\n", "qubes.work.exporters: missing"),
+    "a transport there is not": (WORK + "transport = 'ssh'\n", "qubes.work.transport: 'ssh' is none of qrexec, local"),
+    "a bad label": (WORK + "labels = { a-b = 'c' }\n", "qubes.work.labels.a-b: not a label name"),
+    "a label of Prometheus": (WORK + "labels = { __a = 'c' }\n", "qubes.work.labels.__a: not a label name"),
+    "a label of ours": (
+        WORK + "labels = { qube = 'c' }\n",
+        "qubes.work.labels.qube: this label has a meaning of its own",
+    ),
+    "a label of histograms": (WORK + "labels = { le = '1' }\n", "qubes.work.labels.le: this label has a meaning"),
+    "an empty label": (WORK + "labels = { a = '' }\n", "qubes.work.labels.a: the value must have 1 to 4096 bytes"),
+    "a number as label": (WORK + "labels = { a = 1 }\n", "qubes.work.labels.a: expected a text in quotes, not a whole"),
+    "a date": (
+        "[scrape]\ntimeout = 2020-01-01\n" + WORK,
+        "scrape.timeout: expected a text in quotes, not a date or time",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), FAULTS.values(), ids=FAULTS.keys())
+def test_a_fault_names_file_key_and_remedy_in_one_line(text: str, words: str) -> None:
+    """Never a guess, and nothing is ignored."""
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, FILE)
+    message = str(caught.value)
+    assert message.startswith("/etc/here/p.toml: ")
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """Missing, a folder, or not text."""
+    with pytest.raises(ConfigError, match="no such file; write one, or name yours with --config.file=PATH"):
+        config.load(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        config.load(tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b"# \xe4\n")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        config.load(tmp_path / "latin.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0", 0.0), ("5ms", 0.005), ("1m", 60.0), ("1h30m", 5400.0), ("1d", 86400.0), ("1w", 604800.0)],
+)
+def test_durations_are_prometheus_own(text: str, seconds: float) -> None:
+    """As Prometheus writes them."""
+    settings = config.parse(f"[qrexec]\nbackoff_initial='0s'\nbackoff_max='{text}'\n" + WORK, FILE)
+    assert settings.qrexec.backoff_max == pytest.approx(seconds)

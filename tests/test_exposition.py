@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The gate: what may pass, what it becomes, and what is said of the rest."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federator.errors import BodySizeLimit, Exposition, LabelLimit, SampleLimit, ScrapeError
+from federator.exposition import MAX_LINE, is_value
+from federator.model import Exporter, Limits, Target
+from tests.helpers import RECORDINGS, lines, read, recording, target
+
+# One line as any Prometheus from 2.42 on takes it: the last line of defence, written down once more and more narrowly.
+STRICT_LINE = re.compile(
+    rb'[a-zA-Z_:][a-zA-Z0-9_:]*\{[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n\0]|\\["\\n])*"'
+    rb'(?:,[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n\0]|\\["\\n])*")*\} '
+    rb"(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|(?i:nan|[-+]?inf(?:inity)?))"
+)
+
+# What an exporter writes -> what stands on the page, without our labels. `MINE` stands for them.
+KEPT = {
+    "bare": ("foo 1", "foo{MINE} 1"),
+    "empty braces": ("foo{} 1", "foo{MINE} 1"),
+    "labels": ('foo{b="2",a="1"} 1', 'foo{MINE,a="1",b="2"} 1'),
+    "trailing comma": ('foo{a="1",} 1', 'foo{MINE,a="1"} 1'),
+    "blanks everywhere": ('  foo { a = "1" , b="2" }\t 1  ', 'foo{MINE,a="1",b="2"} 1'),
+    "VictoriaMetrics' blanks": ('foo{a="1", b="2"} 1', 'foo{MINE,a="1",b="2"} 1'),
+    "colons": ("job:foo:sum 1", "job:foo:sum{MINE} 1"),
+    "escapes": (r'foo{a="x\"y\\z\nw"} 1', r'foo{MINE,a="x\"y\\z\nw"} 1'),
+    "an unknown escape": (r'foo{a="\d+"} 1', r'foo{MINE,a="\\d+"} 1'),
+    "braces and commas in a value": ('foo{a="},{b=\\"c"} 1', 'foo{MINE,a="},{b=\\"c"} 1'),
+    "a hash in a value": ('foo{a="x # {y"} 1', 'foo{MINE,a="x # {y"} 1'),
+    "unicode": ('foo{a="grüße\u2028\u0085"} 1', 'foo{MINE,a="grüße\u2028\u0085"} 1'),
+    "control characters in a value": ('foo{a="\r\t\x1b[2J"} 1', 'foo{MINE,a="\r\t\x1b[2J"} 1'),
+    "an empty value": ('foo{a="",b="2"} 1', 'foo{MINE,b="2"} 1'),
+    "a value as written": ("foo 1.50e+03", "foo{MINE} 1.50e+03"),
+    "seventeen digits": ("foo 0.10000000000000001", "foo{MINE} 0.10000000000000001"),
+    "minus zero": ("foo -0", "foo{MINE} -0"),
+    "not a number": ("foo NaN", "foo{MINE} NaN"),
+    "infinite": ("foo +Inf", "foo{MINE} +Inf"),
+    "a timestamp": ("foo 7 1395066363000", "foo{MINE} 7"),
+    "a timestamp before 1970": ("foo 7 -1", "foo{MINE} 7"),
+    "a timestamp in seconds": ("foo 7 1395066363.5", "foo{MINE} 7"),
+    "an exemplar": ('foo_bucket{le="1"} 7 # {trace_id="x"} 0.5 1395066363.5', 'foo_bucket{MINE,le="1"} 7'),
+    "an exemplar without labels before it": ('foo_total 7 # {a="b"} 1', "foo_total{MINE} 7"),
+    "a carriage return at the end": ("foo 1\r", "foo{MINE} 1"),
+    "our label": ('foo{qube="dom0"} 1', 'foo{MINE,exported_qube="dom0"} 1'),
+    "our labels, taken": (
+        'foo{qube="a",exported_qube="b",exporter="c"} 1',
+        'foo{MINE,exported_exported_qube="a",exported_exporter="c",exported_qube="b"} 1',
+    ),
+    "job and instance": ('foo{job="x"} 1', 'foo{MINE,job="x"} 1'),
+    "up": ("up 0", "exported_up{MINE} 0"),
+    "a synthetic series": ("scrape_duration_seconds 99", "exported_scrape_duration_seconds{MINE} 99"),
+    "one of ours": (
+        'qubes_proxy_qube_up{qube="vault"} 1',
+        'exported_qubes_proxy_qube_up{MINE,exported_qube="vault"} 1',
+    ),
+    "an alert": ('ALERTS{alertname="x"} 1', 'exported_ALERTS{MINE,alertname="x"} 1'),
+    "not up": ("upper 1", "upper{MINE} 1"),
+}
+
+# Lines that cannot be passed on, with a word of what is said of them.
+DROPPED = {
+    "a quoted name": ('{"foo"} 1', "not a sample"),
+    "a newline in a quoted name": ('{"foo\\n"} 1', "not a sample"),
+    "no name": ("{a} 1", "not a sample"),
+    "a quoted label name": ('foo{"a"="b"} 1', "not a sample"),
+    "an empty label name": ('foo{""="c"} 1', "not a sample"),
+    "a digit first": ("1foo 1", "not a sample"),
+    "a dash": ("foo-bar 1", "not a sample"),
+    "a non-ASCII name": ("größe 1", "not a sample"),
+    "a label with a dash": ('foo{a-b="c"} 1', "not a sample"),
+    "a label twice": ('foo{a="1",a="2"} 1', "refuses|twice"),
+    "__name__": ('foo{__name__="bar"} 1', "refuses|__"),
+    "a label of Prometheus' own": ('foo{__meta_x="bar"} 1', "refuses|__"),
+    "two sets of labels": ('foo{a="b"}{c="d"} 1', "no number"),
+    "a missing comma": ('foo{a="b" c="d"} 1', "not a sample"),
+    "two commas": ('foo{a="b",,} 1', "not a sample"),
+    "a comma first": ('foo{,a="b"} 1', "not a sample"),
+    "another operator": ('foo{a!="b"} 1', "not a sample"),
+    "no closing brace": ('foo{a="b" 1', "not a sample"),
+    "no closing quote": ('foo{a="b} 1', "not a sample"),
+    "no value": ("foo", "not a sample"),
+    "no value after labels": ('foo{a="b"}', "not a sample"),
+    "too many numbers": ("foo 7 1 2 3", "not a sample"),
+    "out of range": ("foo 1e999", "no number"),
+    "out of range in digits": ("foo " + "9" * 400, "no number"),
+    "hexadecimal": ("foo 0x1p3", "no number"),
+    "an underscore": ("foo 1_000", "no number"),
+    "a signed NaN": ("foo +NaN", "no number"),
+    "digits of another script": ("foo \u0661", "no number"),
+    "a word": ("foo bar", "no number"),
+    "a no-break space": ("foo\u00a01", "not a sample"),
+    "a vertical tab": ("foo\v1", "not a sample"),
+    "a form feed at the end": ("foo 1\f", "no number"),
+    "a carriage return within": ("foo\r1", "not a sample"),
+    "a NUL": ("foo\0 1", "not a sample"),
+    "a NUL first": ("\0foo 1", "not a sample"),
+    "a NUL in a label": ('foo{a="\0"} 1', "not a sample"),
+    "HTML": ("<html><body>", "not a sample"),
+    "a long line": ('foo{a="' + "x" * MAX_LINE + '"} 1', "longer than"),
+    "blanks without end": (" " * (MAX_LINE + 1) + "x", "longer than"),
+    "a type there is not": ("# TYPE foo florp", "no such type|refuses"),
+    "a type without a name": ("# TYPE  ", "not a HELP or TYPE"),
+    "a type with a quoted name": ('# TYPE "foo" gauge', "not a HELP or TYPE"),
+    "a second type": ("# TYPE ok counter\n# TYPE ok gauge", "another type already"),
+    "a NUL in HELP": ("# HELP foo a\0b", "not a HELP or TYPE"),
+}
+
+IGNORED = [
+    "",
+    "   ",
+    "# a comment",
+    "#",
+    "#HELP foo bar",
+    "# EOF",
+    "# UNIT foo seconds",
+    "# HELP foo",
+    "# TYPE foo gauge",
+]
+MINE = 'qube="work",exporter="node"'
+
+
+@pytest.mark.parametrize(("line", "expected"), KEPT.values(), ids=KEPT.keys())
+def test_what_can_be_kept_is_kept(line: str, expected: str) -> None:
+    """A line that means something to a Prometheus is passed on, alone or among others."""
+    expected = expected.replace("MINE", MINE)
+    alone = read(f"{line}\n".encode())
+    assert lines(alone) == [expected]
+    assert (alone.samples, alone.lines_dropped, alone.complaint) == (1, 0, "")
+    among = read(f"before 1\n{line}\nafter 2\n".encode())
+    assert lines(among) == [f"before{{{MINE}}} 1", expected, f"after{{{MINE}}} 2"]
+
+
+@pytest.mark.parametrize(("line", "why"), DROPPED.values(), ids=DROPPED.keys())
+def test_what_cannot_be_passed_on_is_dropped_counted_and_named(line: str, why: str) -> None:
+    """A bad line costs itself and nothing else, and the log can say which it was."""
+    reading = read(f"ok 1\n{line}\nfine 2\n".encode())
+    assert lines(reading) == [f"ok{{{MINE}}} 1", f"fine{{{MINE}}} 2"]
+    assert reading.lines_dropped == 1
+    assert re.match(rf"line [23]: .*({why})", reading.complaint), reading.complaint
+    assert reading.complaint.isprintable()
+
+
+@pytest.mark.parametrize("line", IGNORED)
+def test_comments_and_blank_lines_are_nobodys_loss(line: str) -> None:
+    """They carry nothing, so they are neither passed on nor counted."""
+    reading = read(f"ok 1\n{line}\n".encode())
+    assert (lines(reading), reading.lines_dropped) == ([f"ok{{{MINE}}} 1"], 0)
+
+
+def test_bytes_that_are_not_utf8_cost_their_line() -> None:
+    """One bad byte in a label does not make the rest unreadable."""
+    reading = read(b'ok 1\nfoo{a="\xff"} 1\n# HELP ok \xff\n')
+    assert (lines(reading), reading.lines_dropped) == ([f"ok{{{MINE}}} 1"], 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "why"),
+    [
+        (b"", Exposition, "empty"),
+        (b"foo 1", Exposition, "cut"),
+        (b"foo 1\nbar 2", Exposition, "cut"),
+        (b"\n\n", Exposition, "not one sample"),
+        (b"# TYPE foo gauge\n", Exposition, "not one sample"),
+        (b"<html>\n</html>\n", Exposition, "line 1: not a sample line: '<html>'"),
+        (b"\x1f\x8b\x08\x00\xff\n", Exposition, "line 1"),
+        (b"a" * 2000 + b"\n", BodySizeLimit, "1024 bytes"),
+        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimit, "4 samples"),
+        (b"\n" * 1000, SampleLimit, "1000 lines"),
+        (b'foo{a="1",b="2",c="3"} 1\n', LabelLimit, "2 labels"),
+        (b'foo{abcdefghijk="1"} 1\n', LabelLimit, "10 bytes"),
+        (b'foo{a="0123456789abcdefg"} 1\n', LabelLimit, "16 bytes"),
+        ('foo{a="äääääääää"} 1\n'.encode(), LabelLimit, "16 bytes"),
+        (b"a_name_of_twenty_bytes 1\n", LabelLimit, "16 bytes"),
+    ],
+)
+def test_a_target_is_down_where_nothing_is_left_or_too_much_came(
+    body: bytes, error: type[ScrapeError], why: str
+) -> None:
+    """Limits fail the target, as they do in Prometheus; the reason says which."""
+    limits = Limits(body_size=1024, samples=3, labels=2, label_name_length=10, label_value_length=16)
+    with pytest.raises(error, match=re.escape(why)):
+        read(body, limits=limits)
+
+
+def test_what_is_exactly_at_a_limit_passes() -> None:
+    """A limit is the most there may be, not the first too many."""
+    limits = Limits(body_size=100, samples=1, labels=1, label_name_length=2, label_value_length=4)
+    assert read(b'foo{ab="1234"} 1\n', limits=limits).samples == 1
+
+
+FAMILIES = {
+    "a gauge": ("# HELP foo text\n# TYPE foo gauge\nfoo 1\n", [("foo", "gauge", "text")]),
+    "no type": ("foo 1\n", [("foo", "untyped", "")]),
+    "a counter keeps its name": ("# TYPE foo counter\nfoo 1\n", [("foo", "counter", "")]),
+    "a type after its sample": ("foo 1\n# TYPE foo counter\n", [("foo", "counter", "")]),
+    "a family in pieces": (
+        "# TYPE a gauge\na 1\n# TYPE b gauge\nb 1\n" + 'a{x="y"} 2\n',
+        [("a", "gauge", ""), ("b", "gauge", "")],
+    ),
+    "a histogram": (
+        '# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_sum 1\nh_count 1\n',
+        [("h", "histogram", "")],
+    ),
+    "a summary": ('# TYPE s summary\ns{quantile="0.5"} 1\ns_sum 1\ns_count 1\n', [("s", "summary", "")]),
+    "parts without a whole": ("h_sum 1\nh_count 1\n", [("h_sum", "untyped", ""), ("h_count", "untyped", "")]),
+    "a part with a type of its own": (
+        '# TYPE h histogram\n# TYPE h_count counter\nh_bucket{le="+Inf"} 1\nh_count 1\n',
+        [("h", "histogram", "")],
+    ),
+    "an OpenMetrics counter": ("# HELP c n\n# TYPE c counter\nc_total 1\n", [("c_total", "counter", "n")]),
+    "an OpenMetrics info": ('# TYPE i info\ni_info{v="1"} 1\n', [("i_info", "gauge", "")]),
+    "unknown": ("# TYPE u unknown\nu 1\n", [("u", "untyped", "")]),
+    "a gauge and its total": (
+        "# TYPE m gauge\n# HELP m of the gauge\nm 1\n# TYPE m_total counter\nm_total 2\n",
+        [("m", "gauge", "of the gauge"), ("m_total", "counter", "")],
+    ),
+    "help with escapes": ("# HELP f a\\\\b\\nc\\d\nf 1\n", [("f", "untyped", r"a\\b\nc\\d")]),
+    "a reserved histogram moves whole": (
+        '# TYPE scrape histogram\nscrape_bucket{le="+Inf"} 1\nscrape_sum 1\nscrape_count 1\n',
+        [("exported_scrape", "histogram", "")],
+    ),
+    "a reserved summary moves whole": (
+        '# TYPE up summary\nup{quantile="0.5"} 1\nup_sum 1\nup_count 1\n',
+        [("exported_up", "summary", "")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "families"), FAMILIES.values(), ids=FAMILIES.keys())
+def test_every_sample_stands_in_the_family_its_type_line_says(body: str, families: list[tuple[str, str, str]]) -> None:
+    """TYPE lines count wherever they stand in the text."""
+    reading = read(body.encode())
+    assert [(family.name, family.type, family.help.decode()) for family in reading.families] == families
+    assert reading.lines_dropped == 0
+    for family, block in zip(reading.families, reading.blocks, strict=True):
+        assert block.endswith(b"\n")
+        assert all(line.startswith(family.name) for line in block.decode().removesuffix("\n").split("\n"))
+
+
+@pytest.mark.parametrize(
+    "twin",
+    ["foo 2", "foo{} 2", 'foo{a=""} 2', "foo 1 1395066363000", "  foo 2"],
+)
+def test_the_same_series_twice_counts_once(twin: str) -> None:
+    """The first wins, as in Prometheus; however the second one is written."""
+    reading = read(f"foo 1\nbar 1\n{twin}\n".encode())
+    assert lines(reading) == [f"foo{{{MINE}}} 1", f"bar{{{MINE}}} 1"]
+    assert (reading.samples, reading.lines_dropped) == (2, 1)
+    assert "twice" in reading.complaint
+
+
+def test_the_order_of_labels_does_not_make_another_series() -> None:
+    """Labels are a set."""
+    reading = read(b'foo{a="1",b="2"} 1\nfoo{b="2",a="1"} 2\n')
+    assert (reading.samples, reading.lines_dropped) == (1, 1)
+
+
+def test_a_renamed_metric_does_not_collide_with_one_of_that_name() -> None:
+    """Where `up` becomes exported_up and there is one already, the first in the text counts."""
+    reading = read(b"exported_up 1\nup 2\n")
+    assert (lines(reading), reading.lines_dropped) == ([f"exported_up{{{MINE}}} 1"], 1)
+
+
+def test_labels_of_the_qube_stand_on_every_series() -> None:
+    """They come from the configuration, and win."""
+    reading = read(b'foo{owner="mallory"} 1\n', target(owner='al"ice'))
+    assert lines(reading) == [f'foo{{{MINE},owner="al\\"ice",exported_owner="mallory"}} 1']
+
+
+def test_unwanted_metrics_are_left_out_and_not_counted_as_lost() -> None:
+    """`drop` is the operator's wish; anchored, as in Prometheus."""
+    of = Target(qube="work", exporter=Exporter("node", 9100, re.compile("(?:go_.*)|(?:foo)")))
+    reading = read(b"go_threads 1\nfoo 2\nfoobar 3\n", of)
+    assert (lines(reading), reading.samples, reading.lines_dropped) == ([f"foobar{{{MINE}}} 3"], 1, 0)
+
+
+def test_a_target_of_which_nothing_is_wanted_is_up() -> None:
+    """The exporter did nothing wrong."""
+    reading = read(b"foo 1\n", Target(qube="work", exporter=Exporter("node", 9100, re.compile(".*"))))
+    assert (reading.samples, reading.families) == (0, ())
+
+
+@pytest.mark.parametrize("exporter", ["node", "process", "postgres", "redis", "pyapp", "blackbox", "prometheus"])
+def test_recordings_pass_whole_with_values_as_written(exporter: str) -> None:
+    """Nothing a real exporter writes is lost, renamed or rounded."""
+    body = recording(exporter)
+    samples = [line for line in body.decode().split("\n") if line and not line.startswith("#")]
+    reading = read(body, target(exporter=exporter))
+    assert reading.lines_dropped == 0
+    assert reading.samples == len(samples)
+    assert sorted(line.rpartition(" ")[2] for line in lines(reading)) == sorted(
+        line.rpartition(" ")[2] for line in samples
+    )
+    assert sorted(re.split("[{ ]", line)[0] for line in lines(reading)) == sorted(
+        re.split("[{ ]", line)[0] for line in samples
+    )
+
+
+def test_a_recording_in_openmetrics_passes_whole() -> None:
+    """An exporter that answers in OpenMetrics, asked or not, loses its timestamps and exemplars and nothing else."""
+    body = (RECORDINGS / "pyapp-1.om").read_bytes()
+    reading = read(body)
+    samples = [line for line in body.decode().split("\n") if line and not line.startswith("#")]
+    assert (reading.samples, reading.lines_dropped) == (len(samples), 0)
+    assert not any(" # " in line for line in lines(reading))
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([line.encode() for line, _ in (*KEPT.values(), *DROPPED.values())]),
+            st.binary(max_size=60),
+            st.text(max_size=60).map(str.encode),
+        ),
+        max_size=12,
+    )
+)
+def test_no_bytes_raise_anything_but_our_own_error(parts: list[bytes]) -> None:
+    """Invariant 2: no bytes make `read` raise anything but its own error; and every line that passes is a strict one."""
+    body = b"\n".join([*parts, b""])
+    try:
+        reading = read(body, limits=Limits(body_size=1 << 20))
+    except ScrapeError:
+        return
+    assert all(STRICT_LINE.fullmatch(line) for line in b"".join(reading.blocks).removesuffix(b"\n").split(b"\n"))
+    assert len(b"".join(reading.blocks).split(b"\n")) - 1 == reading.samples
+    assert all(f"{{{MINE}".encode() in line for line in b"".join(reading.blocks).split(b"\n") if line)
+
+
+@pytest.mark.parametrize(
+    "value", [b"1", b"+1", b"-.5", b"5.", b"1e5", b"1E-5", b"1e-999", b"nan", b"INF", b"-inf", b"Infinity"]
+)
+def test_values_that_go_takes(value: bytes) -> None:
+    """Go's strconv.ParseFloat is the judge; an underflow is zero to it, and no error."""
+    assert is_value(value)
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b".", b"e5", b"1e", b"--1", b"1e400", b"-nan", b"+nan", b"1_0", b"0x10", b" 1", b"1 ", b"infin"]
+)
+def test_values_that_go_refuses(value: bytes) -> None:
+    """What Python's float() would take is not always a number to Go."""
+    assert not is_value(value)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Many readings, one page: grouped, sorted, valid, and nothing lost where targets disagree."""
+
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federator.model import Reading
+from tests.helpers import page, read, recording, target
+
+
+def reading(qube: str, text: str) -> Reading:
+    """A text of a qube's exporter `x`."""
+    return read(text.encode(), target(qube, "x"))
+
+
+def at(qube: str) -> str:
+    """The labels of that exporter."""
+    return f'qube="{qube}",exporter="x"'
+
+
+def test_families_are_sorted_by_name_and_targets_stand_in_their_order() -> None:
+    """One block for each family over all targets, with one HELP and one TYPE."""
+    one = reading("b", "# HELP z last\n# TYPE z gauge\nz 1\n# TYPE a counter\na 2\n")
+    two = reading("a", "# HELP z another text\n# TYPE z gauge\nz 3\n")
+    assert page(one, two) == (
+        f"# TYPE a counter\na{{{at('b')}}} 2\n# HELP z last\n# TYPE z gauge\nz{{{at('b')}}} 1\nz{{{at('a')}}} 3\n"
+    )
+
+
+def test_no_readings_make_an_empty_page() -> None:
+    """Which Prometheus takes."""
+    assert page() == ""
+
+
+H = '# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_sum 2\nh_count 3\n'
+
+DISAGREEMENTS = {
+    "two against one, whoever is first": (
+        ["# TYPE f gauge\nf 1\n", "# TYPE f counter\nf 2\n", "# TYPE f counter\nf 3\n"],
+        "# TYPE f counter\nf{0} 1\nf{1} 2\nf{2} 3\n",
+    ),
+    "the first of two": (
+        ["# TYPE f gauge\nf 1\n", "# TYPE f counter\nf 2\n"],
+        "# TYPE f gauge\nf{0} 1\nf{1} 2\n",
+    ),
+    "a histogram that others call a gauge": (
+        ["# TYPE h gauge\nh 1\n", H, "# TYPE h gauge\nh 4\n"],
+        '# TYPE h gauge\nh{0} 1\nh{2} 4\n# TYPE h_bucket untyped\nh_bucket{1,le="+Inf"} 1\n'
+        "# TYPE h_count untyped\nh_count{1} 3\n# TYPE h_sum untyped\nh_sum{1} 2\n",
+    ),
+    "a gauge that others call a histogram": (
+        [H, "# TYPE h gauge\nh 4\n"],
+        '# TYPE h histogram\nh_bucket{0,le="+Inf"} 1\nh_sum{0} 2\nh_count{0} 3\nh{1} 4\n',
+    ),
+    "a summary among histograms": (
+        [H, H, '# TYPE h summary\nh{quantile="1"} 4\nh_sum 5\nh_count 6\n'],
+        '# TYPE h histogram\nh_bucket{0,le="+Inf"} 1\nh_sum{0} 2\nh_count{0} 3\n'
+        'h_bucket{1,le="+Inf"} 1\nh_sum{1} 2\nh_count{1} 3\nh{2,quantile="1"} 4\nh_sum{2} 5\nh_count{2} 6\n',
+    ),
+    "the name of a histogram's part": (
+        [H, "# HELP h_count mine\n# TYPE h_count gauge\nh_count 4\n"],
+        '# TYPE h histogram\nh_bucket{0,le="+Inf"} 1\nh_sum{0} 2\nh_count{0} 3\nh_count{1} 4\n',
+    ),
+    "a histogram whose part's name most use otherwise": (
+        [H, "# TYPE h_count gauge\nh_count 4\n", "# TYPE h_count gauge\nh_count 5\n"],
+        '# TYPE h_bucket untyped\nh_bucket{0,le="+Inf"} 1\n# TYPE h_count gauge\nh_count{0} 3\nh_count{1} 4\n'
+        "h_count{2} 5\n# TYPE h_sum untyped\nh_sum{0} 2\n",
+    ),
+    "a histogram whose name is a part of another": (
+        [H, '# TYPE h_count histogram\nh_count_bucket{le="+Inf"} 4\nh_count_sum 5\nh_count_count 6\n'],
+        '# TYPE h histogram\nh_bucket{0,le="+Inf"} 1\nh_sum{0} 2\nh_count{0} 3\n'
+        '# TYPE h_count_bucket untyped\nh_count_bucket{1,le="+Inf"} 4\n'
+        "# TYPE h_count_count untyped\nh_count_count{1} 6\n# TYPE h_count_sum untyped\nh_count_sum{1} 5\n",
+    ),
+}
+
+
+@pytest.mark.parametrize(("texts", "expected"), DISAGREEMENTS.values(), ids=DISAGREEMENTS.keys())
+def test_where_types_disagree_nothing_is_lost(texts: list[str], expected: str) -> None:
+    """Most targets decide on the TYPE line; every sample stays, with its name, labels and value."""
+    readings = [reading(f"q{number}", text) for number, text in enumerate(texts)]
+    for number in range(len(texts)):
+        expected = expected.replace(f"{{{number}", f"{{{at(f'q{number}')}")
+    assert page(*readings) == expected
+
+
+def test_a_label_value_with_odd_line_ends_survives_a_lost_type() -> None:
+    """Only a newline ends a line."""
+    strange = reading("a", '# TYPE f gauge\nf{x="\r\x0b\x0c\x1c\u2028"} 1\n')
+    others = [reading(f"b{number}", "# TYPE f counter\nf 1\n") for number in range(2)]
+    assert '\r\x0b\x0c\x1c\u2028"} 1\n' in page(strange, *others)
+
+
+EXPORTERS = ("node", "process", "postgres", "redis", "pyapp", "blackbox", "prometheus")
+
+
+def test_recordings_of_three_qubes_are_one_page_that_go_reads_too() -> None:
+    """promtool uses Go's other parser, which is stricter about families than Prometheus' scraper."""
+    readings = [read(recording(exporter), target(qube, exporter)) for qube in ("a", "b", "c") for exporter in EXPORTERS]
+    text = page(*readings)
+    promtool = shutil.which("promtool")
+    if promtool:
+        verdict = subprocess.run([promtool, "check", "metrics"], input=text.encode(), capture_output=True, check=False)
+        assert verdict.returncode in {0, 3}, verdict.stderr  # 3: it parses, but somebody's names are not to its taste
+    heads = [line for line in text.split("\n") if line.startswith("# TYPE ")]
+    assert len(heads) == len(set(heads)) == len({line.split(" ")[2] for line in heads})
+    assert heads == sorted(heads, key=lambda line: line.split(" ")[2])
+    assert sum(not line.startswith("#") for line in text.removesuffix("\n").split("\n")) == sum(
+        each.samples for each in readings
+    )
+
+
+NAMES = st.sampled_from(["h", "h_count", "h_sum", "h_bucket", "h_count_sum", "g", "g_total"])
+TYPES = st.sampled_from(["counter", "gauge", "histogram", "summary", "untyped"])
+TEXTS = st.lists(
+    st.one_of(st.builds("# TYPE {} {}".format, NAMES, TYPES), NAMES.map("{} 1".format)), min_size=1, max_size=8
+)
+
+
+@given(st.lists(TEXTS, min_size=1, max_size=5))
+def test_whatever_targets_claim_each_name_stands_in_one_block_and_no_sample_is_lost(claims: list[list[str]]) -> None:
+    """However types and names collide, within a target or between them."""
+    readings = [reading(f"q{number}", "\n".join([*claim, "ok 1", ""])) for number, claim in enumerate(claims)]
+    text = page(*readings)
+    home: dict[str, str] = {}
+    types: dict[str, str] = {}
+    samples = 0
+    family = ""
+    for line in text.removesuffix("\n").split("\n"):
+        if line.startswith("# TYPE "):
+            _, _, family, kind = line.split(" ")
+            assert family not in types
+            types[family] = kind
+        else:
+            samples += 1
+            assert home.setdefault(line.split("{")[0], family) == family
+    assert samples == sum(each.samples for each in readings)
+    parts = {"histogram": ("", "_bucket", "_sum", "_count"), "summary": ("", "_sum", "_count")}
+    for name, family in home.items():
+        assert name in {family + part for part in parts.get(types[family], ("",))}

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The protocol: bytes in, answers out, however the pipe cuts them."""
+
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federator.errors import BodySizeLimit, Protocol
+from federator.model import Answer
+from federator.wire import MAX_HEADER, MAX_REASON, Version1, Version2, Wire, argument
+
+NODE = Answer(port=9100, status=200, body=b"a 1\n", seconds=0.012, content_type="text/plain; version=0.0.4")
+PROCESS = Answer(port=9256, status=0, body=b"Connection refused", seconds=0.001, content_type="-")
+EMPTY = Answer(port=9256, status=500, body=b"", seconds=1.0, content_type="-")
+
+
+def spoken(answer: Answer) -> bytes:
+    """What the service writes for an answer (version 2)."""
+    head = f"{answer.port} {answer.status} {len(answer.body)} {answer.seconds} {answer.content_type}\n"
+    return head.encode() + answer.body
+
+
+def asked(*ports: int, max_body: int = 1000) -> Version2:
+    """A wire of version 2 that has been greeted and has asked for these ports."""
+    wire = Version2()
+    assert wire.receive(b"=2\n") == []
+    wire.ask(milliseconds=9500, max_body=max_body, ports=ports)
+    return wire
+
+
+def fed(wire: Wire, pieces: Iterable[bytes]) -> list[Answer]:
+    """All the answers that come of these pieces."""
+    return [answer for piece in pieces for answer in wire.receive(piece)]
+
+
+def one_by_one(data: bytes) -> list[bytes]:
+    """Every byte alone."""
+    return [data[index : index + 1] for index in range(len(data))]
+
+
+GOOD = {
+    "one": [NODE],
+    "two": [NODE, PROCESS],
+    "in the order in which they finish": [PROCESS, NODE],
+    "an empty body last": [NODE, EMPTY],
+    "an empty body first": [EMPTY, NODE],
+}
+
+
+@pytest.mark.parametrize("answers", GOOD.values(), ids=GOOD.keys())
+def test_answers_are_the_same_whole_and_byte_by_byte(answers: list[Answer]) -> None:
+    """How the pipe cuts the bytes makes no difference."""
+    ports = [answer.port for answer in answers]
+    data = b"".join(map(spoken, answers))
+    assert fed(asked(*ports), [data]) == answers
+    assert fed(asked(*ports), one_by_one(data)) == answers
+
+
+@pytest.mark.parametrize("answers", GOOD.values(), ids=GOOD.keys())
+def test_a_tail_after_the_last_answer_is_a_breach(answers: list[Answer]) -> None:
+    """Bytes that nobody asked for could be taken for the next answer."""
+    wire = asked(*(answer.port for answer in answers))
+    with pytest.raises(Protocol, match="nobody asked"):
+        wire.receive(b"".join(map(spoken, answers)) + b"9")
+
+
+def test_an_answer_is_given_as_soon_as_it_is_complete() -> None:
+    """One slow exporter does not hold up the other's text."""
+    wire = asked(9100, 9256)
+    assert wire.receive(spoken(NODE)) == [NODE]
+    assert wire.pending == {9256}
+    assert not wire.idle
+    assert wire.receive(spoken(PROCESS)) == [PROCESS]
+    assert wire.idle
+
+
+def test_requests_are_written_as_the_protocol_says() -> None:
+    """Milliseconds, largest body, ports; and the ports alone as qrexec argument."""
+    wire = Version2()
+    assert wire.greeting == b"+2\n"
+    wire.receive(b"=2\n")
+    assert wire.ask(milliseconds=9500, max_body=16777216, ports=[9256, 9100]) == b"?9500 16777216 9100 9256\n"
+    assert argument([9256, 9100]) == "9100+9256"
+
+
+BREACHES = {
+    "another port": b"9999 200 0 0.1 -\n",
+    "the same port twice": spoken(NODE) * 2,
+    "longer than asked": b"9100 200 1001 0.1 -\n",
+    "a reason longer than any": b"9100 0 %d 0.1 -\n" % (MAX_REASON + 1),
+    "no number": b"9100 200 x 0.1 -\n",
+    "a negative length": b"9100 200 -1 0.1 -\n",
+    "a status there is not": b"9100 999 0 0.1 -\n",
+    "a sign": b"+9100 200 0 0.1 -\n",
+    "digits of another script": "\u0669100 200 0 0.1 -\n".encode(),
+    "too few words": b"9100 200 0\n",
+    "an empty line": b"\n",
+    "a carriage return": b"9100 200 0 0.1 text\r\n",
+    "an escape sequence": b"9100 200 0 0.1 \x1b[2J\n",
+    "a header without an end": b"9" * (MAX_HEADER + 1),
+    "a greeting again": b"=2\n",
+}
+
+
+@pytest.mark.parametrize("data", BREACHES.values(), ids=BREACHES.keys())
+def test_a_breach_is_said_whole_and_byte_by_byte(data: bytes) -> None:
+    """What the service may not say ends the conversation, as an error of our own."""
+    with pytest.raises(Protocol):
+        fed(asked(9100, 9256), [data])
+    with pytest.raises(Protocol):
+        fed(asked(9100, 9256), one_by_one(data))
+
+
+@pytest.mark.parametrize(
+    "greeting", [b"=\n", b"=3\n", b"hello\n", b"\n", b"=2\n=2\n", b"=2\n9100 200 0 0.1 -\n", b"=" * 300]
+)
+def test_a_wrong_greeting_is_a_breach(greeting: bytes) -> None:
+    """Nobody may speak before being asked, and only the agreed greeting counts."""
+    with pytest.raises(Protocol):
+        Version2().receive(greeting)
+
+
+def version_1(max_body: int = 1000) -> Version1:
+    """A greeted wire of version 1 that has asked for its port."""
+    wire = Version1()
+    assert wire.greeting == b"+\n"
+    assert wire.receive(b"=\n") == []
+    assert wire.ask(milliseconds=1, max_body=max_body, ports=[9100]) == b"?\n"
+    return wire
+
+
+def test_version_1_answers_with_a_length_and_a_body() -> None:
+    """Upstream's service says neither status nor duration."""
+    for pieces in ([b"4\na 1\n"], one_by_one(b"4\na 1\n")):
+        wire = version_1()
+        (answer,) = fed(wire, pieces)
+        assert (answer.port, answer.status, answer.body, answer.seconds) == (9100, 200, b"a 1\n", None)
+        assert wire.idle
+
+
+@pytest.mark.parametrize("data", [b"x\n", b"-1\n", b"12345678\n", b"\n", b" 4\n", b"4 \n", b"4\na 1\n4"])
+def test_version_1_breaches(data: bytes) -> None:
+    """At most seven digits and a newline, and nothing after the body."""
+    with pytest.raises(Protocol):
+        fed(version_1(), [data])
+
+
+def test_version_1_names_the_limit_it_exceeds() -> None:
+    """Version 1 cannot be told the limit, so its length is where it shows."""
+    with pytest.raises(BodySizeLimit, match="1000"):
+        version_1().receive(b"1001\n")
+
+
+@given(st.binary(max_size=600), st.lists(st.integers(1, 50), max_size=20), st.sampled_from(["greet", "asked", "v1"]))
+def test_no_bytes_raise_anything_but_our_own_error(data: bytes, cuts: list[int], state: str) -> None:
+    """Invariant 1: no bytes from a qube make the wire raise anything but its own error, however the pipe cuts them."""
+    wire: Wire = {"greet": Version2, "asked": lambda: asked(9100, 9256), "v1": version_1}[state]()
+    try:
+        for cut in [*cuts, len(data)]:
+            wire.receive(data[:cut])
+            data = data[cut:]
+    except (Protocol, BodySizeLimit):
+        pass
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5), st.lists(st.integers(1, 200), max_size=30))
+def test_any_bodies_come_through_any_cuts(bodies: list[bytes], cuts: list[int]) -> None:
+    """What is said is what is understood."""
+    answers = [
+        Answer(port=port, status=200, body=body, seconds=0.5, content_type="text/plain")
+        for port, body in enumerate(bodies, 9100)
+    ]
+    wire = asked(*(answer.port for answer in answers))
+    data = b"".join(map(spoken, answers))
+    pieces = []
+    for cut in cuts:
+        pieces.append(data[:cut])
+        data = data[cut:]
+    assert fed(wire, [*pieces, data]) == answers
