@@ -99,7 +99,7 @@ EXPORTERS = ("node", "process", "postgres", "redis", "pyapp", "blackbox", "prome
 
 
 def test_recordings_of_three_qubes_are_one_page_that_go_reads_too() -> None:
-    """promtool uses Go's other parser, which is stricter about families than Prometheus' scraper."""
+    """Promtool uses Go's other parser, which is stricter about families than Prometheus' scraper."""
     readings = [read(recording(exporter), target(qube, exporter)) for qube in ("a", "b", "c") for exporter in EXPORTERS]
     text = page(*readings)
     promtool = shutil.which("promtool")

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Small real exporters for the demo, on prometheus-client: `exporters.py KIND PORT`, until stdin ends.
+
+Whoever starts one holds the other end of its stdin, so that none is left behind, however that one ends.
+"""
+
+import random
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    Summary,
+    make_wsgi_app,
+)
+
+TICK_SECONDS = 1.0
+# The sensor can be read for so long, and then cannot be for so long.
+UP_SECONDS, DOWN_SECONDS = 30.0, 10.0
+
+# Called once a tick, to let the numbers move.
+Tick = Callable[[], None]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its parent's name for it
+        """Say nothing: the demo's terminal is for the daemon."""
+
+
+@contextmanager
+def listening(port: int, registry: CollectorRegistry) -> Iterator[None]:
+    """Serve /metrics on the loopback."""
+    server = make_server("127.0.0.1", port, make_wsgi_app(registry), server_class=_Server, handler_class=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def shop(registry: CollectorRegistry) -> Tick:
+    """An application: requests by path and code, how long they took, how large they were."""
+    requests = Counter("shop_http_requests", "Requests answered.", ["path", "code"], registry=registry)
+    seconds = Histogram("shop_http_request_seconds", "Time to answer.", ["path"], registry=registry)
+    size = Summary("shop_http_response_bytes", "Size of the answers.", registry=registry)
+    carts = Gauge("shop_carts", "Carts that are not empty.", registry=registry)
+
+    def tick() -> None:
+        for path in ("/", "/basket", 'C:\\"quoted"\npath'):
+            for _ in range(random.randrange(5)):
+                requests.labels(path, random.choice(["200", "200", "200", "404", "500"])).inc()
+                seconds.labels(path).observe(random.expovariate(10))
+                size.observe(random.randrange(200, 20_000))
+        carts.set(random.randrange(30))
+
+    return tick
+
+
+def process(registry: CollectorRegistry) -> Tick:
+    """What prometheus-client knows of the process it is in."""
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return lambda: None
+
+
+def sensor(registry: CollectorRegistry) -> Tick:
+    """Two temperatures."""
+    celsius = Gauge("sensor_celsius", "Temperature.", ["sensor"], registry=registry)
+    return lambda: [celsius.labels(name).set(round(random.gauss(40, 2), 1)) for name in ("cpu", "disk")] and None
+
+
+KINDS = {"shop": shop, "process": process, "sensor": sensor}
+
+
+def run(kind: str, port: int) -> None:
+    """Serve until stdin ends."""
+    registry = CollectorRegistry()
+    tick = KINDS[kind](registry)
+    flaky = kind == "sensor"
+    is_up, ended = True, False
+    while not ended:
+        server: AbstractContextManager[None] = listening(port, registry) if is_up else nullcontext()
+        with server:
+            left = (UP_SECONDS if is_up else DOWN_SECONDS) if flaky else float("inf")
+            while left > 0 and not ended:
+                tick()
+                ended = bool(select.select([sys.stdin], [], [], TICK_SECONDS)[0])
+                left -= TICK_SECONDS
+        is_up = not is_up
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for run.py, which then closes our stdin
+    run(sys.argv[1], int(sys.argv[2]))

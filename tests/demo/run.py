@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+What `make run` runs: the demo's exporters, and the real daemon with conf/demo.toml, until Ctrl-C.
+
+Ports that are taken are replaced by free ones, in a copy of the configuration. Nothing is left behind: the exporters end
+with the stdin that we hold, the daemon is told to stop, the copy is deleted.
+"""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+
+import tomli
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DEMO = ROOT / "conf" / "demo.toml"
+
+WELCOME = """
+Three demo qubes are being served. In another terminal, or a browser:
+
+    curl {url}/metrics                      all of them, merged
+    curl '{url}/metrics?qube=work'          one qube
+    curl -s {url}/metrics | grep _up        who is up; sys-usb's sensor is down for 10 s now and then
+    curl {url}/metrics/proxy                the proxy itself
+
+    {python} -m federator scrape --config.file={config}
+
+Ctrl-C ends it.
+"""
+
+
+def free_port(wanted: int) -> int:
+    """The wanted port if nobody has it, else one that nobody has."""
+    for port in (wanted, 0):
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found: int = sock.getsockname()[1]
+            return found
+    sys.exit("there is no free port on 127.0.0.1")
+
+
+def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
+    """The configuration to use (a copy, if a port was taken), the daemon's port, and the exporters' by kind."""
+    text = DEMO.read_text(encoding="utf-8")
+    demo = tomli.loads(text)
+    wanted = {name: table["port"] if isinstance(table, dict) else table for name, table in demo["exporters"].items()}
+    wanted["web"] = int(demo["web"]["listen_addresses"][0].rpartition(":")[2])
+    ports = {name: free_port(port) for name, port in wanted.items()}
+    config = DEMO
+    if ports != wanted:
+        print(f"Some ports of {DEMO.name} are taken; using free ones.")
+        for name, port in wanted.items():
+            text = re.sub(rf"\b{port}\b", str(ports[name]), text)
+        config = folder / DEMO.name
+        config.write_text(text.replace('"../vmside', f'"{ROOT}/vmside'), encoding="utf-8")
+    return config, ports.pop("web"), ports
+
+
+def wait_until_ready(url: str, daemon: "subprocess.Popen[bytes]") -> bool:
+    """True when the daemon answers, False when it has ended instead."""
+    while daemon.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/-/ready", timeout=5):
+                return True
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.05)
+    return False
+
+
+def main() -> int:
+    """Run the demo; 0 when it was ended by Ctrl-C or SIGTERM, 1 when the daemon ended by itself."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prometheus-qubes-proxy-")))
+        config, port, exporters = prepare(folder)
+        for kind, exporter_port in exporters.items():
+            words = [sys.executable, str(Path(__file__).with_name("exporters.py")), kind, str(exporter_port)]
+            exporter = stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE))
+            assert exporter.stdin is not None
+            stack.callback(exporter.stdin.close)
+        # A session of its own, so that Ctrl-C reaches it once: through us.
+        words = [sys.executable, "-m", "federator", f"--config.file={config}"]
+        daemon = stack.enter_context(subprocess.Popen(words, cwd=ROOT, start_new_session=True))
+        try:
+            url = f"http://127.0.0.1:{port}"
+            if wait_until_ready(url, daemon):
+                print(WELCOME.format(url=url, python=sys.executable, config=config), flush=True)
+                daemon.wait()
+            print(f"The daemon ended by itself, with status {daemon.returncode}; its last words are above.")
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            print("\nEnding.")
+            return 0
+        finally:
+            daemon.terminate()
+            daemon.wait()
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
