@@ -250,6 +250,7 @@ class Scraper:
         scrape.add(Outcome(target=target, seconds=seconds, body_size=body_size, reading=reading, error=error))
 
     def _count(self, qube: QubeOutcome) -> None:
+        self._counters.scrapes.inc()
         for outcome in qube.outcomes:
             if outcome.error:
                 self._counters.failures.labels(outcome.error.reason).inc()

@@ -92,7 +92,9 @@ class Counters:
         )
         self._calls_open = Gauge("qubes_proxy_qrexec_calls_open", "Calls open now.", registry=self.registry)
         self.scrapes = Counter(
-            "qubes_proxy_scrapes_total", "Scrapes of the qubes; requests at one time share one.", registry=self.registry
+            "qubes_proxy_qube_scrapes_total",
+            "Scrapes of a qube; requests at one time share one.",
+            registry=self.registry,
         )
         self.failures = Counter(
             "qubes_proxy_exporter_failures_total",

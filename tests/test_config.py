@@ -189,7 +189,7 @@ def test_a_fault_names_file_key_and_remedy_in_one_line(text: str, words: str) ->
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     """Missing, a folder, or not text."""
-    with pytest.raises(ConfigError, match="no such file; write one, or name yours with --config.file=PATH"):
+    with pytest.raises(ConfigError, match=r"no such file; write one, or name yours with --config\.file=PATH"):
         config.load(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="Is a directory"):
         config.load(tmp_path)

@@ -321,7 +321,7 @@ def test_a_recording_in_openmetrics_passes_whole() -> None:
     )
 )
 def test_no_bytes_raise_anything_but_our_own_error(parts: list[bytes]) -> None:
-    """Invariant 2: no bytes make `read` raise anything but its own error; and every line that passes is a strict one."""
+    """Invariant 2: no bytes make `read` raise anything but its own error; and what passes is strict."""
     body = b"\n".join([*parts, b""])
     try:
         reading = read(body, limits=Limits(body_size=1 << 20))

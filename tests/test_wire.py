@@ -3,6 +3,8 @@
 
 from collections.abc import Iterable
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,7 +158,12 @@ def test_version_1_names_the_limit_it_exceeds() -> None:
 @given(st.binary(max_size=600), st.lists(st.integers(1, 50), max_size=20), st.sampled_from(["greet", "asked", "v1"]))
 def test_no_bytes_raise_anything_but_our_own_error(data: bytes, cuts: list[int], state: str) -> None:
     """Invariant 1: no bytes from a qube make the wire raise anything but its own error, however the pipe cuts them."""
-    wire: Wire = {"greet": Version2, "asked": lambda: asked(9100, 9256), "v1": version_1}[state]()
+    states: dict[str, Callable[[], Wire]] = {
+        "greet": Version2,
+        "asked": lambda: asked(9100, 9256),
+        "v1": version_1,
+    }
+    wire = states[state]()
     try:
         for cut in [*cuts, len(data)]:
             wire.receive(data[:cut])

@@ -87,7 +87,12 @@ def process(registry: CollectorRegistry) -> Tick:
 def sensor(registry: CollectorRegistry) -> Tick:
     """Two temperatures."""
     celsius = Gauge("sensor_celsius", "Temperature.", ["sensor"], registry=registry)
-    return lambda: [celsius.labels(name).set(round(random.gauss(40, 2), 1)) for name in ("cpu", "disk")] and None
+
+    def tick() -> None:
+        for name in ("cpu", "disk"):
+            celsius.labels(name).set(round(random.gauss(40, 2), 1))
+
+    return tick
 
 
 KINDS = {"shop": shop, "process": process, "sensor": sensor}

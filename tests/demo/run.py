@@ -2,8 +2,8 @@
 """
 What `make run` runs: the demo's exporters, and the real daemon with conf/demo.toml, until Ctrl-C.
 
-Ports that are taken are replaced by free ones, in a copy of the configuration. Nothing is left behind: the exporters end
-with the stdin that we hold, the daemon is told to stop, the copy is deleted.
+Ports that are taken are replaced by free ones, in a copy of the configuration. Nothing is left behind: the exporters
+end with the stdin that we hold, the daemon is told to stop, the copy is deleted.
 """
 
 import re

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Fixtures of several test files; what they are made of is in parts.py and standin/."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import SERVICE
+from tests.parts import Daemon, Exporter, eventually, toml
+from tests.standin.qubes import Qubes
+
+
+@pytest.fixture
+def qubes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubes]:
+    """A Qubes OS machine without qubes, of which nothing may be left running at the end."""
+    machine = Qubes(tmp_path / "machine", SERVICE)
+    for name, value in machine.env.items():
+        monkeypatch.setenv(name, value)
+    yield machine
+    for name in (machine.root / "qubes").iterdir():
+        machine.set_fault(name.name, None)
+    eventually("every process of the machine has ended", lambda: not machine.left_behind())
+
+
+@pytest.fixture
+def exporter() -> Iterator[Callable[[bytes], Exporter]]:
+    """Makes exporters, which run until the end of the test."""
+    with ExitStack() as stack:
+        yield lambda body=b"m 1\n": stack.enter_context(Exporter(body))
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, qubes: Qubes) -> Iterator[Callable[..., Daemon]]:
+    """Makes daemons that call the qubes of the machine, by the arguments of `parts.toml`."""
+    with ExitStack() as stack:
+
+        def start(of: dict[str, dict[str, int]], **more: str) -> Daemon:
+            folder = tmp_path / f"daemon-{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            return stack.enter_context(Daemon(folder, toml(of, client=qubes.client, **more), qubes.env))
+
+        yield start

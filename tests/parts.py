@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+The real parts that tests are made of: HTTP servers, the daemon and Debian's programs as processes, all on loopback.
+
+Each is a context manager, and ends what it started.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from tests.helpers import ROOT, SERVICE
+
+# How long a test waits for what has to happen, before it calls it a failure. Nothing that is measured.
+PATIENCE_SECONDS = 30.0
+
+
+def eventually(what: str, condition: Callable[[], object]) -> None:
+    """Wait until the condition holds; a failure says what did not happen."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"did not happen: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class Exporter:
+    """An exporter whose text the test decides on."""
+
+    def __init__(self, body: bytes = b"m 1\n") -> None:
+        self.body = body
+        self.status = 200
+        self.headers = {"Content-Type": "text/plain; version=0.0.4"}
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.hold = threading.Event()  # cleared: requests wait
+        self.hold.set()
+        self.port = 0
+        self._server: ThreadingHTTPServer | None = None
+
+    def start(self) -> None:
+        """Listen; on the port it had before, if it had one."""
+        exporter = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                exporter.requests.append((self.path, dict(self.headers)))
+                exporter.hold.wait()
+                with suppress(OSError):
+                    self.send_response(exporter.status)
+                    for name, value in exporter.headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(exporter.body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hold.set()
+        self.stop()
+
+
+@contextmanager
+def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A server that does what it wants with each connection, in a thread of its own; its port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=converse, args=(connection,), daemon=True).start()
+
+    def converse(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            answer(connection)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What came over HTTP."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def text(self) -> str:
+        """The body."""
+        return self.body.decode()
+
+
+def get(url: str, headers: Mapping[str, str] | None = None) -> Response:
+    """GET, whatever the status."""
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=dict(headers or {})), timeout=PATIENCE_SECONDS
+        ) as answer:
+            return Response(answer.status, dict(answer.headers), answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Response(error.code, dict(error.headers), error.read())
+
+
+def federator(*words: str | Path) -> list[str]:
+    """The command line of the real program."""
+    return [sys.executable, "-m", "federator", *map(str, words)]
+
+
+class Daemon:
+    """The daemon as a process, with this text as its configuration."""
+
+    def __init__(self, folder: Path, text: str, environment: Mapping[str, str] | None = None) -> None:
+        self.config = folder / "proxy.toml"
+        self.config.write_text(text, encoding="utf-8")
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._log = folder / "daemon.log"
+        self._environment = {**os.environ, **(environment or {})}
+        self.process: subprocess.Popen[bytes]
+
+    def __enter__(self) -> Self:
+        words = federator("serve", f"--config.file={self.config}", f"--web.listen-address=127.0.0.1:{self.port}")
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(words, cwd=ROOT, env=self._environment, stderr=log)
+        eventually("the daemon is ready", self._is_ready)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.process.kill() if self.process.poll() is None and self.stop() is None else None
+        if error is not None:
+            print(self.log)
+
+    @property
+    def log(self) -> str:
+        """What it has logged so far."""
+        return self._log.read_text(encoding="utf-8")
+
+    def get(self, path: str = "/metrics", **headers: str) -> Response:
+        """GET from it; `_` in the names of headers stands for `-`."""
+        return get(self.url + path, {name.replace("_", "-"): value for name, value in headers.items()})
+
+    def stop(self, number: int = signal.SIGTERM) -> int | None:
+        """Its exit status after a signal, or None where it does not end."""
+        self.process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(PATIENCE_SECONDS)
+        return None
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.log
+        with suppress(OSError):
+            return get(f"{self.url}/-/ready").status == 200
+        return False
+
+
+def debian_program(name: str) -> str:
+    """A program of Debian's; where it is missing the test is skipped, but fails where CI was to install it."""
+    found = shutil.which(name)
+    if found is None:
+        why = f"{name} is not installed (Debian: apt install {name})"
+        if os.environ.get("REQUIRE_DEBIAN_PACKAGES"):
+            pytest.fail(why)
+        pytest.skip(why)
+    return found
+
+
+@contextmanager
+def process(*words: str | Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A program that runs until the end of the test."""
+    with log.open("ab") as output, subprocess.Popen(list(map(str, words)), stdout=output, stderr=output) as running:
+        try:
+            yield running
+        finally:
+            running.terminate()
+            try:
+                running.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                running.kill()
+
+
+class Prometheus:
+    """A real Prometheus, which scrapes one address every second."""
+
+    def __init__(self, folder: Path, target: str, *, interval: str = "1s") -> None:
+        self._folder = folder
+        self.url = f"http://127.0.0.1:{free_port()}"
+        self._config = folder / "prometheus.yml"
+        self._config.write_text(
+            f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
+            f"scrape_configs: [{{job_name: qubes, static_configs: [{{targets: ['{target}']}}]}}]\n",
+            encoding="utf-8",
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Run it."""
+        words = [
+            debian_program("prometheus"),
+            f"--config.file={self._config}",
+            f"--storage.tsdb.path={self._folder / 'tsdb'}",
+            f"--web.listen-address={self.url.removeprefix('http://')}",
+        ]
+        with process(*words, log=self._folder / "prometheus.log"):
+            yield self
+
+    def query(self, expression: str) -> dict[str, float]:
+        """An instant query: values by the label `qube`, or by nothing."""
+        with suppress(OSError, ValueError):  # it is still starting
+            answer: Any = json.loads(
+                get(f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}").body
+            )
+            if answer["status"] == "success":
+                return {one["metric"].get("qube", ""): float(one["value"][1]) for one in answer["data"]["result"]}
+        return {}
+
+    def waits_for(self, expression: str, values: Mapping[str, float]) -> None:
+        """Wait until the query has this answer."""
+        seen: dict[str, float] = {}
+
+        def holds() -> bool:
+            seen.clear()
+            seen.update(self.query(expression))
+            return seen == values
+
+        try:
+            eventually(expression, holds)
+        except AssertionError:
+            pytest.fail(f"{expression} is {seen}, not {values}")
+
+
+def toml(
+    qubes: Mapping[str, Mapping[str, int]], *, transport: str = "qrexec", client: Path | None = None, **more: str
+) -> str:
+    """
+    A configuration: for each qube its exporters by name and port, one number for one name.
+
+    `more` are further lines of the sections [scrape] and [qrexec], and whole sections as `rest`.
+    """
+    ports = {name: port for exporters in qubes.values() for name, port in exporters.items()}
+    sections = [
+        f"[scrape]\n{more.get('scrape', '')}",
+        f'[qrexec]\nlocal_service = "{SERVICE}"\n'
+        + (f'client = "{client}"\n' if client else "")
+        + more.get("qrexec", ""),
+        "[exporters]\n" + "\n".join(f'"{name}" = {port}' for name, port in ports.items()),
+        *(
+            f'[qubes."{qube}"]\ntransport = "{transport}"\nexporters = {json.dumps(list(exporters))}'
+            for qube, exporters in qubes.items()
+        ),
+        more.get("rest", ""),
+    ]
+    return "\n".join(sections)
