@@ -6,11 +6,10 @@ Owns the folder's layout, and that files are replaced whole. Must not know who c
 """
 
 import os
-import shutil
 from pathlib import Path
 
 CLIENT = Path(__file__).with_name("qrexec-client-vm")
-SERVICE_NAME = "ruddo.PrometheusProxy"
+SERVICE = "ruddo.PrometheusProxy"
 
 
 class Qubes:
@@ -20,7 +19,7 @@ class Qubes:
         self.root = root
         self.client = CLIENT
         self.env = {"STANDIN_QUBES": str(root), "STANDIN_SOURCE": source}
-        self._service = service
+        self.service = service
         (root / "qubes").mkdir(parents=True)
 
     def add(self, name: str, *, state: str = "Running", policy: str = "allow", install: bool = True) -> None:
@@ -28,14 +27,13 @@ class Qubes:
         services = self.root / "qubes" / name / "services"
         services.mkdir(parents=True)
         if install:
-            # A copy: its path, under `root`, is how `left_behind` knows its processes.
-            shutil.copy(self._service, services / SERVICE_NAME)
+            (services / SERVICE).symlink_to(self.service)
         self.set_state(name, state)
         self.set_policy(name, policy)
 
     def service_of(self, name: str) -> Path:
         """The qube's service, to remove it or to take its permissions."""
-        return self.root / "qubes" / name / "services" / SERVICE_NAME
+        return self.root / "qubes" / name / "services" / SERVICE
 
     def set_state(self, name: str, state: str) -> None:
         """Running, Paused, Halting, Halted."""
