@@ -169,7 +169,7 @@ def test_a_real_prometheus_over_real_exporters(qubes: Qubes, tmp_path: Path, dae
             stack.enter_context(process(*words, log=tmp_path / f"process-{qube}.log"))
             for port in ports.values():
                 eventually(f"an exporter of {qube} listens", lambda port=port: _answers(port))
-        proxy = daemon(config, qrexec='backoff_initial = "500ms"\nbackoff_max = "1s"')
+        proxy = daemon(config, scrape='timeout = "1s"', qrexec='backoff_initial = "500ms"\nbackoff_max = "1s"')
         prometheus = stack.enter_context(Prometheus(tmp_path, proxy.url.removeprefix("http://")).running())
 
         everybody = dict.fromkeys(names, 1.0)

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The protocol: bytes in, answers out, however the pipe cuts them."""
 
-from collections.abc import Iterable
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 from hypothesis import given

@@ -18,9 +18,14 @@ class Qubes:
     def __init__(self, root: Path, service: Path, source: str = "sys-net") -> None:
         self.root = root
         self.client = CLIENT
-        self.env = {"STANDIN_QUBES": str(root), "STANDIN_SOURCE": source}
+        self.source = source
         self.service = service
         (root / "qubes").mkdir(parents=True)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What the stand-in finds the machine by, and the qube that calls."""
+        return {"STANDIN_QUBES": str(self.root), "STANDIN_SOURCE": self.source}
 
     def add(self, name: str, *, state: str = "Running", policy: str = "allow", install: bool = True) -> None:
         """A qube, with the service in it or without."""

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""`make run`, without make: what it shows, and that it leaves nothing behind."""
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers import ROOT
+from tests.parts import PATIENCE_SECONDS, eventually, get
+
+
+def of_session(leader: int) -> list[str]:
+    """The processes of a session, and those that the daemon's own session holds."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                stat = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(stat[3]) == leader and stat[0] != "Z":
+                found.append(folder.name)
+    return found
+
+
+def test_the_demo_serves_three_qubes_and_leaves_nothing_behind() -> None:
+    """Its exporters are real ones, its qubes real processes."""
+    demo = subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "demo" / "run.py"], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert demo.stdout
+        shown = ""
+        while "Ctrl-C ends it" not in shown:
+            line = demo.stdout.readline()
+            assert line, shown
+            shown += line
+        url = re.findall(r"curl (http://127\.0\.0\.1:\d+)/metrics ", shown)[0]
+        wanted = [
+            r'^qubes_proxy_qube_up{qube="work",owner="alice"} 1$',
+            r'^qubes_proxy_qube_up{qube="personal"} 1$',
+            r'^qubes_proxy_qube_up{qube="sys-usb"} 1$',
+            r'^shop_http_request_seconds_bucket{qube="work",exporter="shop",owner="alice",le="\+Inf",path="/"} \d',
+            r'^process_resident_memory_bytes{qube="personal",exporter="process"} \d',
+            r'^sensor_celsius{qube="sys-usb",exporter="sensor",sensor="cpu"} \d',
+        ]
+
+        def all_there() -> bool:
+            page = get(f"{url}/metrics").text
+            return all(re.search(pattern, page, re.MULTILINE) for pattern in wanted)
+
+        eventually("the page shows all three", all_there)
+        daemons = [int(pid) for pid in subprocess.run(
+            ["/usr/bin/env", "sh", "-c", f"cat /proc/{demo.pid}/task/*/children"], capture_output=True, text=True, check=True
+        ).stdout.split()]  # fmt: skip
+        assert len(daemons) == 4  # three exporters, one daemon
+        demo.send_signal(signal.SIGINT)
+        assert demo.wait(PATIENCE_SECONDS) == 0
+        for leader in (demo.pid, *daemons):
+            eventually("its processes are gone", lambda leader=leader: not of_session(leader))
+    finally:
+        demo.kill()
+        demo.wait()
+        if demo.stdout:
+            demo.stdout.close()

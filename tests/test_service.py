@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""vmside/ruddo.PrometheusProxy as a process, as qrexec runs it; with the daemon's own wire to understand what it says."""
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from federator.model import Answer
+from federator.wire import Version2
+from tests.helpers import SERVICE, recording
+from tests.parts import PATIENCE_SECONDS, Exporter, free_port, raw_server
+
+Head = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n"
+
+
+class Service:
+    """The service as a process, and what it says."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [SERVICE, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            env={"PATH": os.defpath, **environment},
+        )
+
+    def say(self, text: bytes) -> Self:
+        """To its stdin."""
+        assert self.process.stdin
+        self.process.stdin.write(text)
+        return self
+
+    def hear(self, size: int) -> bytes:
+        """So many bytes of its stdout, or all there are."""
+        assert self.process.stdout
+        heard = b""
+        while len(heard) < size and (piece := self.process.stdout.read(size - len(heard))):
+            heard += piece
+        return heard
+
+    def ask(
+        self, wire: Version2, *ports: int, milliseconds: int = 20_000, max_body: int = 1 << 20
+    ) -> dict[int, Answer]:
+        """One request of version 2, answered."""
+        assert self.process.stdout
+        if not wire.greeted:
+            self.say(wire.greeting)
+            wire.receive(self.hear(3))
+        self.say(wire.ask(milliseconds=milliseconds, max_body=max_body, ports=ports))
+        answers: dict[int, Answer] = {}
+        while not wire.idle:
+            piece = self.process.stdout.read(1 << 16)
+            assert piece, "it ended"
+            answers |= {answer.port: answer for answer in wire.receive(piece)}
+        return answers
+
+    def end(self, *, close: bool = True) -> tuple[int, bytes, bytes]:
+        """Status, the rest of stdout, and stderr; after the end of its input, if `close`."""
+        streams = self.process
+        assert streams.stdin and streams.stdout and streams.stderr
+        if close:
+            streams.stdin.close()
+        out, errors = streams.stdout.read(), streams.stderr.read()
+        return streams.wait(PATIENCE_SECONDS), out, errors
+
+
+@pytest.fixture
+def service() -> Iterator[Callable[..., Service]]:
+    """Starts services, and ends what is left of them."""
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **environment: str) -> Service:
+            started = Service(*arguments, **environment)
+            stack.enter_context(started.process)
+            stack.callback(started.process.kill)
+            return started
+
+        yield start
+
+
+def one_answer(service: Callable[..., Service], port: int, **limits: int) -> Answer:
+    """The answer of a new service about one port; after it, the service ends well."""
+    started = service(str(port))
+    answer = started.ask(Version2(), port, **limits)[port]
+    assert started.end() == (0, b"", b"")
+    return answer
+
+
+def test_it_answers_for_every_port_at_once(
+    service: Callable[..., Service], exporter: Callable[[bytes], Exporter]
+) -> None:
+    """A slow exporter does not hold up a fast one, one that is down is told at once, and the next request works too."""
+    slow, fast, down = exporter(b"slow 1\n"), exporter(recording("node")), free_port()
+    slow.hold.clear()
+    ports = sorted([slow.port, fast.port, down])
+    started, wire = service("+".join(map(str, ports))), Version2()
+    started.say(wire.greeting)
+    wire.receive(started.hear(3))
+    started.say(wire.ask(milliseconds=20_000, max_body=1 << 20, ports=ports))
+    first: dict[int, Answer] = {}
+    while len(first) < 2:
+        first |= {answer.port: answer for answer in wire.receive(started.hear(1))}
+    assert first[fast.port].body == recording("node")
+    assert first[fast.port].status == 200
+    assert first[fast.port].content_type == "text/plain; version=0.0.4"
+    assert (first[down].status, first[down].body) == (0, b"Connection refused")
+    slow.hold.set()
+    while not wire.idle:
+        first |= {answer.port: answer for answer in wire.receive(started.hear(1))}
+    assert first[slow.port].body == b"slow 1\n"
+    assert started.ask(wire, fast.port)[fast.port].body == recording("node")
+    assert started.end() == (0, b"", b"")
+
+
+def test_what_the_exporter_is_asked(service: Callable[..., Service], exporter: Callable[[bytes], Exporter]) -> None:
+    """GET /metrics, with the time there is, on a connection that ends."""
+    asked = exporter(b"m 1\n")
+    one_answer(service, asked.port, milliseconds=2500)
+    ((path, headers),) = asked.requests
+    assert path == "/metrics"
+    assert headers["Host"] == f"127.0.0.1:{asked.port}"
+    assert headers["X-Prometheus-Scrape-Timeout-Seconds"] == "2.500"
+    assert headers["Connection"] == "close"
+    assert headers["Accept"] == "text/plain;version=0.0.4"
+    assert "Accept-Encoding" not in headers
+
+
+@pytest.mark.parametrize(
+    ("reply", "status", "body"),
+    [
+        (Head + "\r\nm 1\n", 200, b"m 1\n"),
+        (Head + "Content-Length: 4\r\n\r\nm 1\nmore", 200, b"m 1\n"),
+        (Head + "Content-Length: 9\r\n\r\nm 1\n", 0, b"answer cut short: 4 of 9 bytes"),
+        (Head + "Transfer-Encoding: chunked\r\n\r\n2\r\nm \r\n2;x=y\r\n1\n\r\n0\r\n\r\n", 200, b"m 1\n"),
+        (Head + "Transfer-Encoding: chunked\r\n\r\n2\r\nm ", 0, b"answer cut short in the middle of a chunk"),
+        (Head + "Transfer-Encoding: chunked\r\n\r\nm 1\n", 0, b"answer cut short, or not in chunks as it says"),
+        (Head + "Content-Encoding: gzip\r\n\r\n\x1f", 0, b"answered with a compressed body, which was not asked for"),
+        ("HTTP/1.1 404 Not Found\r\n\r\n" + "x" * 5000, 404, b"x" * 1024),
+        ("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", 302, b""),
+        ("HTTP/1.1 200\r\n\r\n", 200, b""),
+        ("", 0, b"closed the connection without an answer"),
+        ("SSH-2.0-OpenSSH_9.2\r\n", 0, b"not an HTTP answer"),
+        ("SSH-2.0-OpenSSH_9.2\r\n\r\n", 0, b"not an HTTP answer"),
+        ("HTTP/1.0 200 OK\r\n" + "X: y\r\n" * 4000, 0, b"more than 16384 bytes of HTTP headers"),
+        (Head + "\r\n" + "x" * 2000, 0, b"body larger than 1000 bytes"),
+        (
+            Head + "Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + "x" * 2000 + "\r\n0\r\n\r\n",
+            0,
+            b"body larger than 1000 bytes",
+        ),
+    ],
+)
+def test_what_an_exporter_may_answer(service: Callable[..., Service], reply: str, status: int, body: bytes) -> None:
+    """A table of answers, and what is passed on of them."""
+
+    def answer(connection: socket.socket) -> None:
+        while b"\r\n\r\n" not in connection.recv(4096):
+            pass
+        connection.sendall(reply.encode("latin-1"))
+
+    with raw_server(answer) as port:
+        got = one_answer(service, port, max_body=1000)
+    assert (got.status, got.body) == (status, body)
+
+
+def test_a_content_type_cannot_break_the_header(service: Callable[..., Service]) -> None:
+    """What is not printable ASCII is left out, what is long is cut."""
+    for untrusted, told in ((b"text/\xffplain", "-"), (b"a\tb", "-"), (b"x" * 500, "x" * 128)):
+
+        def answer(connection: socket.socket, untrusted: bytes = untrusted) -> None:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Type: " + untrusted + b"\r\n\r\nm 1\n")
+
+        with raw_server(answer) as port:
+            assert one_answer(service, port).content_type == told
+
+
+@pytest.mark.parametrize("spoken", [b"", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 200 OK\r\n\r\nm 1\n"])
+def test_who_does_not_answer_in_time_is_late(service: Callable[..., Service], spoken: bytes) -> None:
+    """Silence, half a head, half a body; the service goes on living."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(spoken)
+        connection.recv(4096)
+        while connection.recv(4096):
+            pass
+
+    with raw_server(answer) as port:
+        late = one_answer(service, port, milliseconds=300)
+    assert (late.status, late.body) == (0, b"timed out")
+
+
+def test_a_drip_is_bounded_in_time(service: Callable[..., Service]) -> None:
+    """One byte now and then does not buy more time."""
+
+    def answer(connection: socket.socket) -> None:
+        while True:
+            connection.sendall(b"H")
+            if select_for(connection):
+                return
+
+    with raw_server(answer) as port:
+        late = one_answer(service, port, milliseconds=300)
+    assert late.status == 0
+
+
+def select_for(connection: socket.socket) -> bool:
+    """Wait a moment; has the other end gone?"""
+    connection.settimeout(0.02)
+    try:
+        return connection.recv(4096) == b""
+    except TimeoutError:
+        return False
+
+
+def test_version_1_is_upstreams(service: Callable[..., Service], exporter: Callable[[bytes], Exporter]) -> None:
+    """Upstream's proxy sends `+`, waits for two bytes, sends `?`, and reads a length and as many bytes; many times."""
+    body = recording("process")
+    started = service(str(exporter(body).port)).say(b"+\n")
+    assert started.hear(2) == b"=\n"
+    for _ in range(3):
+        started.say(b"?\n")
+        length = f"{len(body)}\n".encode()
+        assert started.hear(len(length)) == length
+        assert started.hear(len(body)) == body
+    assert started.end() == (0, b"", b"")
+
+
+def test_version_1_ends_at_a_failure(service: Callable[..., Service], exporter: Callable[[bytes], Exporter]) -> None:
+    """It has no other way to say so."""
+    gone = exporter(b"gone")
+    gone.status = 503
+    for port, why in ((free_port(), b"Connection refused"), (gone.port, b"status 503")):
+        started = service(str(port)).say(b"+\n")
+        started.hear(2)
+        status, out, errors = started.say(b"?\n").end(close=False)
+        assert (status, out) == (9, b"")
+        assert errors == b"ruddo.PrometheusProxy: no answer of port %d: %s\n" % (port, why)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["", "0", "09100", "65536", "99999", "9100+9100", "9256+9100", "9100+", "+9100", "9100 9256", "9100;id", "$(id)", "٣",
+     "9" * 4000, "+".join(map(str, range(1, 66))), "-h", "../9100", "9100\n"],
+)  # fmt: skip
+def test_an_argument_that_is_no_list_of_ports(service: Callable[..., Service], argument: str) -> None:
+    """One line says what it has to be; nothing is said on stdout."""
+    for started in (service(argument), service(QREXEC_SERVICE_ARGUMENT=argument)):
+        status, out, errors = started.end(close=False)
+        assert (status, out) == (3, b"")
+        assert errors.count(b"\n") == 1
+        assert b"ports that may be asked for" in errors
+
+
+def test_the_argument_may_come_in_the_environment(service: Callable[..., Service]) -> None:
+    """As qrexec gives it, in both places."""
+    assert service(QREXEC_SERVICE_ARGUMENT="9100").say(b"+2\n").end() == (0, b"=2\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"GET / HTTP/1.0\n", 4),
+        (b"+3\n", 4),
+        (b"\n", 4),
+        (b"+2\r\n", 4),
+        (b"x" * 2000, 5),
+        (b"+2\n?\n", 5),
+        (b"+2\n?1000 1000\n", 5),
+        (b"+2\n?1000 1000 9101\n", 5),
+        (b"+2\n?1000 1000 9100 9100\n", 5),
+        (b"+2\n?0 1000 9100\n", 5),
+        (b"+2\n?1000 1000  9100\n", 5),
+        (b"+2\n?1000 1000 9100 \n", 5),
+        (b"+2\n?-1 1000 9100\n", 5),
+        (b"+2\n?1000 1000 9100\r\n", 5),
+        (b"+2\n+2\n", 5),
+        (b"+\n??\n", 5),
+        (b"+2\n" + b"?" * 5000, 5),
+    ],
+)
+def test_a_caller_who_does_not_keep_to_the_protocol(service: Callable[..., Service], said: bytes, status: int) -> None:
+    """The service ends at once, with a status of its own and one line; and fetches nothing."""
+    ended, out, errors = service("9100").say(said).end(close=False)
+    assert ended == status
+    assert out in (b"", b"=2\n", b"=\n")
+    assert errors.startswith(b"ruddo.PrometheusProxy: ")
+    assert errors.count(b"\n") == 1
+
+
+def test_version_1_is_for_one_port(service: Callable[..., Service]) -> None:
+    """Upstream's proxy never asks for more."""
+    assert service("9100+9256").say(b"+\n").end(close=False)[0] == 3
+
+
+@pytest.mark.parametrize("said", [b"+", b"+2\n?50"])
+def test_the_end_of_input_in_the_middle_of_a_line(service: Callable[..., Service], said: bytes) -> None:
+    """It ends, and says so."""
+    status, _, errors = service("9100").say(said).end()
+    assert (status, errors) == (7, b"ruddo.PrometheusProxy: the input ended in the middle\n")
+
+
+def test_the_end_of_input_while_it_fetches(
+    service: Callable[..., Service], exporter: Callable[[bytes], Exporter]
+) -> None:
+    """It does not wait for the exporter."""
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    started = service(str(slow.port)).say(b"+2\n")
+    started.hear(3)
+    started.say(f"?600000 1000 {slow.port}\n".encode())
+    assert started.end()[0] == 7
+
+
+def test_whoever_speaks_while_answers_are_owed_is_left(
+    service: Callable[..., Service], exporter: Callable[[bytes], Exporter]
+) -> None:
+    """Anything else on either side ends the channel."""
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    started = service(str(slow.port)).say(b"+2\n")
+    started.hear(3)
+    request = f"?600000 1000 {slow.port}\n".encode()
+    assert started.say(request + request).end(close=False)[0] == 6
+
+
+def test_a_caller_who_does_not_read_is_left(
+    service: Callable[..., Service], exporter: Callable[[bytes], Exporter]
+) -> None:
+    """Soon after the request's time is over: it must not stay in the qube for ever."""
+    large = exporter(b"m 1\n" * 500_000)
+    started = service(str(large.port)).say(b"+2\n")
+    started.hear(3)
+    started.say(f"?1500 9999999 {large.port}\n".encode())
+    assert started.process.wait(PATIENCE_SECONDS) == 8
+
+
+def test_a_caller_who_is_gone(service: Callable[..., Service], exporter: Callable[[bytes], Exporter]) -> None:
+    """Nobody reads and nobody speaks any more."""
+    large = exporter(b"m 1\n" * 500_000)
+    started = service(str(large.port)).say(b"+2\n")
+    started.hear(3)
+    assert started.process.stdout
+    started.process.stdout.close()
+    started.say(f"?60000 9999999 {large.port}\n".encode())
+    assert started.process.wait(PATIENCE_SECONDS) == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_without_a_word(service: Callable[..., Service], number: int) -> None:
+    """As when its qube is shut down."""
+    started = service("9100").say(b"+2\n")
+    started.hear(3)
+    started.process.send_signal(number)
+    assert started.end(close=False) == (-number, b"", b"")
+
+
+def test_it_is_what_it_says_it_is() -> None:
+    """One executable file on the standard library, started without anything of the qube's environment."""
+    first, text = SERVICE.read_text(encoding="utf-8").split("\n", 1)
+    assert first == "#!/usr/bin/python3 -ISE"
+    assert os.access(SERVICE, os.X_OK)
+    modules = {line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))}
+    assert modules == {"errno", "os", "re", "select", "signal", "socket", "sys", "time"}
+    assert Path("/usr/bin/python3").exists()
