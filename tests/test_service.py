@@ -17,7 +17,10 @@ from federator.wire import Version2
 from tests.helpers import SERVICE, recording
 from tests.parts import PATIENCE_SECONDS, Exporter, free_port, raw_server
 
-Head = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n"
+StartService = Callable[..., "Service"]
+MakeExporter = Callable[[bytes], Exporter]
+
+HEAD = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n"
 
 
 class Service:
@@ -74,7 +77,7 @@ class Service:
 
 
 @pytest.fixture
-def service() -> Iterator[Callable[..., Service]]:
+def service() -> Iterator[StartService]:
     """Starts services, and ends what is left of them."""
     with ExitStack() as stack:
 
@@ -87,7 +90,7 @@ def service() -> Iterator[Callable[..., Service]]:
         yield start
 
 
-def one_answer(service: Callable[..., Service], port: int, **limits: int) -> Answer:
+def one_answer(service: StartService, port: int, **limits: int) -> Answer:
     """The answer of a new service about one port; after it, the service ends well."""
     started = service(str(port))
     answer = started.ask(Version2(), port, **limits)[port]
@@ -95,9 +98,7 @@ def one_answer(service: Callable[..., Service], port: int, **limits: int) -> Ans
     return answer
 
 
-def test_it_answers_for_every_port_at_once(
-    service: Callable[..., Service], exporter: Callable[[bytes], Exporter]
-) -> None:
+def test_it_answers_for_every_port_at_once(service: StartService, exporter: MakeExporter) -> None:
     """A slow exporter does not hold up a fast one, one that is down is told at once, and the next request works too."""
     slow, fast, down = exporter(b"slow 1\n"), exporter(recording("node")), free_port()
     slow.hold.clear()
@@ -121,7 +122,7 @@ def test_it_answers_for_every_port_at_once(
     assert started.end() == (0, b"", b"")
 
 
-def test_what_the_exporter_is_asked(service: Callable[..., Service], exporter: Callable[[bytes], Exporter]) -> None:
+def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporter) -> None:
     """GET /metrics, with the time there is, on a connection that ends."""
     asked = exporter(b"m 1\n")
     one_answer(service, asked.port, milliseconds=2500)
@@ -137,29 +138,29 @@ def test_what_the_exporter_is_asked(service: Callable[..., Service], exporter: C
 @pytest.mark.parametrize(
     ("reply", "status", "body"),
     [
-        (Head + "\r\nm 1\n", 200, b"m 1\n"),
-        (Head + "Content-Length: 4\r\n\r\nm 1\nmore", 200, b"m 1\n"),
-        (Head + "Content-Length: 9\r\n\r\nm 1\n", 0, b"answer cut short: 4 of 9 bytes"),
-        (Head + "Transfer-Encoding: chunked\r\n\r\n2\r\nm \r\n2;x=y\r\n1\n\r\n0\r\n\r\n", 200, b"m 1\n"),
-        (Head + "Transfer-Encoding: chunked\r\n\r\n2\r\nm ", 0, b"answer cut short in the middle of a chunk"),
-        (Head + "Transfer-Encoding: chunked\r\n\r\nm 1\n", 0, b"answer cut short, or not in chunks as it says"),
-        (Head + "Content-Encoding: gzip\r\n\r\n\x1f", 0, b"answered with a compressed body, which was not asked for"),
-        ("HTTP/1.1 404 Not Found\r\n\r\n" + "x" * 5000, 404, b"x" * 1024),
+        (HEAD + "\r\nm 1\n", 200, b"m 1\n"),
+        (HEAD + "Content-Length: 4\r\n\r\nm 1\nmore", 200, b"m 1\n"),
+        (HEAD + "Content-Length: 9\r\n\r\nm 1\n", 0, b"answer cut short: 4 of 9 bytes"),
+        (HEAD + "Transfer-Encoding: chunked\r\n\r\n2\r\nm \r\n2;x=y\r\n1\n\r\n0\r\n\r\n", 200, b"m 1\n"),
+        (HEAD + "Transfer-Encoding: chunked\r\n\r\n2\r\nm ", 0, b"answer cut short in the middle of a chunk"),
+        (HEAD + "Transfer-Encoding: chunked\r\n\r\nm 1\n", 0, b"answer cut short, or not in chunks as it says"),
+        (HEAD + "Content-Encoding: gzip\r\n\r\n\x1f", 0, b"answered with a compressed body, which was not asked for"),
+        ("HTTP/1.1 404 Not Found\r\n\r\n" + "x" * 5000, 404, b"x" * 1000),
         ("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", 302, b""),
         ("HTTP/1.1 200\r\n\r\n", 200, b""),
         ("", 0, b"closed the connection without an answer"),
         ("SSH-2.0-OpenSSH_9.2\r\n", 0, b"not an HTTP answer"),
         ("SSH-2.0-OpenSSH_9.2\r\n\r\n", 0, b"not an HTTP answer"),
         ("HTTP/1.0 200 OK\r\n" + "X: y\r\n" * 4000, 0, b"more than 16384 bytes of HTTP headers"),
-        (Head + "\r\n" + "x" * 2000, 0, b"body larger than 1000 bytes"),
+        (HEAD + "\r\n" + "x" * 2000, 0, b"body larger than 1000 bytes"),
         (
-            Head + "Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + "x" * 2000 + "\r\n0\r\n\r\n",
+            HEAD + "Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + "x" * 2000 + "\r\n0\r\n\r\n",
             0,
             b"body larger than 1000 bytes",
         ),
     ],
 )
-def test_what_an_exporter_may_answer(service: Callable[..., Service], reply: str, status: int, body: bytes) -> None:
+def test_what_an_exporter_may_answer(service: StartService, reply: str, status: int, body: bytes) -> None:
     """A table of answers, and what is passed on of them."""
 
     def answer(connection: socket.socket) -> None:
@@ -172,7 +173,7 @@ def test_what_an_exporter_may_answer(service: Callable[..., Service], reply: str
     assert (got.status, got.body) == (status, body)
 
 
-def test_a_content_type_cannot_break_the_header(service: Callable[..., Service]) -> None:
+def test_a_content_type_cannot_break_the_header(service: StartService) -> None:
     """What is not printable ASCII is left out, what is long is cut."""
     for untrusted, told in ((b"text/\xffplain", "-"), (b"a\tb", "-"), (b"x" * 500, "x" * 128)):
 
@@ -185,7 +186,7 @@ def test_a_content_type_cannot_break_the_header(service: Callable[..., Service])
 
 
 @pytest.mark.parametrize("spoken", [b"", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 200 OK\r\n\r\nm 1\n"])
-def test_who_does_not_answer_in_time_is_late(service: Callable[..., Service], spoken: bytes) -> None:
+def test_who_does_not_answer_in_time_is_late(service: StartService, spoken: bytes) -> None:
     """Silence, half a head, half a body; the service goes on living."""
 
     def answer(connection: socket.socket) -> None:
@@ -199,7 +200,7 @@ def test_who_does_not_answer_in_time_is_late(service: Callable[..., Service], sp
     assert (late.status, late.body) == (0, b"timed out")
 
 
-def test_a_drip_is_bounded_in_time(service: Callable[..., Service]) -> None:
+def test_a_drip_is_bounded_in_time(service: StartService) -> None:
     """One byte now and then does not buy more time."""
 
     def answer(connection: socket.socket) -> None:
@@ -222,7 +223,7 @@ def select_for(connection: socket.socket) -> bool:
         return False
 
 
-def test_version_1_is_upstreams(service: Callable[..., Service], exporter: Callable[[bytes], Exporter]) -> None:
+def test_version_1_is_upstreams(service: StartService, exporter: MakeExporter) -> None:
     """Upstream's proxy sends `+`, waits for two bytes, sends `?`, and reads a length and as many bytes; many times."""
     body = recording("process")
     started = service(str(exporter(body).port)).say(b"+\n")
@@ -235,7 +236,7 @@ def test_version_1_is_upstreams(service: Callable[..., Service], exporter: Calla
     assert started.end() == (0, b"", b"")
 
 
-def test_version_1_ends_at_a_failure(service: Callable[..., Service], exporter: Callable[[bytes], Exporter]) -> None:
+def test_version_1_ends_at_a_failure(service: StartService, exporter: MakeExporter) -> None:
     """It has no other way to say so."""
     gone = exporter(b"gone")
     gone.status = 503
@@ -249,10 +250,10 @@ def test_version_1_ends_at_a_failure(service: Callable[..., Service], exporter: 
 
 @pytest.mark.parametrize(
     "argument",
-    ["", "0", "09100", "65536", "99999", "9100+9100", "9256+9100", "9100+", "+9100", "9100 9256", "9100;id", "$(id)", "٣",
-     "9" * 4000, "+".join(map(str, range(1, 66))), "-h", "../9100", "9100\n"],
+    ["", "0", "09100", "65536", "99999", "9100+9100", "9256+9100", "9100+", "+9100", "9100 9256", "9100;id", "$(id)",
+     "٣", "9" * 4000, "+".join(map(str, range(1, 66))), "-h", "../9100", "9100\n"],
 )  # fmt: skip
-def test_an_argument_that_is_no_list_of_ports(service: Callable[..., Service], argument: str) -> None:
+def test_an_argument_that_is_no_list_of_ports(service: StartService, argument: str) -> None:
     """One line says what it has to be; nothing is said on stdout."""
     for started in (service(argument), service(QREXEC_SERVICE_ARGUMENT=argument)):
         status, out, errors = started.end(close=False)
@@ -261,7 +262,7 @@ def test_an_argument_that_is_no_list_of_ports(service: Callable[..., Service], a
         assert b"ports that may be asked for" in errors
 
 
-def test_the_argument_may_come_in_the_environment(service: Callable[..., Service]) -> None:
+def test_the_argument_may_come_in_the_environment(service: StartService) -> None:
     """As qrexec gives it, in both places."""
     assert service(QREXEC_SERVICE_ARGUMENT="9100").say(b"+2\n").end() == (0, b"=2\n", b"")
 
@@ -288,7 +289,7 @@ def test_the_argument_may_come_in_the_environment(service: Callable[..., Service
         (b"+2\n" + b"?" * 5000, 5),
     ],
 )
-def test_a_caller_who_does_not_keep_to_the_protocol(service: Callable[..., Service], said: bytes, status: int) -> None:
+def test_a_caller_who_does_not_keep_to_the_protocol(service: StartService, said: bytes, status: int) -> None:
     """The service ends at once, with a status of its own and one line; and fetches nothing."""
     ended, out, errors = service("9100").say(said).end(close=False)
     assert ended == status
@@ -297,21 +298,19 @@ def test_a_caller_who_does_not_keep_to_the_protocol(service: Callable[..., Servi
     assert errors.count(b"\n") == 1
 
 
-def test_version_1_is_for_one_port(service: Callable[..., Service]) -> None:
+def test_version_1_is_for_one_port(service: StartService) -> None:
     """Upstream's proxy never asks for more."""
     assert service("9100+9256").say(b"+\n").end(close=False)[0] == 3
 
 
 @pytest.mark.parametrize("said", [b"+", b"+2\n?50"])
-def test_the_end_of_input_in_the_middle_of_a_line(service: Callable[..., Service], said: bytes) -> None:
+def test_the_end_of_input_in_the_middle_of_a_line(service: StartService, said: bytes) -> None:
     """It ends, and says so."""
     status, _, errors = service("9100").say(said).end()
     assert (status, errors) == (7, b"ruddo.PrometheusProxy: the input ended in the middle\n")
 
 
-def test_the_end_of_input_while_it_fetches(
-    service: Callable[..., Service], exporter: Callable[[bytes], Exporter]
-) -> None:
+def test_the_end_of_input_while_it_fetches(service: StartService, exporter: MakeExporter) -> None:
     """It does not wait for the exporter."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
@@ -321,9 +320,7 @@ def test_the_end_of_input_while_it_fetches(
     assert started.end()[0] == 7
 
 
-def test_whoever_speaks_while_answers_are_owed_is_left(
-    service: Callable[..., Service], exporter: Callable[[bytes], Exporter]
-) -> None:
+def test_whoever_speaks_while_answers_are_owed_is_left(service: StartService, exporter: MakeExporter) -> None:
     """Anything else on either side ends the channel."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
@@ -333,9 +330,7 @@ def test_whoever_speaks_while_answers_are_owed_is_left(
     assert started.say(request + request).end(close=False)[0] == 6
 
 
-def test_a_caller_who_does_not_read_is_left(
-    service: Callable[..., Service], exporter: Callable[[bytes], Exporter]
-) -> None:
+def test_a_caller_who_does_not_read_is_left(service: StartService, exporter: MakeExporter) -> None:
     """Soon after the request's time is over: it must not stay in the qube for ever."""
     large = exporter(b"m 1\n" * 500_000)
     started = service(str(large.port)).say(b"+2\n")
@@ -344,7 +339,7 @@ def test_a_caller_who_does_not_read_is_left(
     assert started.process.wait(PATIENCE_SECONDS) == 8
 
 
-def test_a_caller_who_is_gone(service: Callable[..., Service], exporter: Callable[[bytes], Exporter]) -> None:
+def test_a_caller_who_is_gone(service: StartService, exporter: MakeExporter) -> None:
     """Nobody reads and nobody speaks any more."""
     large = exporter(b"m 1\n" * 500_000)
     started = service(str(large.port)).say(b"+2\n")
@@ -356,7 +351,7 @@ def test_a_caller_who_is_gone(service: Callable[..., Service], exporter: Callabl
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_without_a_word(service: Callable[..., Service], number: int) -> None:
+def test_a_signal_ends_it_without_a_word(service: StartService, number: int) -> None:
     """As when its qube is shut down."""
     started = service("9100").say(b"+2\n")
     started.hear(3)

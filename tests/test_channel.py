@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Channels to qubes of the stand-in machine, with the real service in them: real processes and pipes, every way to fail."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from federator import daemon
+from federator.channel import END_SECONDS, Channel, Doorman, explain
+from federator.errors import ScrapeError
+from federator.model import Answer, Exporter, Qrexec, Qube, Target
+from federator.wire import Version1, Version2, Wire
+from tests import parts
+from tests.standin.qubes import Qubes
+
+MakeExporter = Callable[[bytes], parts.Exporter]
+MakeLine = Callable[..., "Line"]
+Heard = dict[int, Answer | ScrapeError]
+# Well above what any machine needs for an answer, and what a test that waits for a timeout has to wait.
+PATIENT, IMPATIENT = 20.0, 1.0
+
+
+class Counted:
+    """Counts the processes."""
+
+    def __init__(self) -> None:
+        self.started = self.ended = 0
+
+    def call_started(self) -> None:
+        """One more."""
+        self.started += 1
+
+    def call_ended(self) -> None:
+        """One less."""
+        self.ended += 1
+
+
+def qube(name: str, *ports: int) -> Qube:
+    """A qube with exporters on these ports."""
+    targets = tuple(Target(qube=name, exporter=Exporter(f"e{port}", port)) for port in ports)
+    return Qube(name=name, transport="qrexec", targets=targets)
+
+
+class Line:
+    """A channel of the test, its doorman and its counters."""
+
+    def __init__(self, to: Qube, settings: Qrexec) -> None:
+        self.counters = Counted()
+        self.channel = Channel(to, settings, Doorman(settings.connect_limit), self.counters)
+        self._ports = to.ports
+
+    async def ask(self, *ports: int, seconds: float = PATIENT, max_body: int = 1 << 20) -> Heard:
+        """What is told of these ports, or of all."""
+        heard: Heard = {}
+        told: list[int] = []
+
+        def tell(port: int, result: Answer | ScrapeError) -> None:
+            told.append(port)
+            heard[port] = result
+
+        deadline = asyncio.get_running_loop().time() + seconds
+        await self.channel.ask(ports or self._ports, deadline=deadline, max_body=max_body, tell=tell)
+        assert sorted(told) == sorted(ports or self._ports), "each port is told of exactly once"
+        return heard
+
+    async def fails(self, *ports: int, seconds: float = PATIENT) -> tuple[str, str]:
+        """The reason, and the words, of a qube that fails as a whole."""
+        heard = list((await self.ask(*ports, seconds=seconds)).values())
+        (error,) = {str(one): one for one in heard if isinstance(one, ScrapeError)}.values()
+        assert len([one for one in heard if isinstance(one, ScrapeError)]) == len(heard)
+        return error.reason, str(error)
+
+
+@pytest.fixture
+async def line(qubes: Qubes) -> AsyncIterator[MakeLine]:
+    """Makes channels; at the end all are closed, and every process is gone."""
+    daemon.watch_children()
+    lines: list[Line] = []
+
+    def make(to: Qube, **settings: float | str) -> Line:
+        lines.append(Line(to, replace(Qrexec(client=str(qubes.client)), **settings)))  # type: ignore[arg-type]
+        return lines[-1]
+
+    yield make
+    for one in lines:
+        await one.channel.close()
+        assert one.counters.started == one.counters.ended
+    assert not qubes.left_behind()
+
+
+def bodies(heard: Heard) -> dict[int, bytes]:
+    """The bodies of answers."""
+    return {port: answer.body for port, answer in heard.items() if isinstance(answer, Answer)}
+
+
+async def test_one_call_serves_all_exporters_for_ever(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """The argument is the ports, rising; parts of them may be asked for."""
+    qubes.add("work")
+    a, b = sorted([exporter(b"a 1\n"), exporter(b"b 1\n")], key=lambda one: one.port)
+    work = line(qube("work", b.port, a.port))
+    for _ in range(3):
+        assert bodies(await work.ask()) == {a.port: a.body, b.port: b.body}
+    assert bodies(await work.ask(b.port)) == {b.port: b.body}
+    assert qubes.calls() == [("work", f"ruddo.PrometheusProxy+{a.port}+{b.port}", "allow")]
+
+
+async def test_requests_of_one_channel_go_one_after_the_other(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter
+) -> None:
+    """Two scrapers with different wishes share the call."""
+    qubes.add("work")
+    work = line(qube("work", exporter(b"a 1\n").port))
+    first, second = await asyncio.gather(work.ask(), work.ask())
+    assert bodies(first) == bodies(second)
+    assert len(qubes.calls()) == 1
+
+
+FAULTS: dict[str, tuple[str, str, str]] = {
+    # fault, reason, words
+    "crash 3": ("crash 3", "closed", "ended by itself (status 3)"),
+    "crash 126, without the client's words": ("crash 126", "closed", "status 126"),
+    "vchan-timeout": ("vchan-timeout", "closed", "did not connect"),
+    "garbage": ("garbage", "protocol", "did not greet"),
+    "silent": ("silent", "timeout", "is it paused, or busy?"),
+    "slow-start": ("slow-start 30", "timeout", "is it paused, or busy?"),
+    "drip": ("drip 600", "timeout", "is it paused, or busy?"),
+    "half-body": ("half-body 40", "closed", "went away"),
+    "flood-stderr": ("flood-stderr", "protocol", "on stderr"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+async def test_every_fault_has_its_reason_and_ends_the_call(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter, case: str
+) -> None:
+    """And the next call, made when there is nothing wrong any more, is as good as the first."""
+    fault, reason, words = FAULTS[case]
+    qubes.add("work")
+    qubes.set_fault("work", fault)
+    served = exporter(b"m 1\n" * 100)
+    work = line(qube("work", served.port), backoff_initial=0.001, backoff_max=0.001)
+    found, text = await work.fails(seconds=IMPATIENT if reason == "timeout" else PATIENT)
+    assert (found, words in text) == (reason, True), text
+    assert "\n" not in text
+    assert text.isascii()
+    qubes.set_fault("work", None)
+    await asyncio.sleep(0.01)
+    assert bodies(await work.ask()) == {served.port: served.body}
+    assert len(qubes.calls()) == 2
+
+
+async def test_bytes_that_nobody_asked_for_end_the_call(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """Invariant 6: they could be taken for the next answer."""
+    qubes.add("work")
+    qubes.set_fault("work", "unsolicited 1")
+    served = exporter(b"m 1\n")
+    work = line(qube("work", served.port), backoff_initial=0.001, backoff_max=0.001)
+    assert bodies(await work.ask()) == {served.port: b"m 1\n"}
+    await asyncio.sleep(0.5)
+    qubes.set_fault("work", None)
+    assert bodies(await work.ask()) == {served.port: b"m 1\n"}
+    assert len(qubes.calls()) == 2
+
+
+async def test_a_late_answer_is_never_taken_for_the_next(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """Invariant 6: a qube that was paused in the middle answers late; that answer is lost with its call."""
+    qubes.add("work")
+    served = exporter(b"old 1\n")
+    work = line(qube("work", served.port), backoff_initial=0.001, backoff_max=0.001)
+    assert bodies(await work.ask()) == {served.port: b"old 1\n"}
+    qubes.set_state("work", "Paused")
+    assert (await work.fails(seconds=IMPATIENT))[0] == "timeout"
+    served.body = b"new 1\n"
+    qubes.set_state("work", "Running")
+    assert bodies(await work.ask()) == {served.port: b"new 1\n"}
+    assert len(qubes.calls()) == 2
+
+
+async def test_a_slow_exporter_costs_neither_the_others_nor_the_call(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter
+) -> None:
+    """The service says that it is late, a little before the time is over."""
+    qubes.add("work")
+    slow, fast = exporter(b"slow 1\n"), exporter(b"fast 1\n")
+    slow.hold.clear()
+    work = line(qube("work", slow.port, fast.port))
+    heard = await work.ask(seconds=2.0)
+    assert bodies(heard)[fast.port] == b"fast 1\n"
+    late = heard[slow.port]
+    assert isinstance(late, Answer)
+    assert (late.status, late.body) == (0, b"timed out")
+    slow.hold.set()
+    assert bodies(await work.ask())[slow.port] == b"slow 1\n"
+    assert len(qubes.calls()) == 1
+
+
+async def test_a_refused_qube_is_called_again_only_now_and_then(qubes: Qubes, line: MakeLine) -> None:
+    """Each call costs dom0 as much as an allowed one; the reason is told all the same."""
+    qubes.add("work", policy="deny")
+    work = line(qube("work", 9100), backoff_initial=300.0)
+    assert await work.fails() == (
+        "refused",
+        "qrexec refused the call to work: dom0's policy does not allow it, or the qube does not run or does not exist;"
+        " dom0's journal says which",
+    )
+    for _ in range(3):
+        reason, text = await work.fails()
+        assert reason == "refused"
+        assert "next call in" in text
+    assert len(qubes.calls()) == 1
+    work.channel.forget()  # a reload
+    await work.fails()
+    assert len(qubes.calls()) == 2
+
+
+async def test_backoff_doubles_up_to_its_limit(qubes: Qubes, line: MakeLine) -> None:
+    """Told by what the error says: the next call in so many seconds."""
+    qubes.add("work", policy="deny")
+    work = line(qube("work", 9100), backoff_initial=100.0, backoff_max=300.0)
+    (slot,) = work.channel._slots
+    waits = []
+    for _ in range(4):
+        await work.fails()
+        waits.append(slot._not_before - asyncio.get_running_loop().time())
+        slot._not_before = 0.0  # time passes
+    for wait, nominal in zip(waits, (100, 200, 300, 300), strict=True):
+        assert nominal * 0.75 < wait < nominal * 1.25
+
+
+async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """One call a port; remembered, so that the greeting it does not know is said once."""
+    upstream = tmp_path / "upstream"
+    upstream.write_text(UPSTREAM, encoding="utf-8")
+    upstream.chmod(0o755)
+    qubes.service = upstream
+    qubes.add("work")
+    a, b = exporter(b"a 1\n"), exporter(b"b 1\n")
+    work = line(qube("work", a.port, b.port), backoff_initial=0.001, backoff_max=0.001)
+    for _ in range(3):
+        assert bodies(await work.ask()) == {a.port: b"a 1\n", b.port: b"b 1\n"}
+    ports = sorted([a.port, b.port])
+    assert [call[1].partition("+")[2] for call in qubes.calls()][0] == f"{ports[0]}+{ports[1]}"
+    assert sorted(call[1].partition("+")[2] for call in qubes.calls()[1:]) == sorted(map(str, ports))
+    b.stop()
+    heard = await work.ask()
+    assert bodies(heard) == {a.port: b"a 1\n"}
+    failed = heard[b.port]
+    assert isinstance(failed, ScrapeError)
+    assert failed.reason == "connection"
+    b.start()
+    await asyncio.sleep(0.01)
+    assert len(bodies(await work.ask())) == 2
+
+
+# The behaviour of upstream's service, as far as callers see it.
+UPSTREAM = """#!/bin/bash
+read -r greeting || exit 0
+[ "$greeting" = "+" ] || exit 117
+printf '=\\n'
+file=$(mktemp)
+trap 'rm -f "$file"' EXIT
+while read -r request; do
+    [ "$request" = "?" ] || exit 116
+    curl -s "http://127.0.0.1:$1/metrics" >"$file" || exit 116
+    wc -c <"$file"
+    cat "$file"
+done
+"""
+
+
+async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """`connect_limit` of them; but one that hangs gives its place away, or it would hold up the others."""
+    served = exporter(b"m 1\n")
+    counters, doorman = Counted(), Doorman(1)
+    settings = Qrexec(client=str(qubes.client))
+    channels = {}
+    for name in ("paused", "work"):
+        qubes.add(name)
+        channels[name] = Channel(qube(name, served.port), settings, doorman, counters)
+    qubes.set_state("paused", "Paused")
+    heard: Heard = {}
+    deadline = asyncio.get_running_loop().time() + 4
+    await asyncio.gather(
+        *(
+            channels[name].ask(
+                [served.port], deadline=deadline, max_body=100, tell=lambda _, result, at=at: heard.update({at: result})
+            )
+            for at, name in enumerate(channels)
+        )
+    )
+    assert isinstance(heard[0], ScrapeError)
+    assert isinstance(heard[1], Answer)
+    for channel in channels.values():
+        await channel.close()
+
+
+async def test_a_call_that_waits_for_its_turn_is_not_the_qubes_fault(qubes: Qubes, line: MakeLine) -> None:
+    """It says so, and does not back off."""
+    qubes.add("work")
+    work = line(qube("work", 9100), connect_limit=1)
+    async with work.channel._doorman.turn():
+        reason, text = await work.fails(seconds=0.2)
+    assert reason == "timeout"
+    assert "turn did not come" in text
+    assert not qubes.calls()
+    assert work.channel._slots[0]._last_error is None
+
+
+@pytest.mark.parametrize("fault", ["ignore-eof", "ignore-term"])
+async def test_ending_a_call_is_bounded(qubes: Qubes, line: MakeLine, exporter: MakeExporter, fault: str) -> None:
+    """Whoever does not end with its stdin gets SIGTERM, then SIGKILL."""
+    qubes.add("work")
+    qubes.set_fault("work", fault)
+    work = line(qube("work", exporter(b"m 1\n").port))
+    assert len(bodies(await work.ask())) == 1
+    started = time.monotonic()
+    await work.channel.close()
+    assert work.counters.ended == 1
+    assert time.monotonic() - started < sum(END_SECONDS) + 10
+
+
+async def test_closing_while_it_is_being_asked(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """As when the daemon is stopped in the middle of a scrape."""
+    qubes.add("work")
+    served = exporter(b"m 1\n")
+    served.hold.clear()
+    work = line(qube("work", served.port))
+    asking = asyncio.create_task(work.ask())
+    while not served.requests:
+        await asyncio.sleep(0.01)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await work.channel.close()
+    assert not qubes.left_behind()
+
+
+@pytest.mark.parametrize(("mode", "words"), [(None, "No such file or directory"), (0o644, "Permission denied")])
+async def test_a_client_that_cannot_be_started(line: MakeLine, tmp_path: Path, mode: int | None, words: str) -> None:
+    """It vanished after the daemon was started."""
+    client = tmp_path / "client"
+    if mode is not None:
+        client.touch(mode)
+    reason, text = await line(qube("work", 9100), client=str(client)).fails()
+    assert reason == "closed"
+    assert words in text
+
+
+def waiting(version: type[Wire]) -> Wire:
+    """A wire on which an answer is owed."""
+    wire = version()
+    wire.receive(wire.greeting.replace(b"+", b"="))
+    wire.ask(milliseconds=1, max_body=1, ports=[9100])
+    return wire
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "wire", "spoke", "reason", "text"),
+    [
+        (126, b"Request refused", Version2(), False, "refused", "policy"),
+        (126, b"Request refused", waiting(Version2), True, "closed", "status 126"),
+        (126, b"", Version2(), False, "closed", "status 126"),
+        (127, b"", Version2(), False, "no_service", "not installed in work"),
+        (127, b"", waiting(Version2), True, "closed", "status 127"),
+        (125, b"", Version2(), False, "no_service", "is it executable?"),
+        (1, b"x: connect: No such file or directory", Version2(), False, "closed", "no qrexec agent here"),
+        (1, b"Data vchan connection failed", Version2(), False, "closed", "restart the qube"),
+        (255, b"vchan connection closed early", waiting(Version2), True, "closed", "went away"),
+        (143, b"", waiting(Version2), True, "closed", "status 143"),
+        (-9, b"", waiting(Version2), True, "closed", "killed by signal 9"),
+        (116, b"", waiting(Version1), True, "connection", "is the exporter up?"),
+        (5, b"\x1b[2Jevil\xff", waiting(Version2), True, "closed", r"'\x1b[2Jevil\\xff'"),
+    ],
+)
+def test_why_a_call_ended(status: int, words: bytes, wire: Wire, spoke: bool, reason: str, text: str) -> None:  # noqa: FBT001
+    """The service's own statuses are not taken for qrexec's once it has spoken; its words are escaped."""
+    error = explain(status, words, qube("work", 9100), wire, spoke=spoke)
+    assert error.reason == reason
+    assert text in str(error)
+
+
+def test_upstreams_statuses_at_the_greeting_mean_version_1() -> None:
+    """0, 116 and 117, by release."""
+    for status in (0, 116, 117):
+        assert "version 1" in str(explain(status, b"", qube("work", 9100), Version2(), spoke=False))
