@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The whole way: HTTP, the daemon as a process, the stand-in qrexec, the real service, exporters; and a real Prometheus."""
+"""The whole way: HTTP, the daemon as a process, the stand-in qrexec, the real service; and a real Prometheus."""
 
 import re
 import subprocess
@@ -127,7 +127,8 @@ def test_the_page_is_one_that_promtool_takes(
     """Conflicting types and hostile lines in two qubes; `check metrics` fails on what it cannot parse."""
     promtool = debian_program("promtool")
     bodies = {
-        "work": b'# TYPE m gauge\nm{qube="vault"} 1 12345\nup 1\nbad{ 1\n# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_sum 1\nh_count 1\n',
+        "work": b'# TYPE m gauge\nm{qube="vault"} 1 12345\nup 1\nbad{ 1\n'
+        b'# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_sum 1\nh_count 1\n',
         "vault": b"# TYPE m counter\nm 2\nm 2\nqubes_proxy_qube_up 7\n\xff\xfe 1\nh 3\n",
     }
     for qube in bodies:

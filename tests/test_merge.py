@@ -49,8 +49,10 @@ DISAGREEMENTS = {
     ),
     "a histogram that others call a gauge": (
         ["# TYPE h gauge\nh 1\n", H, "# TYPE h gauge\nh 4\n"],
-        '# TYPE h gauge\nh{0} 1\nh{2} 4\n# TYPE h_bucket untyped\nh_bucket{1,le="+Inf"} 1\n'
-        "# TYPE h_count untyped\nh_count{1} 3\n# TYPE h_sum untyped\nh_sum{1} 2\n",
+        (
+            '# TYPE h gauge\nh{0} 1\nh{2} 4\n# TYPE h_bucket untyped\nh_bucket{1,le="+Inf"} 1\n'
+            "# TYPE h_count untyped\nh_count{1} 3\n# TYPE h_sum untyped\nh_sum{1} 2\n"
+        ),
     ),
     "a gauge that others call a histogram": (
         [H, "# TYPE h gauge\nh 4\n"],
@@ -58,8 +60,10 @@ DISAGREEMENTS = {
     ),
     "a summary among histograms": (
         [H, H, '# TYPE h summary\nh{quantile="1"} 4\nh_sum 5\nh_count 6\n'],
-        '# TYPE h histogram\nh_bucket{0,le="+Inf"} 1\nh_sum{0} 2\nh_count{0} 3\n'
-        'h_bucket{1,le="+Inf"} 1\nh_sum{1} 2\nh_count{1} 3\nh{2,quantile="1"} 4\nh_sum{2} 5\nh_count{2} 6\n',
+        (
+            '# TYPE h histogram\nh_bucket{0,le="+Inf"} 1\nh_sum{0} 2\nh_count{0} 3\n'
+            'h_bucket{1,le="+Inf"} 1\nh_sum{1} 2\nh_count{1} 3\nh{2,quantile="1"} 4\nh_sum{2} 5\nh_count{2} 6\n'
+        ),
     ),
     "the name of a histogram's part": (
         [H, "# HELP h_count mine\n# TYPE h_count gauge\nh_count 4\n"],
@@ -67,14 +71,18 @@ DISAGREEMENTS = {
     ),
     "a histogram whose part's name most use otherwise": (
         [H, "# TYPE h_count gauge\nh_count 4\n", "# TYPE h_count gauge\nh_count 5\n"],
-        '# TYPE h_bucket untyped\nh_bucket{0,le="+Inf"} 1\n# TYPE h_count gauge\nh_count{0} 3\nh_count{1} 4\n'
-        "h_count{2} 5\n# TYPE h_sum untyped\nh_sum{0} 2\n",
+        (
+            '# TYPE h_bucket untyped\nh_bucket{0,le="+Inf"} 1\n# TYPE h_count gauge\nh_count{0} 3\nh_count{1} 4\n'
+            "h_count{2} 5\n# TYPE h_sum untyped\nh_sum{0} 2\n"
+        ),
     ),
     "a histogram whose name is a part of another": (
         [H, '# TYPE h_count histogram\nh_count_bucket{le="+Inf"} 4\nh_count_sum 5\nh_count_count 6\n'],
-        '# TYPE h histogram\nh_bucket{0,le="+Inf"} 1\nh_sum{0} 2\nh_count{0} 3\n'
-        '# TYPE h_count_bucket untyped\nh_count_bucket{1,le="+Inf"} 4\n'
-        "# TYPE h_count_count untyped\nh_count_count{1} 6\n# TYPE h_count_sum untyped\nh_count_sum{1} 5\n",
+        (
+            '# TYPE h histogram\nh_bucket{0,le="+Inf"} 1\nh_sum{0} 2\nh_count{0} 3\n'
+            '# TYPE h_count_bucket untyped\nh_count_bucket{1,le="+Inf"} 4\n'
+            "# TYPE h_count_count untyped\nh_count_count{1} 6\n# TYPE h_count_sum untyped\nh_count_sum{1} 5\n"
+        ),
     ),
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""vmside/ruddo.PrometheusProxy as a process, as qrexec runs it; with the daemon's own wire to understand what it says."""
+"""vmside/ruddo.PrometheusProxy as a process, as qrexec runs it; the daemon's own wire reads what it says."""
 
 import os
 import signal
@@ -69,7 +69,9 @@ class Service:
     def end(self, *, close: bool = True) -> tuple[int, bytes, bytes]:
         """Status, the rest of stdout, and stderr; after the end of its input, if `close`."""
         streams = self.process
-        assert streams.stdin and streams.stdout and streams.stderr
+        assert streams.stdin
+        assert streams.stdout
+        assert streams.stderr
         if close:
             streams.stdin.close()
         out, errors = streams.stdout.read(), streams.stderr.read()

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The two formats of the log."""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from federator import journal
+
+
+@pytest.fixture(autouse=True)
+def root_as_it_was() -> Iterator[None]:
+    """`set_up` changes the root logger."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_logfmt(capsys: pytest.CaptureFixture[str]) -> None:
+    """Values are quoted where they need it, and nothing gets through that a terminal would act on."""
+    journal.set_up("info", "logfmt")
+    logging.getLogger("x").warning("qube is %s", "down", extra={"qube": "work", "error": 'say "no"\n\x1b[2J', "n": 3})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r'ts=\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z level=warn msg="qube is down" qube=work'
+        r' error="say \\"no\\"\\n\\u001b\[2J" n=3',
+        line,
+    )
+
+
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """One object a line, a traceback in it."""
+    journal.set_up("debug", "json")
+    try:
+        raise ValueError
+    except ValueError:
+        logging.getLogger("x").exception("oops", extra={"qube": "work"})
+    (line,) = capsys.readouterr().err.splitlines()
+    record = json.loads(line)
+    assert (record["level"], record["msg"], record["qube"]) == ("error", "oops", "work")
+    assert "ValueError" in record["traceback"]
+
+
+@pytest.mark.parametrize(("level", "count"), [("debug", 3), ("info", 2), ("warn", 1), ("error", 0)])
+def test_levels(capsys: pytest.CaptureFixture[str], level: str, count: int) -> None:
+    """From the one given upwards."""
+    journal.set_up(level, "logfmt")
+    log = logging.getLogger("x")
+    log.debug("d")
+    log.info("i")
+    log.warning("w")
+    assert len(capsys.readouterr().err.splitlines()) == count
