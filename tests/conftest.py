@@ -19,8 +19,8 @@ def qubes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubes]:
     for name, value in machine.env.items():
         monkeypatch.setenv(name, value)
     yield machine
-    for name in (machine.root / "qubes").iterdir():
-        machine.set_fault(name.name, None)
+    for folder in (machine.root / "qubes").iterdir():
+        machine.set_fault(folder.name, None)
     eventually("every process of the machine has ended", lambda: not machine.left_behind())
 
 
@@ -28,7 +28,11 @@ def qubes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubes]:
 def exporter() -> Iterator[Callable[[bytes], Exporter]]:
     """Makes exporters, which run until the end of the test."""
     with ExitStack() as stack:
-        yield lambda body=b"m 1\n": stack.enter_context(Exporter(body))
+
+        def start(body: bytes) -> Exporter:
+            return stack.enter_context(Exporter(body))
+
+        yield start
 
 
 @pytest.fixture

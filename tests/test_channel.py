@@ -203,13 +203,9 @@ async def test_a_refused_qube_is_called_again_only_now_and_then(qubes: Qubes, li
     """Each call costs dom0 as much as an allowed one; the reason is told all the same."""
     qubes.add("work", policy="deny")
     work = line(qube("work", 9100), backoff_initial=300.0)
-    assert await work.fails() == (
-        "refused",
-        (
-            "qrexec refused the call to work: dom0's policy does not allow it, or the qube does not run or does not exist;"
-            " dom0's journal says which"
-        ),
-    )
+    reason, text = await work.fails()
+    assert reason == "refused"
+    assert "dom0's policy does not allow it, or the qube does not run or does not exist" in text
     for _ in range(3):
         reason, text = await work.fails()
         assert reason == "refused"
@@ -289,18 +285,18 @@ async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, exporter: MakeExport
         qubes.add(name)
         channels[name] = Channel(qube(name, served.port), settings, doorman, counters)
     qubes.set_state("paused", "Paused")
-    heard: Heard = {}
     deadline = asyncio.get_running_loop().time() + 4
-    await asyncio.gather(
-        *(
-            channels[name].ask(
-                [served.port], deadline=deadline, max_body=100, tell=lambda _, result, at=at: heard.update({at: result})
-            )
-            for at, name in enumerate(channels)
-        )
-    )
-    assert isinstance(heard[0], ScrapeError)
-    assert isinstance(heard[1], Answer)
+    heard: dict[str, Answer | ScrapeError] = {}
+
+    async def ask(name: str) -> None:
+        def tell(_: int, result: Answer | ScrapeError) -> None:
+            heard[name] = result
+
+        await channels[name].ask([served.port], deadline=deadline, max_body=100, tell=tell)
+
+    await asyncio.gather(*map(ask, channels))
+    assert isinstance(heard["paused"], ScrapeError)
+    assert isinstance(heard["work"], Answer)
     for channel in channels.values():
         await channel.close()
 

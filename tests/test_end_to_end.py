@@ -5,6 +5,7 @@ import re
 import subprocess
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -169,7 +170,7 @@ def test_a_real_prometheus_over_real_exporters(qubes: Qubes, tmp_path: Path, dae
             ]
             stack.enter_context(process(*words, log=tmp_path / f"process-{qube}.log"))
             for port in ports.values():
-                eventually(f"an exporter of {qube} listens", lambda port=port: _answers(port))
+                eventually(f"an exporter of {qube} listens", partial(_answers, port))
         proxy = daemon(config, scrape='timeout = "1s"', qrexec='backoff_initial = "500ms"\nbackoff_max = "1s"')
         prometheus = stack.enter_context(Prometheus(tmp_path, proxy.url.removeprefix("http://")).running())
 

@@ -28,7 +28,7 @@ async def scraper(tmp_path: Path) -> AsyncIterator[MakeScraper]:
     made: list[Scraper] = []
 
     def make(of: dict[str, dict[str, int]], **more: str) -> Scraper:
-        settings = config.parse(toml(of, transport="local", **more).encode(), tmp_path / "x.toml")
+        settings = config.parse(toml(of, transport="local", **more), tmp_path / "x.toml")
         made.append(Scraper(settings, Counters()))
         return made[-1]
 

@@ -29,7 +29,7 @@ async def client(
     ports = {"node": exporter(b"n 1\n").port, "app": exporter(b"a 1\n").port}
     text = toml({"work": ports, "personal": ports}, transport="local")
     counters = Counters()
-    scraper = Scraper(config.parse(text.encode(), tmp_path / "x.toml"), counters)
+    scraper = Scraper(config.parse(text, tmp_path / "x.toml"), counters)
     yield await aiohttp_client(application(Served(scraper, counters)), auto_decompress=False)
     await scraper.close()
 

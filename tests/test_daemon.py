@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program as its user sees it: a process with arguments, signals, an exit status, and words on stderr."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from federator import __version__
+from tests.helpers import ROOT, SERVICE
+from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, Response, eventually, federator, free_port, toml
+from tests.standin.qubes import CLIENT, Qubes
+
+MakeExporter = Callable[[bytes], Exporter]
+
+
+def run(*words: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """The program, to its end."""
+    return subprocess.run(
+        federator(*words),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Path]:
+    """A good configuration of one qube, in a file."""
+    path = tmp_path / "proxy.toml"
+    path.write_text(toml({"work": {"node": 9100}}, client=CLIENT), encoding="utf-8")
+    return path
+
+
+GOOD = '[exporters]\nnode = 9100\nalso = 9100\n[qubes.work]\nexporters = ["node"]\n'
+MISTAKES = {
+    "a wrong key": (GOOD + "exporter = []\n", "qubes.work.exporter: "),
+    "a wrong section": (GOOD + "[webb]\n", "webb: "),
+    "a qube name with a space": (GOOD + '[qubes."my work"]\nexporters = ["node"]\n', "qubes.my work: "),
+    "a port over 65535": (GOOD.replace("node = 9100", "node = 99999"), "exporters.node: "),
+    "two exporters on one port": (GOOD.replace('["node"]', '["node", "also"]'), "qubes.work.exporters: "),
+    "no such exporter": (GOOD.replace('["node"]', '["nod"]'), "qubes.work.exporters"),
+    "no TOML": ("qubes = [", "line 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("command", ["serve", "check", "scrape"])
+def test_a_mistake_in_the_file_is_named_in_one_line(tmp_path: Path, command: str, mistake: str) -> None:
+    """File, key, what is wrong, what to do; exit 1, and no traceback."""
+    text, named = MISTAKES[mistake]
+    path = tmp_path / "proxy.toml"
+    path.write_text(text, encoding="utf-8")
+    ended = run(command, f"--config.file={path}")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert f"{path}: " in ended.stderr
+    assert named in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "scrape"])
+def test_a_client_that_is_missing_is_named_in_one_line(served: Path, command: str) -> None:
+    """The daemon runs outside Qubes OS, or without the package."""
+    served.write_text(toml({"work": {"node": 9100}}), encoding="utf-8")
+    ended = run(command, f"--config.file={served}")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "qrexec.client: qrexec-client-vm is not on the PATH; install qubes-core-qrexec" in ended.stderr
+
+
+def test_a_service_that_is_missing_is_named_in_one_line(served: Path) -> None:
+    """The local transport needs it here."""
+    text = toml({"work": {"node": 9100}}, transport="local").replace(str(SERVICE), "/nowhere/service")
+    served.write_text(text, encoding="utf-8")
+    ended = run(f"--config.file={served}")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "qrexec.local_service: /nowhere/service is no program" in ended.stderr
+
+
+def test_a_port_in_use_is_named_in_one_line(served: Path) -> None:
+    """With what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = run(f"--config.file={served}", f"--web.listen-address={address}")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert f"cannot listen on {address}: Address already in use" in ended.stderr
+    assert "--web.listen-address" in ended.stderr
+
+
+def test_no_file_at_all_is_named_in_one_line(tmp_path: Path) -> None:
+    """With what to do."""
+    ended = run(f"--config.file={tmp_path / 'none.toml'}")
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1
+    assert "no such file" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["--web.listen-address=x"], ["--web.listen-address=127.0.0.1:99999"], ["--log.level=loud"], ["scrap"]]
+)
+def test_wrong_arguments(words: list[str]) -> None:
+    """As every program has it: usage, exit 2."""
+    ended = run(*words)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+
+
+def test_version() -> None:
+    """On stdout, as Prometheus' own."""
+    assert run("--version").stdout.startswith(f"prometheus-qubes-proxy, version {__version__} ")
+
+
+def test_check_shows_what_would_be_scraped(served: Path) -> None:
+    """Qubes, the qrexec call that dom0 will see, exporters; and the shipped example is a good one."""
+    assert run("check", f"--config.file={served}").stdout == (
+        f"{served}: 1 exporters in 1 qubes\n  work  ruddo.PrometheusProxy+9100  node (9100)\n"
+    )
+    assert run("check", "--config.file=conf/prometheus-qubes-proxy.toml").returncode == 0
+
+
+def test_every_key_of_the_example_is_what_it_says(tmp_path: Path) -> None:
+    """Its commented lines are the defaults, or load at least."""
+    text = (ROOT / "conf" / "prometheus-qubes-proxy.toml").read_text(encoding="utf-8")
+    path = tmp_path / "all.toml"
+    path.write_text(re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE), encoding="utf-8")
+    ended = run("check", f"--config.file={path}")
+    assert ended.returncode == 0, ended.stderr
+    assert "process (9256)" not in ended.stdout  # defined, not used
+    assert "sys-net  here, without qrexec" in ended.stdout
+
+
+def test_scrape_shows_a_line_for_each_target(qubes: Qubes, exporter: MakeExporter, tmp_path: Path) -> None:
+    """Up or down and why; exit 0 only if all are up."""
+    qubes.add("work")
+    qubes.add("vault", policy="deny")
+    path = tmp_path / "proxy.toml"
+    up = exporter(b"m 1\nbad line\n")
+    path.write_text(toml({"work": {"node": up.port}, "vault": {"app": 9100}}, client=CLIENT), encoding="utf-8")
+    ended = run("scrape", f"--config.file={path}")
+    assert ended.returncode == 1
+    lines = sorted(ended.stdout.splitlines())
+    assert re.fullmatch(r"vault:app   DOWN  refused: qrexec refused the call to vault: .*", lines[0])
+    assert re.fullmatch(r"work:node   up    1 samples, 13 bytes, 0\.\d{3} s, 1 lines dropped \(line 2: .*\)", lines[1])
+    assert run("scrape", f"--config.file={path}", "work").returncode == 0
+    assert run("scrape", f"--config.file={path}", "work:node").returncode == 0
+    unknown = run("scrape", f"--config.file={path}", "work:nod")
+    assert unknown.returncode == 1
+    assert "there is no 'work:nod' to scrape" in unknown.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_scrape_in_flight_and_all_children(
+    qubes: Qubes, exporter: MakeExporter, daemon: Callable[..., Daemon], number: int
+) -> None:
+    """Whoever waits is told 503, which is a failed scrape; not half a page."""
+    qubes.add("work")
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    proxy = daemon({"work": {"node": slow.port}})
+    answers: list[Response] = []
+    waiting = threading.Thread(target=lambda: answers.append(proxy.get()))
+    waiting.start()
+    eventually("the exporter is asked", lambda: slow.requests)
+    assert proxy.stop(number) == 0
+    waiting.join()
+    assert [answer.status for answer in answers] == [503]
+    assert not qubes.left_behind()
+    assert "Traceback" not in proxy.log
+
+
+def test_sighup_takes_the_new_file_whole_or_not_at_all(
+    qubes: Qubes, exporter: MakeExporter, daemon: Callable[..., Daemon]
+) -> None:
+    """Invariant 8; and a qube that did not change keeps its call."""
+    for name in ("work", "personal"):
+        qubes.add(name)
+    port = exporter(b"m 1\n").port
+    proxy = daemon({"work": {"node": port}})
+    successful = "\nqubes_proxy_config_last_reload_successful "
+    assert successful + "1\n" in proxy.get().text
+    good = proxy.config.read_text(encoding="utf-8")
+
+    proxy.config.write_text(good + "\n[webb]\n", encoding="utf-8")
+    proxy.process.send_signal(signal.SIGHUP)
+    eventually("the bad file is refused", lambda: successful + "0\n" in proxy.get().text)
+    assert 'm{qube="work",exporter="node"} 1\n' in proxy.get().text
+    assert "webb" in proxy.log
+
+    text = toml({"work": {"node": port}, "personal": {"node": port}}, client=qubes.client)
+    proxy.config.write_text(text, encoding="utf-8")
+    proxy.process.send_signal(signal.SIGHUP)
+    eventually("the good file is taken", lambda: 'm{qube="personal",exporter="node"} 1\n' in proxy.get().text)
+    assert successful + "1\n" in proxy.get().text
+    assert len(qubes.calls("work")) == 1
+
+    proxy.config.write_text(toml({"personal": {"node": port}}, client=qubes.client), encoding="utf-8")
+    proxy.process.send_signal(signal.SIGHUP)
+    eventually("the qube is no more", lambda: 'qube="work"' not in proxy.get().text)
+    eventually("its call is closed", lambda: "calls_open 1.0\n" in proxy.get("/metrics/proxy").text)
+    assert len(qubes.calls("personal")) == 1
+
+
+def test_the_log_can_be_json(tmp_path: Path, exporter: MakeExporter) -> None:
+    """One object a line."""
+    path = tmp_path / "proxy.toml"
+    path.write_text(toml({"work": {"node": exporter(b"m 1\n").port}}, transport="local"), encoding="utf-8")
+    words = federator(f"--config.file={path}", f"--web.listen-address=127.0.0.1:{free_port()}", "--log.format=json")
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as proxy:
+        assert proxy.stderr
+        assert json.loads(proxy.stderr.readline())["msg"] == "serving"
+        proxy.terminate()
+        assert json.loads(proxy.stderr.readline())["msg"] == "stopping"
+        assert proxy.wait(PATIENCE_SECONDS) == 0
