@@ -27,8 +27,8 @@ async def scraper(tmp_path: Path) -> AsyncIterator[MakeScraper]:
     daemon.watch_children()
     made: list[Scraper] = []
 
-    def make(of: dict[str, dict[str, int]], **more: str) -> Scraper:
-        settings = config.parse(toml(of, transport="local", **more), tmp_path / "x.toml")
+    def make(of: dict[str, dict[str, int]], scrape: str = "") -> Scraper:
+        settings = config.parse(toml(of, transport="local", scrape=scrape), tmp_path / "x.toml")
         made.append(Scraper(settings, Counters()))
         return made[-1]
 
@@ -183,7 +183,8 @@ async def test_large_texts_take_turns_with_small_ones() -> None:
         return name
 
     turns = Turns()
-    assert await asyncio.gather(turns.take(work("large", 4)), turns.take(work("small", 2))) == ["large", "small"]
+    large, small = await asyncio.gather(turns.take(work("large", 4)), turns.take(work("small", 2)))
+    assert (large, small) == ("large", "small")
     assert order[:4] == ["large", "small", "large", "small"]
 
 
