@@ -218,7 +218,10 @@ def debian_program(name: str) -> str:
 @contextmanager
 def process(*words: str | Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A program that runs until the end of the test."""
-    with log.open("ab") as output, subprocess.Popen(list(map(str, words)), stdout=output, stderr=output) as running:
+    with (
+        log.open("ab") as output,
+        subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=output, stderr=output) as running,
+    ):
         try:
             yield running
         finally:

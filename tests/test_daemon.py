@@ -15,7 +15,7 @@ import pytest
 
 from federator import __version__
 from tests.helpers import ROOT, SERVICE
-from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, Response, eventually, federator, free_port, toml
+from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, Response, eventually, federator, free_port, process, toml
 from tests.standin.qubes import CLIENT, Qubes
 
 MakeExporter = Callable[[bytes], Exporter]
@@ -217,9 +217,10 @@ def test_the_log_can_be_json(tmp_path: Path, exporter: MakeExporter) -> None:
     path = tmp_path / "proxy.toml"
     path.write_text(toml({"work": {"node": exporter(b"m 1\n").port}}, transport="local"), encoding="utf-8")
     words = federator(f"--config.file={path}", f"--web.listen-address=127.0.0.1:{free_port()}", "--log.format=json")
-    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True) as proxy:
-        assert proxy.stderr
-        assert json.loads(proxy.stderr.readline())["msg"] == "serving"
+    log = tmp_path / "log"
+    with process(*words, log=log) as proxy:
+        eventually("it serves", lambda: '"msg": "serving"' in log.read_text(encoding="utf-8"))
         proxy.terminate()
-        assert json.loads(proxy.stderr.readline())["msg"] == "stopping"
         assert proxy.wait(PATIENCE_SECONDS) == 0
+    messages = [json.loads(line)["msg"] for line in log.read_text(encoding="utf-8").splitlines()]
+    assert {"serving", "stopping"} <= set(messages)
