@@ -27,6 +27,10 @@ TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
 # zlib's default level costs more than reading and merging together; the first one gives most of what there is to gain.
 GZIP_LEVEL = 1
 GZIP_WINDOW = 16 + zlib.MAX_WBITS  # 16: with gzip's header
+# Pages being made or sent at one time, each of which costs memory; Prometheus' own --web.max-requests is 40 as well.
+MAX_REQUESTS = 40
+# A scraper that does not take its page in this time has given it up long ago: it told its timeout, which is over.
+SEND_SECONDS = 15.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -39,6 +43,8 @@ class Served:
     counters: Counters
     reloaded_well: bool = True
     reloaded_at: float = field(default_factory=time.time)
+    requests: int = 0  # being served now
+    pages: dict[tuple[int, ...], "asyncio.Task[bytes]"] = field(default_factory=dict)  # being made now
 
 
 SERVED = web.AppKey("served", Served) if hasattr(web, "AppKey") else "served"  # AppKey came with aiohttp 3.9
@@ -76,16 +82,44 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Tar
     return frozenset(target for target in targets if target.qube in qubes and target.exporter.name in exporters)
 
 
-async def _metrics(request: web.Request) -> web.Response:
+async def _metrics(request: web.Request) -> web.StreamResponse:
     served: Served = request.app[SERVED]
+    if served.requests >= MAX_REQUESTS:
+        raise web.HTTPServiceUnavailable(text=f"{MAX_REQUESTS} scrapes are being served already\n")
+    served.requests += 1
+    try:
+        page = await _scraped(request, served)
+        return await _send(request, await _exposition(request, page))
+    finally:
+        served.requests -= 1
+
+
+async def _scraped(request: web.Request, served: Served) -> bytes:
     scraper = served.scraper
     seconds = budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"), scraper.config.scrape)
     try:
         qubes = await scraper.collect(wanted(request.query, scraper.config.targets), seconds)
     except Stopping as stopping:
         raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
-    page = await _page(served, qubes)
-    return await _exposition(request, page)
+    # Scrapers who share the answers share the page. Who goes away meanwhile must not take it from the others.
+    key = tuple(id(outcome) for qube in qubes for outcome in qube.outcomes)
+    task = served.pages.get(key)
+    if task is None:
+        task = served.pages[key] = asyncio.create_task(_page(served, qubes))
+        task.add_done_callback(lambda _: served.pages.pop(key))
+    return await asyncio.shield(task)
+
+
+async def _send(request: web.Request, response: web.Response) -> web.StreamResponse:
+    """Send it here, where its time can be bounded; aiohttp would wait for a reader for ever."""
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await response.prepare(request)
+            await response.write_eof()
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+    return response
 
 
 async def _page(served: Served, qubes: tuple[QubeOutcome, ...]) -> bytes:
