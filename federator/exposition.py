@@ -34,9 +34,9 @@ from federator.model import Family, Limits, MetricType, Reading, Target
 MAX_LINE = 16 << 10
 # Room for HELP, TYPE, blank lines and comments around every sample; a list of 16 million empty lines is no exposition.
 MAX_LINES_PER_SAMPLE = 4
-# A slice is over after so many lines or bytes: a few milliseconds, 10 with the worst text.
+# A slice is over after so many lines or bytes: some 2 milliseconds, 10 with the worst text, which is one line.
 SLICE_LINES = 200
-SLICE_BYTES = 64 << 10
+SLICE_BYTES = MAX_LINE
 
 # These would be taken for Prometheus' own series of the scrape, for its alerts, or for ours.
 _RESERVED_NAMES = frozenset({"up", "ALERTS", "ALERTS_FOR_STATE"})

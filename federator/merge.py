@@ -20,8 +20,8 @@ from collections.abc import Generator, Iterable, Sequence
 
 from federator.model import MetricType, Reading
 
-# So many families are joined between two yields: some 5 ms.
-SLICE_FAMILIES = 4000
+# So many families are looked at between two yields: some 5 ms.
+SLICE_FAMILIES = 2000
 
 _PARTS: dict[MetricType, tuple[str, ...]] = {
     "histogram": ("_bucket", "_sum", "_count"),
@@ -35,43 +35,47 @@ def merge(readings: Sequence[Reading]) -> Generator[None, None, bytes]:
 
     Every series must stand in one reading only, once; exposition.Reader sees to that by its labels.
     """
-    types, owners = _decide(readings)
-    yield
+    types, owners = yield from _decide(readings)
     blocks: defaultdict[str, list[bytes]] = defaultdict(list)
     helps: dict[str, bytes] = {}
-    done = 0
     for reading in readings:
-        for family, block in zip(reading.families, reading.blocks, strict=True):
-            name = family.name
-            if family.type == types[name] and name not in owners:
-                blocks[name].append(block)
-                if family.help:
-                    helps.setdefault(name, family.help)
-            else:
-                for sample_name, lines in _by_sample_name(block):
-                    blocks[owners.get(sample_name, sample_name)].append(lines)
-        done += len(reading.families)
-        if done >= SLICE_FAMILIES:
-            done = 0
+        for start in range(0, len(reading.families), SLICE_FAMILIES):
+            piece = slice(start, start + SLICE_FAMILIES)
+            for family, block in zip(reading.families[piece], reading.blocks[piece], strict=True):
+                name = family.name
+                if family.type == types[name] and name not in owners:
+                    blocks[name].append(block)
+                    if family.help:
+                        helps.setdefault(name, family.help)
+                else:
+                    for sample_name, lines in _by_sample_name(block):
+                        blocks[owners.get(sample_name, sample_name)].append(lines)
             yield
     parts: list[bytes] = []
-    for name in sorted(blocks):
+    for number, name in enumerate(sorted(blocks), 1):
         parts.append(_head(name, types.get(name, "untyped"), helps.get(name, b"")))
         parts += blocks[name]
-    yield
+        if number % SLICE_FAMILIES == 0:
+            yield
     return b"".join(parts)
 
 
-def _decide(readings: Iterable[Reading]) -> tuple[dict[str, MetricType], dict[str, str]]:
+def _decide(
+    readings: Iterable[Reading],
+) -> Generator[None, None, tuple[dict[str, MetricType], dict[str, str]]]:
     """The type of every family name, and for every part of a histogram or summary the family that owns it."""
     votes: defaultdict[str, Counter[MetricType]] = defaultdict(Counter)
     for reading in readings:
-        for family in reading.families:
+        for number, family in enumerate(reading.families, 1):
             votes[family.name][family.type] += 1
+            if number % SLICE_FAMILIES == 0:
+                yield
     # max() keeps the first of equals, and a Counter the order in which its keys came.
     types = {name: max(counts, key=counts.__getitem__) for name, counts in votes.items()}
     owners: dict[str, str] = {}
-    for name in sorted(types):  # `h` before `h_count`: what is part of another family can own no parts
+    for number, name in enumerate(sorted(types), 1):  # `h` before `h_count`: what is part of another can own no parts
+        if number % SLICE_FAMILIES == 0:
+            yield
         if name in owners:
             types[name] = "untyped"
         parts = [name + suffix for suffix in _PARTS.get(types[name], ())]

@@ -66,7 +66,8 @@ class Turns:
                 except StopIteration as stop:
                     result: T = stop.value
                     return result
-            await asyncio.sleep(0)
+                # Within the turn: outside of it, each of many readings would have a slice before the sockets have one.
+                await asyncio.sleep(0)
 
 
 class _QubeScrape:

@@ -2,6 +2,7 @@
 """Scrapes over the local transport: deadlines, who shares what with whom, and what the log is told."""
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
@@ -182,10 +183,17 @@ async def test_large_texts_take_turns_with_small_ones() -> None:
             yield
         return name
 
+    async def sockets() -> None:
+        while order.count("large") < 4:
+            order.append("sockets")
+            await asyncio.sleep(0)
+
     turns = Turns()
-    large, small = await asyncio.gather(turns.take(work("large", 4)), turns.take(work("small", 2)))
+    large, small, _ = await asyncio.gather(turns.take(work("large", 4)), turns.take(work("small", 2)), sockets())
     assert (large, small) == ("large", "small")
-    assert order[:4] == ["large", "small", "large", "small"]
+    assert [name for name in order if name != "sockets"][:4] == ["large", "small", "large", "small"]
+    pairs = itertools.pairwise(order[: order.index("small", order.index("small") + 1)])
+    assert all("sockets" in pair for pair in pairs), "two slices, and no turn for the sockets between them"
 
 
 @pytest.mark.parametrize(
