@@ -8,13 +8,14 @@ BIN := .venv/bin
 SCRIPTS := vmside/ruddo.PrometheusProxy tests/standin/qrexec-client-vm
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint check clean
+.PHONY: help run test lint check soak clean
 
 help:
 	@echo "make run     try it: the daemon on 127.0.0.1:8199, three demo qubes, real exporters (Ctrl-C ends it)"
 	@echo "make test    all tests; PYTEST_ARGS='-k wire' for some"
 	@echo "make lint    ruff and mypy"
 	@echo "make check   lint, then test"
+	@echo "make soak    three minutes of qubes that come, go and fail; prints what the daemon holds before and after"
 	@echo "make clean   remove what these made"
 
 .venv/installed: pyproject.toml
@@ -37,6 +38,9 @@ lint: .venv/installed
 	for script in $(SCRIPTS); do $(BIN)/mypy $$script || exit 1; done
 
 check: lint test
+
+soak: .venv/installed
+	$(BIN)/python -m tests.soak 180
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -146,9 +146,16 @@ class Call(asyncio.SubprocessProtocol):
                     await self._exited.wait()
                     break
             if number is not None:
-                with suppress(ProcessLookupError):
-                    os.killpg(self._transport.get_pid(), number)
+                self._signal(number)
+        if self._pipes_open:  # a child of the process holds them, and would for ever
+            self._signal(signal.SIGKILL)
         self._transport.close()
+
+    def _signal(self, number: int) -> None:
+        """To the process and its children."""
+        assert self._transport is not None, "no process yet"
+        with suppress(ProcessLookupError):
+            os.killpg(self._transport.get_pid(), number)
 
     async def _wait(self) -> None:
         if self._error is None:

@@ -2,8 +2,12 @@
 """Channels to qubes of the stand-in machine, with the real service in them, and every way to fail."""
 
 import asyncio
+import errno
+import os
+import resource
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -350,6 +354,72 @@ async def test_a_client_that_cannot_be_started(line: MakeLine, tmp_path: Path, m
     reason, text = await line(qube("work", 9100), client=str(client)).fails()
     assert reason == "closed"
     assert words in text
+
+
+async def test_a_child_that_holds_the_pipes_is_ended_too(line: MakeLine, tmp_path: Path) -> None:
+    """The client is gone, a process it left behind is not: it keeps nobody waiting, and does not stay."""
+    client, pid = tmp_path / "client", tmp_path / "pid"
+    client.write_text(f"#!/bin/sh\nsleep 1000 &\necho $! >{pid}\necho last words >&2\nexit 3\n", encoding="utf-8")
+    client.chmod(0o755)
+    orphaned = line(qube("work", 9100), client=str(client))
+    reason, text = await orphaned.fails()
+    assert reason == "closed"
+    assert "status 3" in text
+    assert "last words" in text
+    await orphaned.channel.close()
+    child = Path(f"/proc/{pid.read_text(encoding='utf-8').strip()}")
+
+    def is_gone() -> bool:
+        return not child.exists() or "State:\tZ" in (child / "status").read_text(encoding="utf-8")
+
+    await asyncio.to_thread(parts.eventually, "the child is gone", is_gone)
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """This process has all the file descriptors that it may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+    try:
+        with ExitStack() as stack:
+            with suppress(OSError):
+                while True:
+                    stack.enter_context(Path("/dev/null").open("rb"))
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_out_of_file_descriptors(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """That qube is down, and says why; it is back when there are some again."""
+    qubes.add("work")
+    work = line(qube("work", exporter(b"m 1\n").port), backoff_initial=0.001, backoff_max=0.001)
+    with no_more_files():
+        reason, text = await work.fails()
+    assert reason == "closed"
+    assert "Too many open files" in text
+    await asyncio.sleep(0.01)
+    assert len(bodies(await work.ask())) == 1
+
+
+async def test_out_of_processes(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the kernel says then is put in its mouth: its limit does not hold for root, whom CI runs as."""
+    qubes.add("work")
+    work = line(qube("work", exporter(b"m 1\n").port), backoff_initial=0.001, backoff_max=0.001)
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio.get_running_loop(), "subprocess_exec", refuse)
+        reason, text = await work.fails()
+    assert reason == "closed"
+    assert "Resource temporarily unavailable" in text
+    await asyncio.sleep(0.01)
+    assert len(bodies(await work.ask())) == 1
 
 
 def waiting(version: type[Wire]) -> Wire:

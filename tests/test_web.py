@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The HTTP side, asked by a client, over two local qubes."""
 
+import asyncio
 import gzip
 import re
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +16,7 @@ from federator import config, daemon
 from federator.scrape import Scraper
 from federator.telemetry import Counters
 from federator.web import TEXT_FORMAT, Served, application
-from tests.parts import Exporter, toml
+from tests.parts import Exporter, eventually, toml
 
 Client = TestClient[Any, Any]
 
@@ -131,3 +132,87 @@ async def test_the_proxys_own_counters(client: Client) -> None:
         b"# TYPE process_resident_memory_bytes gauge\n",
     ):
         assert line in page
+
+
+async def test_a_scraper_that_never_reads_is_cut_off(
+    aiohttp_client: Callable[..., Any],
+    exporter: Callable[[bytes], Exporter],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its page would stay in memory for ever; another scraper does not notice."""
+    monkeypatch.setattr("federator.web.SEND_SECONDS", 0.3)
+    daemon.watch_children()
+    large = exporter(b"".join(b'm{a="%s%d"} 1\n' % (b"x" * 1000, number) for number in range(12_000)))
+    counters = Counters()
+    settings = config.parse(toml({"work": {"large": large.port}}, transport="local"), tmp_path / "x.toml")
+    served = Served(Scraper(settings, counters), counters)
+    client = await aiohttp_client(application(served))
+    reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    await asyncio.to_thread(eventually, "the exporter is asked", lambda: large.requests)
+    await asyncio.to_thread(eventually, "the reader is cut off", lambda: served.requests == 0)
+    with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+        await reader.readexactly(100_000_000)
+    writer.close()
+    async with client.get("/metrics") as answer:
+        assert len(await answer.read()) > 12_000_000
+    await served.scraper.close()
+
+
+async def test_fifty_scrapers_at_once(
+    aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
+) -> None:
+    """Forty share one asking and one page; ten are told to come again."""
+    daemon.watch_children()
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    counters = Counters()
+    settings = config.parse(toml({"work": {"slow": slow.port}}, transport="local"), tmp_path / "x.toml")
+    served = Served(Scraper(settings, counters), counters)
+    client = await aiohttp_client(application(served))
+
+    async def scrape() -> tuple[int, bytes]:
+        async with client.get("/metrics") as answer:
+            return answer.status, await answer.read()
+
+    scrapes = [asyncio.create_task(scrape()) for _ in range(50)]
+    await asyncio.to_thread(eventually, "ten are refused", lambda: sum(one.done() for one in scrapes) == 10)
+    await asyncio.to_thread(eventually, "the exporter is asked", lambda: slow.requests)
+    slow.hold.set()
+    answers = await asyncio.gather(*scrapes)
+    assert sorted(status for status, _ in answers) == [200] * 40 + [503] * 10
+    assert len({page for status, page in answers if status == 200}) == 1
+    assert len(slow.requests) == 1
+    assert (served.requests, served.pages) == (0, {})
+    await served.scraper.close()
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"400"),
+        (b"GET /" + b"y" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
+        (b"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
+        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+    ],
+)
+async def test_odd_requests(client: Client, request_text: bytes, status: bytes) -> None:
+    """A clear answer; the next request is served."""
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(request_text)
+    assert (await reader.readline()).split()[1] == status
+    writer.close()
+    assert (await asked(client, "/metrics"))[0].status == 200
+
+
+async def test_half_a_request_holds_up_nobody(client: Client) -> None:
+    """Nor does somebody who goes away in the middle of a scrape."""
+    connections = [await asyncio.open_connection(client.host, client.port) for _ in range(20)]
+    for number, (_, writer) in enumerate(connections):
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + b"\r\n" * (number % 2))
+    for _, writer in connections:
+        writer.transport.abort()
+    answer, page = await asked(client, "/metrics")
+    assert (answer.status, len(theirs(page))) == (200, 4)
