@@ -94,7 +94,7 @@ def _listen_address(text: str) -> tuple[str, int]:
 
 def _check(path: Path) -> int:
     settings = config.load(path)
-    print(f"{path}: {len(settings.targets)} exporters in {len(settings.qubes)} qubes")
+    print(f"{path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}")
     width = max(len(qube.name) for qube in settings.qubes)
     for qube in settings.qubes:
         exporters = ", ".join(f"{target.exporter.name} ({target.exporter.port})" for target in qube.targets)

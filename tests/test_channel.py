@@ -157,6 +157,64 @@ async def test_every_fault_has_its_reason_and_ends_the_call(
     assert len(qubes.calls()) == 2
 
 
+# A service that greets and then says what it wants, whatever it is asked; it stays until the end of its input.
+LIAR = """#!/bin/sh
+printf '=2\\n'
+read -r greeting
+read -r request
+printf '%s'
+exec cat >/dev/null
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("", "timeout"),
+        ("9100 200 9 0.1 -\\nm 1\\n", "timeout"),
+        ("9100 200 3 0.1 -\\nm 1\\n", None),
+        ("9100 200 4 0.1 -\\nm 1\\nm 2\\n", None),
+        ("9100 200 4 0.1 -\\nm 1\\n9100 200 4 0.1 -\\nm 2\\n", None),
+        ("9101 200 4 0.1 -\\nm 1\\n", "protocol"),
+        ("9100 200 9999999 0.1 -\\nm 1\\n", "protocol"),
+        ("9100 200 -1 0.1 -\\n", "protocol"),
+        ("9100 999 4 0.1 -\\nm 1\\n", "protocol"),
+        ("9100 0 2000 0.1 -\\n", "protocol"),
+        ("=2\\n", "protocol"),
+    ],
+)
+async def test_a_service_that_lies_about_its_answer(
+    qubes: Qubes, line: MakeLine, tmp_path: Path, said: str, reason: str | None
+) -> None:
+    """Lengths that are wrong either way, ports nobody asked for, one answer too many; the call is of no more use."""
+    qubes.service = tmp_path / "liar"
+    qubes.service.write_text(LIAR % said, encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    work = line(qube("work", 9100), backoff_initial=0.001, backoff_max=0.001)
+    heard = await work.ask(seconds=IMPATIENT if reason == "timeout" else PATIENT)
+    error = heard[9100]
+    if reason is None:
+        # The answer came whole, as far as anybody can tell; what came behind it ends the call.
+        assert isinstance(error, Answer) or error.reason == "protocol"
+        await asyncio.sleep(0.3)
+        (slot,) = work.channel._slots
+        assert slot.call is None or not slot.call.usable
+    else:
+        assert isinstance(error, ScrapeError)
+        assert error.reason == reason
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 3, 9, 42, 116, 117, 125, 126, 127, 128, 137, 143, 255])
+async def test_sudden_death_with_each_status(qubes: Qubes, line: MakeLine, status: int) -> None:
+    """Before a byte was said, whatever the status, the qube is down with a reason of the closed set."""
+    qubes.add("work")
+    qubes.set_fault("work", f"crash {status}")
+    reason, text = await line(qube("work", 9100)).fails()
+    assert reason == ("no_service" if status in (125, 127) else "closed")
+    assert text.isprintable()
+
+
 async def test_bytes_that_nobody_asked_for_end_the_call(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """Invariant 6: they could be taken for the next answer."""
     qubes.add("work")
@@ -377,7 +435,7 @@ async def test_a_child_that_holds_the_pipes_is_ended_too(line: MakeLine, tmp_pat
 
 @contextmanager
 def no_more_files() -> Iterator[None]:
-    """This process has all the file descriptors that it may have."""
+    """Leave this process not one file descriptor that it may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))

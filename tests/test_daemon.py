@@ -125,7 +125,7 @@ def test_version() -> None:
 def test_check_shows_what_would_be_scraped(served: Path) -> None:
     """Qubes, the qrexec call that dom0 will see, exporters; and the shipped example is a good one."""
     assert run("check", f"--config.file={served}").stdout == (
-        f"{served}: 1 exporters in 1 qubes\n  work  ruddo.PrometheusProxy+9100  node (9100)\n"
+        f"{served}: exporters: 1, qubes: 1\n  work  ruddo.PrometheusProxy+9100  node (9100)\n"
     )
     assert run("check", "--config.file=conf/prometheus-qubes-proxy.toml").returncode == 0
 
