@@ -2,8 +2,8 @@
 """
 A day in the life, in minutes: thousands of scrapes while qubes come, go and fail in every way the stand-in knows.
 
-`make soak` runs it for three minutes and prints what the daemon held before and after; test_soak.py does for some
-seconds. Chances come from a seed, so that a failure can be had again.
+`make soak` runs it for three minutes and prints what the daemon held before and after; test_soak.py does through
+each trouble once. Chances come from a seed, so that a failure can be had again.
 """
 
 import random
@@ -20,12 +20,15 @@ from tests.helpers import SERVICE, recording
 from tests.parts import Daemon, Exporter, eventually, toml
 from tests.standin.qubes import Qubes
 
+POLICY = "allow autostart=no"
 NAMES = ("work", "personal", "vault", "untrusted", "sys-usb", "mail")
-STATES = ("Running", "Running", "Running", "Halted", "Paused")
-FAULTS = (None, None, None, None, "crash 3", "garbage", "silent", "drip 5", "half-body 300", "flood-stderr", "unsolicited 1", "ignore-term")  # fmt: skip
-POLICIES = ("allow autostart=no", "allow autostart=no", "allow autostart=no", "deny")
-# Scrapes between two changes: of most qubes most scrapes are good ones.
-CALM = 25
+# What happens to one qube at a time: a state or a policy, or one of the stand-in's faults, or what its exporter says.
+STATES = ("Halted", "Paused")
+FAULTS = ("crash 3", "crash 116", "garbage", "silent", "drip 5", "half-body 300", "flood-stderr", "unsolicited 1", "ignore-term", "slow-start 1", "vchan-timeout")  # fmt: skip
+TEXTS = (b"<html>\n", b"cut", recording("node"), b"\n" * 250_000)
+TROUBLES: list[str | bytes] = [*STATES, *FAULTS, *TEXTS, "deny"]
+# Scrapes between two changes.
+CALM = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +54,42 @@ def held(pid: int) -> Held:
     )
 
 
+def afflict(qubes: Qubes, exporter: Exporter, name: str, trouble: str | bytes) -> None:
+    """Let this happen to a qube."""
+    if isinstance(trouble, bytes):
+        exporter.body = trouble
+    elif trouble == "deny":
+        qubes.set_policy(name, trouble)
+    elif trouble not in STATES:
+        qubes.set_fault(name, trouble)
+    qubes.set_state(name, str(trouble) if trouble in STATES else "Running")
+
+
+def heal(qubes: Qubes, exporter: Exporter, name: str) -> None:
+    """All is well with a qube again."""
+    exporter.body = recording("process")
+    qubes.set_fault(name, None)
+    qubes.set_policy(name, POLICY)
+    qubes.set_state(name, "Running")
+
+
 def soak(folder: Path, *, seconds: float, seed: int = 1) -> tuple[Held, Held, Counter[str]]:
-    """What the daemon held when all was well first, and last; and how often it was what, by reason."""
+    """
+    What the daemon held when all was well first, and last; and how often targets were down, by reason.
+
+    Every trouble happens at least once, however few the seconds.
+    """
     chance = random.Random(seed)
     seen: Counter[str] = Counter()
     qubes = Qubes(folder / "machine", SERVICE)
     with ExitStack() as stack:
         exporters = {name: stack.enter_context(Exporter(recording("process"))) for name in NAMES}
         for name in NAMES:
-            qubes.add(name, policy=POLICIES[0])
+            qubes.add(name, policy=POLICY)
         config = toml(
             {name: {name: exporter.port} for name, exporter in exporters.items()},
             client=qubes.client,
-            scrape='timeout = "600ms"\ntimeout_offset = "100ms"',
+            scrape='timeout = "400ms"\ntimeout_offset = "100ms"',
             qrexec='backoff_initial = "20ms"\nbackoff_max = "100ms"',
         )
         proxy = stack.enter_context(Daemon(folder, config, qubes.env))
@@ -74,28 +100,29 @@ def soak(folder: Path, *, seconds: float, seed: int = 1) -> tuple[Held, Held, Co
         def at_rest() -> Held:
             eventually("all is well", all_well)
             eventually("no call is still being ended", lambda: held(proxy.process.pid).processes == len(NAMES))
-            for _ in range(100):
+            for _ in range(30):
                 proxy.get()
             return held(proxy.process.pid)
 
+        def scrape(times: int) -> None:
+            for _ in range(times):
+                seen["scrapes"] += 1
+                page = proxy.get()
+                assert page.status == 200
+                seen.update(re.findall(r'^qubes_proxy_exporter_failure{.*reason="(\w+)"} 1$', page.text, re.MULTILINE))
+
         before = at_rest()
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            seen["scrapes"] += 1
-            page = proxy.get()
-            assert page.status == 200
-            seen.update(re.findall(r'^qubes_proxy_exporter_failure{.*reason="(\w+)"} 1$', page.text, re.MULTILINE))
-            if seen["scrapes"] % CALM == 0:
+        while seen["scrapes"] == 0 or time.monotonic() < end:
+            for trouble in chance.sample(TROUBLES, len(TROUBLES)):
                 name = chance.choice(NAMES)
-                qubes.set_state(name, chance.choice(STATES))
-                qubes.set_fault(name, chance.choice(FAULTS))
-                qubes.set_policy(name, chance.choice(POLICIES))
-                exporters[name].body = chance.choice([recording("process", 3), recording("node"), b"<html>\n", b"cut"])
-        for name in NAMES:
-            qubes.set_state(name, "Running")
-            qubes.set_fault(name, None)
-            qubes.set_policy(name, POLICIES[0])
-            exporters[name].body = recording("process")
+                # Its call ends, or it would go on as it is: what goes wrong, goes wrong with the next one.
+                qubes.set_state(name, "Halted")
+                scrape(1)
+                afflict(qubes, exporters[name], name, trouble)
+                scrape(CALM)
+                heal(qubes, exporters[name], name)
+                scrape(CALM)
         after = at_rest()
         seen["bugs"] = proxy.log.count("Traceback")
     eventually("no process is left", lambda: not qubes.left_behind())

@@ -11,8 +11,8 @@ TOLERATED_KILOBYTES = 20_000
 
 def test_what_the_daemon_holds_ends_where_it_began(tmp_path: Path) -> None:
     """File descriptors, processes, threads and memory, after qubes came, went and failed."""
-    before, after, seen = soak(tmp_path, seconds=10)
+    before, after, seen = soak(tmp_path, seconds=0)
     assert (after.files, after.processes, after.threads) == (before.files, before.processes, before.threads)
     assert after.kilobytes < before.kilobytes + TOLERATED_KILOBYTES
     assert seen["bugs"] == 0
-    assert len(seen) > 4, "nothing failed"
+    assert {"refused", "closed", "timeout", "protocol", "exposition", "sample_limit"} <= set(seen)
