@@ -3,10 +3,14 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+
+import pytest
 
 from tests.helpers import ROOT
 from tests.parts import PATIENCE_SECONDS, eventually, get
@@ -25,8 +29,18 @@ def is_empty(session: int) -> bool:
     return True
 
 
-def test_the_demo_serves_three_qubes_and_leaves_nothing_behind() -> None:
-    """Its exporters are real ones, its qubes real processes."""
+@pytest.mark.parametrize("taken", [(), (8199, 18202)])
+def test_the_demo_serves_three_qubes_and_leaves_nothing_behind(taken: tuple[int, ...]) -> None:
+    """Its exporters are real ones, its qubes real processes; ports that are taken are replaced."""
+    with ExitStack() as stack:
+        for port in taken:
+            with suppress(OSError):  # somebody else has it: as good
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+        run_the_demo(signal.SIGHUP if taken else signal.SIGINT)
+
+
+def run_the_demo(number: signal.Signals) -> None:
+    """Until this signal."""
     demo = subprocess.Popen(
         [sys.executable, ROOT / "tests" / "demo" / "run.py"], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -55,7 +69,7 @@ def test_the_demo_serves_three_qubes_and_leaves_nothing_behind() -> None:
         children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text(encoding="utf-8")
         daemons = [int(pid) for pid in children.split()]
         assert len(daemons) == 4  # three exporters, one daemon
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         assert demo.wait(PATIENCE_SECONDS) == 0
         for leader in (demo.pid, *daemons):
             eventually("its processes are gone", partial(is_empty, leader))

@@ -61,8 +61,8 @@ def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
     config = DEMO
     if ports != wanted:
         print(f"Some ports of {DEMO.name} are taken; using free ones.")
-        for name, port in wanted.items():
-            text = re.sub(rf"\b{port}\b", str(ports[name]), text)
+        new = {str(port): str(ports[name]) for name, port in wanted.items()}
+        text = re.sub(r"\b\d+\b", lambda number: new.get(number[0], number[0]), text)
         config = folder / DEMO.name
         config.write_text(text.replace('"../vmside', f'"{ROOT}/vmside'), encoding="utf-8")
     return config, ports.pop("web"), ports
@@ -81,7 +81,8 @@ def wait_until_ready(url: str, daemon: "subprocess.Popen[bytes]") -> bool:
 
 def main() -> int:
     """Run the demo; 0 when it was ended by Ctrl-C or SIGTERM, 1 when the daemon ended by itself."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+        signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prometheus-qubes-proxy-")))
         config, port, exporters = prepare(folder)
@@ -100,7 +101,8 @@ def main() -> int:
                 daemon.wait()
             print(f"The daemon ended by itself, with status {daemon.returncode}; its last words are above.")
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
             print("\nEnding.")
             return 0
         finally:
