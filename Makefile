@@ -15,7 +15,7 @@ help:
 	@echo "make test    all tests; PYTEST_ARGS='-k wire' for some"
 	@echo "make lint    ruff and mypy"
 	@echo "make check   lint, then test"
-	@echo "make soak    three minutes of qubes that come, go and fail; prints what the daemon holds before and after"
+	@echo "make soak    five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
 	@echo "make clean   remove what these made"
 
 .venv/installed: pyproject.toml
@@ -40,7 +40,7 @@ lint: .venv/installed
 check: lint test
 
 soak: .venv/installed
-	$(BIN)/python -m tests.soak 180
+	$(BIN)/python -m tests.soak 300
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

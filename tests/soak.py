@@ -2,7 +2,7 @@
 """
 A day in the life, in minutes: thousands of scrapes while qubes come, go and fail in every way the stand-in knows.
 
-`make soak` runs it for three minutes and prints what the daemon held before and after; test_soak.py does through
+`make soak` runs it for five minutes and prints what the daemon held before and after; test_soak.py does through
 each trouble once. Chances come from a seed, so that a failure can be had again.
 """
 
@@ -89,7 +89,7 @@ def soak(folder: Path, *, seconds: float, seed: int = 1) -> tuple[Held, Held, Co
         config = toml(
             {name: {name: exporter.port} for name, exporter in exporters.items()},
             client=qubes.client,
-            scrape='timeout = "400ms"\ntimeout_offset = "100ms"',
+            scrape='timeout = "300ms"\ntimeout_offset = "100ms"',
             qrexec='backoff_initial = "20ms"\nbackoff_max = "100ms"',
         )
         proxy = stack.enter_context(Daemon(folder, config, qubes.env))
