@@ -67,8 +67,7 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
         await stop.wait()
         log.info("stopping")
     finally:
-        for site in list(runner.sites):
-            await site.stop()
+        # First, so that whoever waits is told; aiohttp 3.8 would wait for them before it stops.
         await served.scraper.close()
         for task in retiring:
             task.cancel()

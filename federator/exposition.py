@@ -56,19 +56,21 @@ _TYPES: dict[bytes, MetricType] = {
     b"gaugehistogram": "untyped",
 }
 
+# Quantifiers are possessive (`*+`), so that no line makes them try twice; but never those of groups, which Python before
+# 3.11.5, and so Debian 12's, gets wrong (python/cpython #106052). What follows those groups can match in one way only.
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
-_LABEL = rb'[ \t]*+[a-zA-Z_][a-zA-Z0-9_]*+[ \t]*+=[ \t]*+"(?:[^"\\\0]|\\[^\0])*+"[ \t]*+'
+_LABEL = rb'[ \t]*+[a-zA-Z_][a-zA-Z0-9_]*+[ \t]*+=[ \t]*+"[^"\\\0]*+(?:\\[^\0][^"\\\0]*+)*"[ \t]*+'
 _HEAD = re.compile(
     rb"[ \t]*+#[ \t]++(?P<kind>HELP|TYPE)[ \t]++(?P<name>" + _NAME + rb")(?:[ \t]++(?P<text>[^\0]*+))?\r?"
 )
 _LOOKS_LIKE_HEAD = re.compile(rb"[ \t]*+#[ \t]++(?:HELP|TYPE)[ \t]")
 _SAMPLE = re.compile(
     rb"[ \t]*+(?P<series>(?P<name>" + _NAME + rb")[ \t]*+"
-    rb"(?:\{(?P<labels>(?:" + _LABEL + rb"(?:," + _LABEL + rb")*+,?+)?+[ \t]*+)\}[ \t]*+|(?<=[ \t])))"
+    rb"(?:\{(?P<labels>(?:" + _LABEL + rb"(?:," + _LABEL + rb")*,?)?[ \t]*+)\}[ \t]*+|(?<=[ \t])))"
     rb"(?P<value>[^ \t\r#]++)"
-    rb"(?:[ \t]++[-+0-9.eE]++)?+[ \t]*+(?:(?<=[ \t])#[ \t]*+\{.*+)?+\r?"
+    rb"(?:[ \t]++[-+0-9.eE]++)?[ \t]*+(?:(?<=[ \t])#[ \t]*+\{.*+)?\r?"
 )
-_LABEL_NAME = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"(?:[^"\\]|\\.)*+"')
+_LABEL_NAME = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"[^"\\]*+(?:\\.[^"\\]*+)*"')
 # Go's strconv.ParseFloat, less hexadecimal, which the text format does not take. Python's float() takes more.
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?")
 _NOT_FINITE = re.compile(rb"(?i:nan|[+-]?inf(?:inity)?)")

@@ -146,6 +146,8 @@ class Scraper:
         `told` hears of each target as soon as it is done. Scrapers who come at the same time share the asking.
         Raises Stopping where the daemon ends meanwhile: half a page would look like qubes that went down.
         """
+        if self._closing:
+            raise Stopping("the proxy is being stopped")
         loop = asyncio.get_running_loop()
         now = loop.time()
         # The page goes out in the scraper's time; the qubes have at least the configured time, or one impatient

@@ -142,6 +142,9 @@ async def test_whoever_waits_when_the_daemon_stops_is_told(scraper: MakeScraper,
     await of.close()
     with pytest.raises(Stopping):
         await waiting
+    with pytest.raises(Stopping):
+        await collect(of)
+    assert len(slow.requests) == 1, "nothing is asked any more"
 
 
 async def test_a_bug_in_reading_costs_one_target(

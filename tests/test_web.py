@@ -6,7 +6,7 @@ import gzip
 import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import ClientResponse
@@ -18,7 +18,10 @@ from federator.telemetry import Counters
 from federator.web import TEXT_FORMAT, Served, application
 from tests.parts import Exporter, eventually, toml
 
-Client = TestClient[Any, Any]
+if TYPE_CHECKING:
+    Client = TestClient[Any, Any]
+else:
+    Client = TestClient  # of aiohttp 3.8, which has no parameters
 
 
 @pytest.fixture
