@@ -56,8 +56,8 @@ _TYPES: dict[bytes, MetricType] = {
     b"gaugehistogram": "untyped",
 }
 
-# Quantifiers are possessive (`*+`), so that no line makes them try twice; but never those of groups, which Python before
-# 3.11.5, and so Debian 12's, gets wrong (python/cpython #106052). What follows those groups can match in one way only.
+# Quantifiers are possessive (`*+`), so that no line makes them try twice; but never those of groups, which Python
+# before 3.11.5, and so Debian 12's, gets wrong (python/cpython #106052): what follows those can match in one way only.
 _NAME = rb"[a-zA-Z_:][a-zA-Z0-9_:]*+"
 _LABEL = rb'[ \t]*+[a-zA-Z_][a-zA-Z0-9_]*+[ \t]*+=[ \t]*+"[^"\\\0]*+(?:\\[^\0][^"\\\0]*+)*"[ \t]*+'
 _HEAD = re.compile(
