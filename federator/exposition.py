@@ -19,16 +19,20 @@ Work is done in slices, with a `yield` after each: the caller decides who is nex
 holds up nobody. Everything before the first slice is linear and bounded by `Limits`.
 """
 
-import math
 import re
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from federator.errors import BodySizeLimit, Exposition, LabelLimit, SampleLimit, shown
+from federator.memory import Approvals, Head, Memory, Series
 from federator.model import Family, Limits, MetricType, Reading, Target
+from federator.shape import Places, Row, cut_of, shape_of
+from federator.value import are_values, is_value
 
 # The parser's time grows with the square of a line's length: 16 KiB of the worst kind take it some 2 ms, 1 MB 10 s.
 MAX_LINE = 16 << 10
@@ -37,6 +41,8 @@ MAX_LINES_PER_SAMPLE = 4
 # A slice is over after so many lines or bytes: some 2 milliseconds, 10 with the worst text, which is one line.
 SLICE_LINES = 200
 SLICE_BYTES = MAX_LINE
+# So many lines between two turns where nothing has to be judged: some 2 milliseconds as well.
+STEP_LINES = 2000
 
 # These would be taken for Prometheus' own series of the scrape, for its alerts, or for ours.
 _RESERVED_NAMES = frozenset({"up", "ALERTS", "ALERTS_FOR_STATE"})
@@ -71,30 +77,48 @@ _SAMPLE = re.compile(
     rb"(?:[ \t]++[-+0-9.eE]++)?[ \t]*+(?:(?<=[ \t])#[ \t]*+\{.*+)?\r?"
 )
 _LABEL_NAME = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"[^"\\]*+(?:\\.[^"\\]*+)*"')
-# Go's strconv.ParseFloat, less hexadecimal, which the text format does not take. Python's float() takes more.
-_NUMBER = re.compile(rb"[+-]?(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?")
-_NOT_FINITE = re.compile(rb"(?i:nan|[+-]?inf(?:inity)?)")
-# The parser writes huge integers out as int before it looks at them; nobody measures anything to 400 digits.
-_MAX_VALUE = 400
 
 
 @dataclass(frozen=True, slots=True)
-class _Series:
+class _Understood:
     """What one sample line is about: labels sorted by name, no empty values, as the parser read them."""
 
     name: str
     labels: tuple[tuple[str, str], ...]
 
 
+class _Line(NamedTuple):
+    """A sample line that is good. For `piece` and `key` see shape.Row."""
+
+    piece: int
+    key: bytes
+    name: str
+    labels: bytes  # as the page has them
+    value: bytes
+
+
+@dataclass(slots=True)
+class _SortedOut:
+    """The lines of one slice. What `good` has at an index is of the slice's line there."""
+
+    first: int  # the number of its first line
+    good: list[_Line | None]
+    strange: list[tuple[int, int, bytes]]  # index, piece, line
+    untrusted_heads: list[tuple[int, bytes]]  # number, line
+    last_piece: int
+
+
 class Reader:
     """
     Reads one target's text, scrape after scrape.
 
-    `target` and `limits` are for life: another configuration needs another reader.
+    `target`, `limits` and `memory` are for life: another configuration needs another reader.
     """
 
-    def __init__(self, target: Target, limits: Limits) -> None:
+    def __init__(self, target: Target, limits: Limits, memory: Memory) -> None:
+        self._target = target
         self._limits = limits
+        self._memory = memory
         self._drop = target.exporter.drop
         ours = {"qube": target.qube, "exporter": target.exporter.name, **dict(target.labels)}
         self._our_names = frozenset(ours)
@@ -107,31 +131,17 @@ class Reader:
         Raises Exposition where nothing is left to pass on or the text is cut; BodySizeLimit, SampleLimit or LabelLimit
         where the target exceeds what it may send. Nothing else, whatever the bytes are.
         """
-        untrusted_lines = self._lines(untrusted_body)
-        notes = _Notes()
-        heads = _Heads()
-        samples: list[tuple[_Series, bytes]] = []
-        for first, untrusted_slice in _slices(untrusted_lines):
-            untrusted_samples: list[tuple[int, bytes]] = []
-            untrusted_heads: list[tuple[int, bytes]] = []
-            for number, untrusted_line in enumerate(untrusted_slice, first):
-                if not untrusted_line or untrusted_line.isspace():
-                    continue
-                is_comment = untrusted_line.lstrip(b" \t").startswith(b"#")
-                (untrusted_heads if is_comment else untrusted_samples).append((number, untrusted_line))
-            heads.take(untrusted_heads, notes)
-            for number, untrusted_line, verdict, value in _judge(untrusted_samples):
-                if isinstance(verdict, str):
-                    notes.drop(number, untrusted_line, verdict)
-                else:
-                    self._check_limits(verdict, number)
-                    samples.append((verdict, value))
-            yield
-        if not samples:
-            raise Exposition(notes.complaint or "there is not one sample in its text")
-        return (yield from self._assemble(samples, heads, notes))
+        self._check_size(untrusted_body)
+        last = self._memory.recall(self._target)
+        if last is not None:
+            look_up = partial(self._look_up, last.places)
+            shape = yield from last.follow(untrusted_body, look_up, self._learn)
+            if shape is not None and shape.lines <= self._limits.samples:
+                self._memory.keep(self._target, shape)
+                return shape.reading
+        return (yield from self._read_lines(untrusted_body, last.families if last else ()))
 
-    def _lines(self, untrusted_body: bytes) -> list[bytes]:
+    def _check_size(self, untrusted_body: bytes) -> None:
         limits = self._limits
         if len(untrusted_body) > limits.body_size:
             raise BodySizeLimit(f"larger than {limits.body_size} bytes (scrape.body_size_limit)")
@@ -139,57 +149,184 @@ class Reader:
             raise Exposition("its text is empty")
         if not untrusted_body.endswith(b"\n"):
             raise Exposition("its text is cut: there is no newline at the end")
-        count = untrusted_body.count(b"\n")
-        if count > limits.samples * MAX_LINES_PER_SAMPLE + SLICE_LINES:
+        most = limits.samples * MAX_LINES_PER_SAMPLE + SLICE_LINES
+        if len(untrusted_body) > most and (count := untrusted_body.count(b"\n")) > most:
             raise SampleLimit(f"{count} lines, far more than {limits.samples} samples need (scrape.sample_limit)")
-        return untrusted_body.split(b"\n")
 
-    def _check_limits(self, series: _Series, number: int) -> None:
+    def _read_lines(self, untrusted_body: bytes, families: tuple[Family, ...]) -> Generator[None, None, Reading]:
+        """Read every line, and remember what the text was like if all of it was good."""
+        notes = _Notes()
+        heads = _Heads(self._memory.heads)
+        lines: list[_Line] = []
+        rested = last_piece = 0
+        cut = cut_of(untrusted_body)[1:]
+        for first, untrusted_slice in _slices(untrusted_body.split(b"\n")):
+            sorted_out = self._sort_out(first, untrusted_slice, cut, last_piece)
+            last_piece = sorted_out.last_piece
+            heads.take(sorted_out.untrusted_heads, notes)
+            self._judge_strange(sorted_out, notes)
+            lines += filter(None, sorted_out.good)
+            if sorted_out.strange or len(lines) - rested >= STEP_LINES:
+                rested = len(lines)
+                yield
+        if not lines:
+            raise Exposition(notes.complaint or "there is not one sample in its text")
+        if len(lines) > self._limits.samples:
+            raise SampleLimit(f"{len(lines)} samples, more than {self._limits.samples} (scrape.sample_limit)")
+        places: Places = {}
+        rows = yield from self._rows(lines, heads, notes, places)
+        del lines
+        if notes.dropped:
+            self._memory.forget(self._target)
+            return _reading(rows, notes)
+        shape = yield from shape_of(untrusted_body, rows, places, families)
+        self._memory.keep(self._target, shape)
+        return shape.reading
+
+    def _sort_out(self, first: int, untrusted_slice: Sequence[bytes], cut: bytes, piece: int) -> "_SortedOut":
+        """What is known is read; the rest waits to be judged."""
+        result = _SortedOut(first, [None] * len(untrusted_slice), [], [], piece)
+        untrusted_values: list[bytes] = []
+        for index, untrusted_line in enumerate(untrusted_slice):
+            untrusted_key = untrusted_line[: untrusted_line.rfind(b" ") + 1]
+            series = self._known(untrusted_key)
+            if series is not None:
+                untrusted_value = untrusted_line[len(untrusted_key) :]
+                untrusted_values.append(untrusted_value)
+                result.good[index] = _Line(piece, series.key, series.name, series.labels, untrusted_value)
+            elif untrusted_line.lstrip(b" \t").startswith(b"#"):
+                piece += untrusted_line.startswith(cut) and first + index > 1
+                result.untrusted_heads.append((first + index, untrusted_line))
+            elif untrusted_line and not untrusted_line.isspace():
+                result.strange.append((index, piece, untrusted_line))
+        result.last_piece = piece
+        if not are_values(untrusted_values):
+            known = [(index, line.piece, untrusted_slice[index]) for index, line in enumerate(result.good) if line]
+            result.good = [None] * len(untrusted_slice)
+            result.strange = sorted([*result.strange, *known])
+        return result
+
+    def _judge_strange(self, sorted_out: "_SortedOut", notes: "_Notes") -> None:
+        """Move what is good of the strange lines to the good ones, and note what is wrong with the others."""
+        strange = sorted_out.strange
+        verdicts = self._judge([untrusted_line for _, _, untrusted_line in strange])
+        for (index, piece, untrusted_line), verdict in zip(strange, verdicts, strict=True):
+            number = sorted_out.first + index
+            if isinstance(verdict, str):
+                notes.drop(number, untrusted_line, verdict)
+                continue
+            match, found = verdict
+            key, value = match["series"], match["value"]
+            if isinstance(found, _Understood):
+                if over := self._over_limits(found):
+                    raise LabelLimit(f"line {number}: {over}")
+                self._approve(key, found)
+                name, labels = found.name, self._their_labels(found)
+            else:
+                name, labels = found.name, found.labels
+            if key + value != untrusted_line or self._known(key) is None:
+                key = b""
+            sorted_out.good[index] = _Line(piece, key, name, labels, value)
+
+    def _judge(
+        self, untrusted_lines: Sequence[bytes]
+    ) -> Iterable["str | tuple[re.Match[bytes], _Understood | Series]"]:
+        """What each line is about, in order, or why it cannot be passed on."""
+        matches = [_matched(untrusted_line) for untrusted_line in untrusted_lines]
+        known = [None if isinstance(match, str) else self._known(match["series"]) for match in matches]
+        asked = [
+            match["series"] + b" " + match["value"]
+            for match, series in zip(matches, known, strict=True)
+            if not isinstance(match, str) and series is None
+        ]
+        samples = iter(_parsed(asked))
+        for match, series in zip(matches, known, strict=True):
+            if isinstance(match, str):
+                yield match
+            elif series is not None:
+                yield match, series
+            else:
+                understood = _understood(match, next(samples))
+                yield understood if isinstance(understood, str) else (match, understood)
+
+    def _known(self, untrusted_key: bytes) -> Series | None:
+        """What was judged before, and has none of our labels: whoever has is judged each time, for each target anew."""
+        series = self._memory.series.get(untrusted_key)
+        return series if series is not None and self._our_names.isdisjoint(series.names) else None
+
+    def _approve(self, key: bytes, understood: _Understood) -> None:
+        """Remember it, if it can be recognised by its key: where the value is next, and nothing is renamed."""
+        names = tuple(name for name, _ in understood.labels)
+        if key.endswith(b" ") and self._our_names.isdisjoint(names):
+            self._memory.series.add(key, Series(key, understood.name, names, _theirs(understood.labels)))
+
+    def _learn(self, untrusted_lines: Sequence[bytes]) -> Generator[None, None, None]:
+        """Judge lines, so that `_look_up` knows their series. What is wrong with the others is for `_read_lines`."""
+        strange = [line for line in untrusted_lines if self._known(line[: line.rfind(b" ") + 1]) is None]
+        for start in range(0, len(strange), SLICE_LINES):
+            for verdict in self._judge(strange[start : start + SLICE_LINES]):
+                if isinstance(verdict, str):
+                    return
+                match, found = verdict
+                if isinstance(found, _Understood):
+                    if self._over_limits(found):
+                        return
+                    self._approve(match["series"], found)
+            yield
+
+    def _look_up(self, places: Places, untrusted_key: bytes) -> tuple[Family, bytes, bytes] | None:
+        """Family, name on the page and prefix of a series, if it was judged, and if it is known where it goes."""
+        series = self._known(untrusted_key)
+        place = places.get(series.name) if series else None
+        if series is None or place is None:
+            return None
+        family, name = place
+        return family, name, self._prefix(name, series.labels)
+
+    def _over_limits(self, series: _Understood) -> str:
+        """What is too many or too long, or an empty text."""
         limits = self._limits
         if len(series.labels) > limits.labels:
-            raise LabelLimit(f"line {number}: more than {limits.labels} labels (scrape.label_limit)")
+            return f"more than {limits.labels} labels (scrape.label_limit)"
         if len(series.name) > limits.label_value_length:
-            raise LabelLimit(f"line {number}: a name over {limits.label_value_length} bytes (label_value_length_limit)")
+            return f"a name over {limits.label_value_length} bytes (label_value_length_limit)"
         for name, value in series.labels:
             if len(name) > limits.label_name_length:
-                raise LabelLimit(
-                    f"line {number}: a label name over {limits.label_name_length} bytes (label_name_length_limit)"
-                )
+                return f"a label name over {limits.label_name_length} bytes (label_name_length_limit)"
             if len(value) > limits.label_value_length or len(value.encode()) > limits.label_value_length:
-                raise LabelLimit(
-                    f"line {number}: label {name} over {limits.label_value_length} bytes (label_value_length_limit)"
-                )
+                return f"label {name} over {limits.label_value_length} bytes (label_value_length_limit)"
+        return ""
 
-    def _assemble(
-        self, samples: Sequence[tuple[_Series, bytes]], heads: "_Heads", notes: "_Notes"
-    ) -> Generator[None, None, Reading]:
-        if len(samples) > self._limits.samples:
-            raise SampleLimit(f"{len(samples)} samples, more than {self._limits.samples} (scrape.sample_limit)")
-        places: dict[str, tuple[Family, bytes] | None] = {}  # sample name -> its family, and its name on the page
-        lines: dict[Family, list[bytes]] = {}
+    def _rows(
+        self,
+        lines: Sequence[_Line],
+        heads: "_Heads",
+        notes: "_Notes",
+        places: Places,
+    ) -> Generator[None, None, list[Row]]:
+        """The lines with what the page has for them, each series once. Fills `places`."""
+        rows: list[Row] = []
         seen: set[bytes] = set()
-        for start in range(0, len(samples), SLICE_LINES):
-            for series, value in samples[start : start + SLICE_LINES]:
-                if series.name not in places:
-                    places[series.name] = self._place(series.name, heads)
-                place = places[series.name]
-                if place is None:
-                    continue
-                family, name = place
-                prefix = name + b"{" + self._our_labels + self._their_labels(series) + b"} "
-                if prefix in seen:
-                    notes.drop(0, prefix, "the same series twice; the first one counts")
-                    continue
-                seen.add(prefix)
-                lines.setdefault(family, []).append(prefix + value + b"\n")
-            yield
-        return Reading(
-            families=tuple(lines),
-            blocks=[b"".join(block) for block in lines.values()],
-            samples=len(seen),
-            lines_dropped=notes.dropped,
-            complaint=notes.complaint,
-        )
+        for number, line in enumerate(lines, 1):
+            if line.name not in places:
+                places[line.name] = self._place(line.name, heads)
+            place = places[line.name]
+            if place is None:
+                rows.append(Row(line.piece, line.key, None, b"", line.value))
+                continue
+            family, name = place
+            prefix = self._prefix(name, line.labels)
+            if prefix in seen:
+                notes.drop(0, prefix, "the same series twice; the first one counts")
+                continue
+            seen.add(prefix)
+            rows.append(Row(line.piece, line.key, family, prefix, line.value))
+            if number % STEP_LINES == 0:
+                yield
+        return rows
+
+    def _prefix(self, name: bytes, labels: bytes) -> bytes:
+        return name + b"{" + self._our_labels + labels + b"} "
 
     def _place(self, name: str, heads: "_Heads") -> tuple[Family, bytes] | None:
         """Where samples of this name go; None where the operator does not want them."""
@@ -199,17 +336,14 @@ class Reader:
         # A histogram moves as a whole: `scrape` may be anybody's name, but its `scrape_count` is not.
         parts = family.name + "_" if family.type in ("histogram", "summary") else name
         if _is_reserved(family.name) or _is_reserved(parts):
-            return replace(family, name=_EXPORTED + family.name), (_EXPORTED + name).encode()
+            return family._replace(name=_EXPORTED + family.name), (_EXPORTED + name).encode()
         return family, name.encode()
 
-    def _their_labels(self, series: _Series) -> bytes:
-        labels = series.labels
-        if not labels:
-            return b""
-        names = {name for name, _ in labels}
-        if not self._our_names.isdisjoint(names):
-            labels = tuple(sorted(self._out_of_our_way(labels, names)))
-        return b"," + _rendered(labels)
+    def _their_labels(self, series: _Understood) -> bytes:
+        names = {name for name, _ in series.labels}
+        if self._our_names.isdisjoint(names):
+            return _theirs(series.labels)
+        return _theirs(sorted(self._out_of_our_way(series.labels, names)))
 
     def _out_of_our_way(self, labels: Iterable[tuple[str, str]], names: set[str]) -> Iterable[tuple[str, str]]:
         """Whoever claims a label that we vouch for keeps it under another name, as Prometheus does it."""
@@ -239,38 +373,48 @@ class _Notes:
 class _Heads:
     """What HELP and TYPE lines say of the families of one text. The first of two that disagree counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, approved: Approvals[Head]) -> None:
+        self._approved = approved
         self._types: dict[str, bytes] = {}
         self._helps: dict[str, bytes] = {}
 
     def take(self, untrusted_heads: Sequence[tuple[int, bytes]], notes: _Notes) -> None:
         """Comments of one slice, with their line numbers. Plain comments are nobody's loss, and not counted."""
-        matches: list[tuple[int, bytes, re.Match[bytes]]] = []
+        heads: list[tuple[int, bytes, Head | re.Match[bytes]]] = []
         for number, untrusted_line in untrusted_heads:
-            if not _LOOKS_LIKE_HEAD.match(untrusted_line):
+            if head := self._approved.get(untrusted_line):
+                heads.append((number, untrusted_line, head))
+            elif not _LOOKS_LIKE_HEAD.match(untrusted_line):
                 continue
-            if len(untrusted_line) > MAX_LINE:
+            elif len(untrusted_line) > MAX_LINE:
                 notes.drop(number, untrusted_line, f"longer than {MAX_LINE} bytes")
             elif match := _HEAD.fullmatch(untrusted_line):
-                matches.append((number, untrusted_line, match))
+                heads.append((number, untrusted_line, match))
             else:
                 notes.drop(number, untrusted_line, "not a HELP or TYPE line")
-        verdicts = _accepted([untrusted_line for _, untrusted_line, _ in matches])
-        for (number, untrusted_line, match), accepted in zip(matches, verdicts, strict=True):
-            why = self._learn(match) if accepted else "prometheus-client's parser refuses it"
+        accepted = iter(_accepted([untrusted_line for _, untrusted_line, head in heads if not isinstance(head, Head)]))
+        for number, untrusted_line, found in heads:
+            if isinstance(found, Head):
+                why = self._learn(found)
+            elif next(accepted):
+                head = _head(found)
+                self._approved.add(untrusted_line, head)
+                why = self._learn(head)
+            else:
+                why = "prometheus-client's parser refuses it"
             if why:
                 notes.drop(number, untrusted_line, why)
 
-    def _learn(self, match: re.Match[bytes]) -> str:
-        name, text = match["name"].decode(), (match["text"] or b"").strip(b" \t\r")
-        if match["kind"] == b"HELP":
-            if text:
-                self._helps.setdefault(name, _rendered_help(text.decode()))
+    def _learn(self, head: Head) -> str:
+        """Take it in; why not, or an empty text."""
+        if head.kind == b"HELP":
+            if head.text:
+                self._helps.setdefault(head.name, head.text)
             return ""
-        if text not in _TYPES:
+        if head.text not in _TYPES:
             return "no such type"
-        if self._types.setdefault(name, text) != text:
-            return f"{name} has another type already"
+        if self._types.setdefault(head.name, head.text) != head.text:
+            return f"{head.name} has another type already"
         return ""
 
     def family(self, name: str) -> Family:
@@ -305,18 +449,11 @@ def _slices(untrusted_lines: Sequence[bytes]) -> Iterable[tuple[int, Sequence[by
     yield start + 1, untrusted_lines[start:]
 
 
-def _judge(untrusted_lines: Sequence[tuple[int, bytes]]) -> Iterable[tuple[int, bytes, _Series | str, bytes]]:
-    """Number, line, what it is about (or why it cannot be passed on), and its value, for each line in order."""
-    verdicts: list[tuple[int, bytes, re.Match[bytes] | str]] = [
-        (number, untrusted_line, _matched(untrusted_line)) for number, untrusted_line in untrusted_lines
-    ]
-    candidates = [match["series"] + b" " + match["value"] for _, _, match in verdicts if not isinstance(match, str)]
-    samples = iter(_parsed(candidates))
-    for number, untrusted_line, match in verdicts:
-        if isinstance(match, str):
-            yield number, untrusted_line, match, b""
-        else:
-            yield number, untrusted_line, _understood(match, next(samples)), match["value"]
+def _head(match: re.Match[bytes]) -> Head:
+    text = (match["text"] or b"").strip(b" \t\r")
+    return Head(
+        match["kind"], match["name"].decode(), _rendered_help(text.decode()) if match["kind"] == b"HELP" else text
+    )
 
 
 def _matched(untrusted_line: bytes) -> re.Match[bytes] | str:
@@ -335,7 +472,7 @@ def _matched(untrusted_line: bytes) -> re.Match[bytes] | str:
     return match
 
 
-def _understood(match: re.Match[bytes], sample: Sample | None) -> _Series | str:
+def _understood(match: re.Match[bytes], sample: Sample | None) -> _Understood | str:
     """Do the parser and we read the same out of this line?"""
     if sample is None:
         return "prometheus-client's parser refuses it"
@@ -347,16 +484,7 @@ def _understood(match: re.Match[bytes], sample: Sample | None) -> _Series | str:
     if sample.name != match["name"].decode() or set(sample.labels) != set(names):
         return "prometheus-client's parser reads it differently"
     labels = tuple(sorted((name, value) for name, value in sample.labels.items() if value))
-    return _Series(sample.name, labels)
-
-
-def is_value(untrusted_value: bytes) -> bool:
-    """Would Go's strconv.ParseFloat take it? Out of float64's range is an error there, where Python says inf."""
-    if len(untrusted_value) > _MAX_VALUE:
-        return False
-    if _NUMBER.fullmatch(untrusted_value):
-        return math.isfinite(float(untrusted_value))
-    return _NOT_FINITE.fullmatch(untrusted_value) is not None
+    return _Understood(sample.name, labels)
 
 
 def _parsed(untrusted_lines: Sequence[bytes]) -> list[Sample | None]:
@@ -390,6 +518,25 @@ def _asked(untrusted_lines: Sequence[bytes]) -> list[Sample] | None:
 
 def _is_reserved(name: str) -> bool:
     return name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES)
+
+
+def _theirs(labels: Iterable[tuple[str, str]]) -> bytes:
+    return b"".join([b"," + _rendered([label]) for label in labels])
+
+
+def _reading(rows: Sequence[Row], notes: _Notes) -> Reading:
+    """The rows of a text of which something was dropped: there will be no shape to remember."""
+    blocks: dict[Family, list[bytes]] = {}
+    for row in rows:
+        if row.family is not None:
+            blocks.setdefault(row.family, []).append(row.prefix + row.value + b"\n")
+    return Reading(
+        families=tuple(blocks),
+        blocks=[b"".join(lines) for lines in blocks.values()],
+        samples=sum(map(len, blocks.values())),
+        lines_dropped=notes.dropped,
+        complaint=notes.complaint,
+    )
 
 
 def _rendered(labels: Iterable[tuple[str, str]]) -> bytes:

@@ -17,11 +17,15 @@ Where types disagree no sample is lost and no value changes; all that is decided
 
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 
-from federator.model import MetricType, Reading
+from federator.model import Family, MetricType, Reading
 
 # So many families are looked at between two yields: some 5 ms.
 SLICE_FAMILIES = 2000
+# Plans kept: one for the whole page, and some for scrapers that ask for parts of it.
+MAX_PLANS = 8
 
 _PARTS: dict[MetricType, tuple[str, ...]] = {
     "histogram": ("_bucket", "_sum", "_count"),
@@ -29,35 +33,76 @@ _PARTS: dict[MetricType, tuple[str, ...]] = {
 }
 
 
-def merge(readings: Sequence[Reading]) -> Generator[None, None, bytes]:
-    """
-    The page. Yields between slices of the work, and returns it.
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """In which order heads and blocks make a page."""
 
-    Every series must stand in one reading only, once; exposition.Reader sees to that by its labels.
+    families: tuple[tuple[Family, ...], ...]  # of each reading
+    parts: list[bytes]  # that come after the readings' blocks: heads, and what was taken out of blocks
+    order: list[int]  # indices into blocks and parts
+    opened: bool  # were blocks opened? Then the plan is for these blocks alone
+
+
+class Merger:
     """
+    Makes pages, one after the other.
+
+    How a page is put together depends on the families alone, and readings of texts that kept their shape have the very
+    same tuple of them. So it is planned once, and recognised by these objects.
+    """
+
+    def __init__(self) -> None:
+        self._plans: dict[tuple[int, ...], _Plan] = {}  # the plans hold what the ids are of, so that they stay true
+
+    def merge(self, readings: Sequence[Reading]) -> Generator[None, None, bytes]:
+        """
+        The page. Yields between slices of the work, and returns it.
+
+        Every series must stand in one reading only, once; exposition.Reader sees to that by its labels.
+        """
+        key = tuple([id(reading.families) for reading in readings])
+        plan = self._plans.pop(key, None)
+        if plan is None:
+            plan = yield from _plan(readings)
+        if not plan.opened:
+            self._plans[key] = plan
+            if len(self._plans) > MAX_PLANS:
+                del self._plans[next(iter(self._plans))]
+        parts = [*chain.from_iterable([reading.blocks for reading in readings]), *plan.parts]
+        return b"".join([parts[index] for index in plan.order])
+
+
+def _plan(readings: Sequence[Reading]) -> Generator[None, None, _Plan]:
     types, owners = yield from _decide(readings)
-    blocks: defaultdict[str, list[bytes]] = defaultdict(list)
+    families = tuple(reading.families for reading in readings)
+    places: defaultdict[str, list[int]] = defaultdict(list)
     helps: dict[str, bytes] = {}
+    parts: list[bytes] = []
+    number, first_part = 0, sum(map(len, families))
     for reading in readings:
         for start in range(0, len(reading.families), SLICE_FAMILIES):
             piece = slice(start, start + SLICE_FAMILIES)
             for family, block in zip(reading.families[piece], reading.blocks[piece], strict=True):
                 name = family.name
                 if family.type == types[name] and name not in owners:
-                    blocks[name].append(block)
+                    places[name].append(number)
                     if family.help:
                         helps.setdefault(name, family.help)
                 else:
                     for sample_name, lines in _by_sample_name(block):
-                        blocks[owners.get(sample_name, sample_name)].append(lines)
+                        places[owners.get(sample_name, sample_name)].append(first_part + len(parts))
+                        parts.append(lines)
+                number += 1
             yield
-    parts: list[bytes] = []
-    for number, name in enumerate(sorted(blocks), 1):
+    opened = bool(parts)
+    order: list[int] = []
+    for step, name in enumerate(sorted(places), 1):
+        order.append(first_part + len(parts))
         parts.append(_head(name, types.get(name, "untyped"), helps.get(name, b"")))
-        parts += blocks[name]
-        if number % SLICE_FAMILIES == 0:
+        order += places[name]
+        if step % SLICE_FAMILIES == 0:
             yield
-    return b"".join(parts)
+    return _Plan(families, parts, order, opened)
 
 
 def _decide(
@@ -66,7 +111,7 @@ def _decide(
     """The type of every family name, and for every part of a histogram or summary the family that owns it."""
     votes: defaultdict[str, Counter[MetricType]] = defaultdict(Counter)
     for reading in readings:
-        for number, family in enumerate(reading.families, 1):
+        for number, family in enumerate(dict.fromkeys(reading.families), 1):
             votes[family.name][family.type] += 1
             if number % SLICE_FAMILIES == 0:
                 yield

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from federator.errors import ScrapeError
 
@@ -121,8 +121,7 @@ class Answer:
     content_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """The head of one family: `help` is escaped as in the text format, and empty where there is none."""
 
     name: str
@@ -135,7 +134,8 @@ class Reading:
     """
     One target's text, judged and labelled, ready to be written out.
 
-    `blocks[i]` holds the finished sample lines of `families[i]`, each ending in a newline: `name{qube="…",…} value`.
+    `blocks[i]` holds finished sample lines of `families[i]`, each ending in a newline: `name{qube="…",…} value`. A
+    family may be there more than once, where its lines did not stand together.
     `complaint` is the first line that was dropped, and why; empty where none was.
     """
 

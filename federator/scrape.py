@@ -18,6 +18,8 @@ from typing import TypeVar
 from federator.channel import Channel, Doorman
 from federator.errors import BodySizeLimit, Connection, Exposition, Http, ScrapeError, Stopping, TimedOut, shown
 from federator.exposition import Reader
+from federator.memory import Memory
+from federator.merge import Merger
 from federator.model import Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape, Target
 from federator.telemetry import Counters
 
@@ -118,6 +120,7 @@ class Scraper:
     def __init__(self, config: Config, counters: Counters, previous: "Scraper | None" = None) -> None:
         self.config = config
         self.turns = Turns()
+        self.merger = Merger()
         self._counters = counters
         self._doorman = Doorman(config.qrexec.connect_limit)
         self._asked: dict[tuple[Target, ...], _QubeScrape] = {}
@@ -128,7 +131,8 @@ class Scraper:
         for qube in config.qubes:
             kept = previous.give_away(qube, config) if previous else None
             self._channels[qube] = kept or Channel(qube, config.qrexec, self._doorman, counters)
-        self._readers = {target: Reader(target, config.scrape.limits) for target in config.targets}
+        self._memory = Memory(config.scrape.limits)
+        self._readers = {target: Reader(target, config.scrape.limits, self._memory) for target in config.targets}
 
     def give_away(self, qube: Qube, config: Config) -> Channel | None:
         """Hand a qube's channel to a successor under `config`, if it is still the right one."""
@@ -221,6 +225,7 @@ class Scraper:
                 if isinstance(result, Answer):
                     reading.create_task(self._read(scrape, target, result, seconds=seconds, until=until))
                 else:
+                    self._memory.forget(target)
                     scrape.add(Outcome(target=target, seconds=seconds, error=result))
 
             max_body = self.config.scrape.limits.body_size
@@ -249,6 +254,8 @@ class Scraper:
             # A bug of ours. It is shown as one; but a text that can trigger it must not cost the others their page.
             log.exception("bug in reading an exposition", extra={"qube": target.qube, "exporter": target.exporter.name})
             error = Exposition("a bug in the proxy; its log has the details, please report them")
+        if error is not None:
+            self._memory.forget(target)
         body_size = len(answer.body) if answer.status else 0
         scrape.add(Outcome(target=target, seconds=seconds, body_size=body_size, reading=reading, error=error))
 

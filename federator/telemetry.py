@@ -9,6 +9,7 @@ came about.
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
@@ -50,12 +51,18 @@ def gauges(qubes: Sequence[QubeOutcome], *, reloaded_well: bool, reloaded_at: fl
         add("qubes_proxy_qube_scrape_duration_seconds", labels, round(qube.seconds, 6))
         for outcome in qube.outcomes:
             _add_exporter(add, outcome)
-    families = [name for name in HELPS if lines[name]]
+    names = tuple(name for name in HELPS if lines[name])
     return Reading(
-        families=tuple(Family(name, "gauge", HELPS[name].encode()) for name in families),
-        blocks=["".join(lines[name]).encode() for name in families],
+        families=_families(names),
+        blocks=["".join(lines[name]).encode() for name in names],
         samples=sum(map(len, lines.values())),
     )
+
+
+@cache
+def _families(names: tuple[str, ...]) -> tuple[Family, ...]:
+    """The same object for the same names: by that merge.Merger sees that nothing is new."""
+    return tuple(Family(name, "gauge", HELPS[name].encode()) for name in names)
 
 
 def _add_exporter(add: Callable[[str, Iterable[tuple[str, str]], float], None], outcome: Outcome) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import html
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -17,7 +17,6 @@ from multidict import MultiMapping
 
 from federator import __version__
 from federator.errors import Stopping
-from federator.merge import merge
 from federator.model import QubeOutcome, Target
 from federator.scrape import Scraper, budget
 from federator.telemetry import Counters, gauges
@@ -31,6 +30,7 @@ GZIP_WINDOW = 16 + zlib.MAX_WBITS  # 16: with gzip's header
 MAX_REQUESTS = 40
 # A scraper that does not take its page in this time has given it up long ago: it told its timeout, which is over.
 SEND_SECONDS = 15.0
+SEND_BYTES = 64 << 10
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -89,7 +89,8 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
     served.requests += 1
     try:
         page = await _scraped(request, served)
-        return await _send(request, await _exposition(request, page))
+        headers, body = await _encoded(request, page)
+        return await _send(request, headers, body)
     finally:
         served.requests -= 1
 
@@ -110,11 +111,19 @@ async def _scraped(request: web.Request, served: Served) -> bytes:
     return await asyncio.shield(task)
 
 
-async def _send(request: web.Request, response: web.Response) -> web.StreamResponse:
-    """Send it here, where its time can be bounded; aiohttp would wait for a reader for ever."""
+async def _send(request: web.Request, headers: Mapping[str, str], body: bytes) -> web.StreamResponse:
+    """
+    Send it here, where its time can be bounded; aiohttp would wait for a reader for ever.
+
+    In pieces that the socket takes at once: what it does not take of a large one, aiohttp copies, more than once.
+    """
+    response = web.StreamResponse(headers={**headers, "Content-Length": str(len(body))})
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await response.prepare(request)
+            if request.method != "HEAD":
+                for start in range(0, len(body), SEND_BYTES):
+                    await response.write(body[start : start + SEND_BYTES])
             await response.write_eof()
     except TimeoutError:
         if request.transport is not None:
@@ -125,15 +134,16 @@ async def _send(request: web.Request, response: web.Response) -> web.StreamRespo
 async def _page(served: Served, qubes: tuple[QubeOutcome, ...]) -> bytes:
     ours = gauges(qubes, reloaded_well=served.reloaded_well, reloaded_at=served.reloaded_at)
     theirs = [outcome.reading for qube in qubes for outcome in qube.outcomes if outcome.reading]
-    return await served.scraper.turns.take(merge([ours, *theirs]))
+    return await served.scraper.turns.take(served.scraper.merger.merge([ours, *theirs]))
 
 
-async def _exposition(request: web.Request, page: bytes) -> web.Response:
+async def _encoded(request: web.Request, page: bytes) -> tuple[dict[str, str], bytes]:
+    """Headers and body of a page, compressed if the scraper likes that."""
     headers = {"Content-Type": TEXT_FORMAT}
     if "gzip" in request.headers.get("Accept-Encoding", ""):
         headers["Content-Encoding"] = "gzip"
         page = await asyncio.to_thread(_gzipped, page)
-    return web.Response(body=page, headers=headers)
+    return headers, page
 
 
 def _gzipped(page: bytes) -> bytes:
@@ -142,7 +152,8 @@ def _gzipped(page: bytes) -> bytes:
 
 
 async def _metrics_proxy(request: web.Request) -> web.Response:
-    return await _exposition(request, request.app[SERVED].counters.page())
+    headers, body = await _encoded(request, request.app[SERVED].counters.page())
+    return web.Response(body=body, headers=headers)
 
 
 async def _healthy(_: web.Request) -> web.Response:

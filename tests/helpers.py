@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from federator.exposition import Reader
-from federator.merge import merge
+from federator.memory import Memory
+from federator.merge import Merger
 from federator.model import Exporter, Limits, Reading, Target
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,13 @@ def target(qube: str = "work", exporter: str = "node", port: int = 9100, **label
 
 def read(body: bytes, of: Target | None = None, limits: Limits | None = None) -> Reading:
     """A text, read once."""
-    return finish(Reader(of or target(), limits or Limits()).read(body))
+    return finish(reader(of, limits).read(body))
+
+
+def reader(of: Target | None = None, limits: Limits | None = None) -> Reader:
+    """One that remembers nothing yet."""
+    limits = limits or Limits()
+    return Reader(of or target(), limits, Memory(limits))
 
 
 def lines(reading: Reading) -> list[str]:
@@ -48,4 +55,4 @@ def lines(reading: Reading) -> list[str]:
 
 def page(*readings: Reading) -> str:
     """Readings, merged."""
-    return finish(merge(readings)).decode()
+    return finish(Merger().merge(readings)).decode()

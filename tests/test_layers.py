@@ -16,13 +16,16 @@ ALLOWED = {
     "__main__": {"cli"},
     "cli": {"config", "daemon", "errors", "journal", "model", "scrape", "telemetry", "wire"},
     "daemon": {"config", "errors", "model", "scrape", "telemetry", "web"},
-    "web": {"errors", "merge", "model", "scrape", "telemetry"},
-    "scrape": {"channel", "errors", "exposition", "model", "telemetry"},
+    "web": {"errors", "model", "scrape", "telemetry"},
+    "scrape": {"channel", "errors", "exposition", "memory", "merge", "model", "telemetry"},
     "channel": {"errors", "model", "wire"},
     "journal": set(),
     # ------------------------------------------------
     "wire": {"errors", "model"},
-    "exposition": {"errors", "model"},
+    "exposition": {"errors", "memory", "model", "shape", "value"},
+    "memory": {"model", "shape"},
+    "shape": {"model", "value"},
+    "value": set(),
     "merge": {"model"},
     "config": {"errors", "model"},
     "telemetry": {"model"},
@@ -30,7 +33,7 @@ ALLOWED = {
     "errors": set(),
     "__init__": set(),
 }
-PURE = ("wire", "exposition", "merge", "config", "telemetry", "model", "errors")
+PURE = ("wire", "exposition", "memory", "shape", "value", "merge", "config", "telemetry", "model", "errors")
 SHELL = {
     "asyncio",
     "aiohttp",

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is remembered: a page made from memory is, byte for byte, the page made without it, and memory has bounds."""
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from federator import shape as shapes
+from federator.errors import ScrapeError
+from federator.exposition import Reader
+from federator.memory import Approvals, Memory
+from federator.model import Exporter, Limits, Target
+from federator.value import are_values, is_value
+from tests.helpers import RECORDINGS, finish, page, read, recording, target
+
+EXPORTERS = sorted({path.name.rpartition("-")[0] for path in RECORDINGS.glob("*.prom")})
+# Bodies of their own kind: no heads at all; TYPE alone; comments, blanks and timestamps between; our labels claimed;
+# names that have to move; families in several places; a piece with the lines of another.
+ODD = {
+    "no heads": b'a{x="1"} 1\na{x="2"} 2\nb 3\nb_total{x="1"} 4\n',
+    "TYPE alone": b'# TYPE a gauge\na 1\n# TYPE h histogram\nh_bucket{le="1"} 1\nh_bucket{le="+Inf"} 2\nh_sum 3\n',
+    "all sorts": b'# HELP a text\n\n# a comment\na 1\n# HELP b text\nb{x="y"}  2 123\nb{x="z"}\t3\n\tb 4\nc{}5\n',
+    "our labels": b'# HELP a text\na{qube="x",exporter="y"} 1\na{qube="z"} 2\na 3\n',
+    "reserved": b"# HELP up text\n# TYPE up gauge\nup 1\n# HELP scrape_x text\nscrape_x 2\nexported_scrape_y 3\n",
+    "in places": b'# HELP a text\na{x="1"} 1\n# HELP b text\nb 1\na{x="2"} 2\n# HELP c text\nc 1\nb{x="1"} 1\n',
+    "dropped by config": b"# HELP go_x text\ngo_x 1\n# HELP a text\na 1\ngo_y 2\n# HELP go_z text\ngo_z 1\n",
+    "carriage returns": b"# HELP a text\r\na 1\r\n# HELP b text\r\nb 2\r\n",
+    "exemplars": b'# HELP a text\na 1 # {trace="\0"} 1\n# HELP b text\nb 2\n',
+}
+TARGET = replace(target(), exporter=Exporter("node", 9100, drop=re.compile("go_.*")))
+VALUES = [
+    b"0",
+    b"1",
+    b"-1.5",
+    b"NaN",
+    b"+Inf",
+    b"1e5",
+    b"1e999",
+    b"",
+    b"1_0",
+    b" 1",
+    b"0x1",
+    b"1 1",
+    b"9" * 401,
+    b"1e",
+    b"+5",
+    b".5",
+]
+
+Edit = Callable[[random.Random, list[bytes]], None]
+
+
+def _at(chance: random.Random, lines: list[bytes]) -> int:
+    return chance.randrange(len(lines))
+
+
+def new_value(chance: random.Random, lines: list[bytes]) -> None:
+    """Another number, as at every scrape."""
+    where = _at(chance, lines)
+    if not lines[where].startswith(b"#"):
+        lines[where] = lines[where].rpartition(b" ")[0] + b" %d" % chance.randrange(10**6)
+
+
+def odd_value(chance: random.Random, lines: list[bytes]) -> None:
+    """Perhaps a number, perhaps not."""
+    where = _at(chance, lines)
+    lines[where] = lines[where].rpartition(b" ")[0] + b" " + chance.choice(VALUES)
+
+
+def new_series(chance: random.Random, lines: list[bytes]) -> None:
+    """A label value never seen, beside or instead of another line."""
+    where = _at(chance, lines)
+    if not lines[where].startswith(b"#"):
+        name = lines[where].partition(b"{")[0].partition(b" ")[0]
+        lines[where : where + chance.randrange(2)] = [name + b'{new="%d"} 1' % chance.randrange(10**6)]
+
+
+def gone(chance: random.Random, lines: list[bytes]) -> None:
+    """Some lines less."""
+    where = _at(chance, lines)
+    del lines[where : where + chance.choice([1, 1, 1, 2, 5, 20])]
+    lines[:] = lines or [b"a 1"]
+
+
+def twice(chance: random.Random, lines: list[bytes]) -> None:
+    """A line again, somewhere."""
+    lines.insert(_at(chance, lines), lines[_at(chance, lines)])
+
+
+def moved(chance: random.Random, lines: list[bytes]) -> None:
+    """A line elsewhere."""
+    lines.insert(_at(chance, lines), lines.pop(_at(chance, lines)) if len(lines) > 1 else b"b 1")
+
+
+def mixed(chance: random.Random, lines: list[bytes]) -> None:
+    """Some lines in another order."""
+    where = _at(chance, lines)
+    some = lines[where : where + 10]
+    chance.shuffle(some)
+    lines[where : where + 10] = some
+
+
+def broken(chance: random.Random, lines: list[bytes]) -> None:
+    """A byte that does not belong there."""
+    where = _at(chance, lines)
+    line = bytearray(lines[where] + b" ")
+    line[_at(chance, [bytes([byte]) for byte in line])] = chance.choice(b'\0\r\t #{}"\\,=1a\xff')
+    lines[where] = bytes(line)
+
+
+def head(chance: random.Random, lines: list[bytes]) -> None:
+    """A family changes its type, gets one, or has a comment in between."""
+    name = lines[_at(chance, lines)].removeprefix(b"# HELP ").partition(b"{")[0].partition(b" ")[0]
+    line = chance.choice([b"# TYPE %b gauge", b"# TYPE %b counter", b"# HELP %b text", b"# %b", b"#%b", b"\0%b", b""])
+    lines.insert(_at(chance, lines), line % name if line else b"")
+
+
+EDITS: list[Edit] = [new_value, new_value, new_value, odd_value, new_series, gone, twice, moved, mixed, broken, head]
+
+
+def told(reader: Reader, untrusted_body: bytes) -> tuple[object, ...]:
+    """All that can be seen of a reading, or of why there is none."""
+    try:
+        reading = finish(reader.read(untrusted_body))
+    except ScrapeError as error:
+        return type(error), str(error)
+    return page(reading), reading.samples, reading.lines_dropped, reading.complaint
+
+
+@given(seed=st.integers(0, 2**32), body=st.sampled_from([*EXPORTERS, *ODD]))
+@example(seed=1, body="node")
+@settings(max_examples=150, deadline=None)
+def test_a_text_reads_the_same_with_and_without_memory(seed: int, body: str) -> None:
+    """Warm is cold, byte for byte: pages, counts, complaints and errors, whatever happens to a text."""
+    chance = random.Random(seed)
+    untrusted = ODD.get(body) or recording(body)
+    limits = Limits(samples=chance.choice([50_000, 50_000, 700]), label_value_length=chance.choice([4096, 60]))
+    warm = Reader(TARGET, limits, Memory(limits))
+    for _ in range(6):
+        assert told(warm, untrusted) == told(Reader(TARGET, limits, Memory(limits)), untrusted)
+        edits = EDITS[:3] if chance.random() < 0.3 else EDITS
+        lines = (
+            (untrusted if chance.random() < 0.6 else ODD.get(body) or recording(body)).removesuffix(b"\n").split(b"\n")
+        )
+        for _ in range(chance.choice([1, 2, 2, 5, 40])):
+            chance.choice(edits)(chance, lines)
+        untrusted = b"\n".join([*lines, b""])
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_recorded_scrapes_read_the_same_with_and_without_memory(exporter: str) -> None:
+    """Real exporters, one scrape after the other, with a restart between."""
+    warm = Reader(TARGET, Limits(), Memory(Limits()))
+    for number in (1, 2, 3, 1, 3):
+        untrusted = recording(exporter, number)
+        assert told(warm, untrusted) == told(Reader(TARGET, Limits(), Memory(Limits())), untrusted)
+
+
+@pytest.mark.parametrize("exporter", ["node", "process"])
+def test_a_text_with_other_values_is_not_judged_again(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen is compared, and only values are looked at: else all of this would be for nothing."""
+    memory = Memory(Limits())
+    finish(Reader(TARGET, Limits(), memory).read(recording(exporter, 2)))
+
+    def not_needed(*_: object) -> None:
+        raise AssertionError("read line by line")
+
+    monkeypatch.setattr(Reader, "_read_lines", not_needed)
+    for number in (3, 4, 5):
+        assert finish(Reader(TARGET, Limits(), memory).read(recording(exporter, number))).samples
+
+
+def test_new_series_in_a_family_need_not_cost_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes come and go at every scrape; the text is followed all the same, and the new ones are judged."""
+    before = b"# HELP a text\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(9))
+    after = before.replace(b'x="3"', b'x="new"').replace(b'a{x="5"} 1\n', b"")
+    warm = Reader(TARGET, Limits(), Memory(Limits()))
+    finish(warm.read(before))
+    cold = page(read(after, TARGET))
+    monkeypatch.setattr(Reader, "_read_lines", None)
+    assert page(finish(warm.read(after))) == cold
+
+
+def test_two_targets_share_what_was_judged_but_not_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line judged for one qube is only labelled for the next one."""
+    memory = Memory(Limits())
+    first, second = Target("work", Exporter("node", 9100)), Target("personal", Exporter("node", 9100))
+    finish(Reader(first, Limits(), memory).read(recording("node")))
+    alone = page(read(recording("node"), second))
+    monkeypatch.setattr("federator.exposition._asked", lambda lines: None if lines else [])
+    assert page(finish(Reader(second, Limits(), memory).read(recording("node")))) == alone
+
+
+def test_a_target_with_a_label_of_that_name_is_not_given_what_was_judged_for_another() -> None:
+    """`x` belongs to the series for one target, and to the operator for the other."""
+    memory = Memory(Limits())
+    body = b'a{x="theirs"} 1\n'
+    finish(Reader(target("work"), Limits(), memory).read(body))
+    other = Reader(target("personal", x="ours"), Limits(), memory)
+    for _ in range(2):
+        assert b'x="ours",exported_x="theirs"' in b"".join(finish(other.read(body)).blocks)
+
+
+def test_memory_forgets_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A qube that sends more than others pays for it itself."""
+    monkeypatch.setattr("federator.memory._SHAPES_SIZE", 300_000)
+    monkeypatch.setattr("federator.memory._SHAPES_SIZE_PER_SAMPLE", 0)
+    memory = Memory(Limits())
+    small, large = target("small"), target("large")
+    finish(Reader(small, Limits(), memory).read(b"a 1\n"))
+    finish(Reader(large, Limits(), memory).read(recording("node") + b"# " + b"x" * 200_000 + b"\n"))
+    assert memory.recall(small) is not None
+    assert memory.recall(large) is None
+
+
+def test_memory_forgets_a_target_that_does_not_keep_its_shape() -> None:
+    """A text with a bad line is not followed, and its shape does not stay for ever."""
+    memory = Memory(Limits())
+    reader = Reader(TARGET, Limits(), memory)
+    finish(reader.read(b"a 1\n"))
+    finish(reader.read(b"a 1\n!\n"))
+    assert memory.recall(TARGET) is None
+
+
+def test_approvals_are_bounded() -> None:
+    """A qube with new series at every scrape fills one generation after the other, and no more."""
+    approvals: Approvals[int] = Approvals(100_000)
+    for number in range(10_000):
+        approvals.add(b"%d" % number, number)
+        approvals.get(b"0")
+    assert len(approvals._young) + len(approvals._old) < 600
+    assert approvals.get(b"0") == 0  # in use all the time
+    assert approvals.get(b"1") is None
+    approvals.add(b"x" * 5000, 1)
+    assert approvals.get(b"x" * 5000) is None
+
+
+def test_the_size_of_a_shape_is_about_what_it_takes() -> None:
+    """The bound counts bytes as they are: an estimate far off would bound nothing."""
+    import tracemalloc  # noqa: PLC0415 - it slows down whatever is measured
+
+    for exporter in ("node", "process", "postgres"):
+        memory = Memory(Limits())
+        finish(Reader(target("other"), Limits(), memory).read(recording(exporter)))
+        body = recording(exporter, 3)
+        reader = Reader(TARGET, Limits(), memory)
+        tracemalloc.start()
+        finish(reader.read(body))
+        taken, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        shape = memory.recall(TARGET)
+        assert shape is not None
+        assert 0.5 < taken / shape.size < 1.5, (exporter, taken, shape.size)
+
+
+@given(st.lists(st.one_of(st.sampled_from(VALUES), st.from_regex(rb"[-+.0-9eEinfaNI_ ]{0,6}", fullmatch=True))))
+@settings(max_examples=2000)
+def test_values_in_bulk_are_judged_as_one_by_one(values: list[bytes]) -> None:
+    """And nothing is a value because of its neighbours."""
+    values = [value for value in values if b"\n" not in value]
+    assert are_values(values) == all(map(is_value, values))
+
+
+def test_a_large_text_is_followed_in_turns() -> None:
+    """Every step of following 100,000 samples is over soon, so somebody else may have a turn between."""
+    limits = Limits(samples=200_000)
+    warm = Reader(TARGET, limits, Memory(limits))
+    for value in (b"1", b"2"):
+        body = b"# HELP a text\n" + b"".join(b'a{x="%d"} %b\n' % (number, value) for number in range(100_000))
+        turns = sum(1 for _ in warm.read(body))
+    assert turns >= 5
+    assert len(body) > shapes._LARGE
