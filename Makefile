@@ -8,7 +8,7 @@ BIN := .venv/bin
 SCRIPTS := vmside/ruddo.PrometheusProxy tests/standin/qrexec-client-vm
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-debian lint check soak clean
+.PHONY: help run test test-debian lint check soak bench clean
 
 help:
 	@echo "make run     try it: the daemon on 127.0.0.1:8199, three demo qubes, real exporters (Ctrl-C ends it)"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make check   lint, then test"
 	@echo "make soak    five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
+	@echo "make bench   what a scrape costs, side by side with others; some ten minutes"
 	@echo "make clean   remove what these made"
 
 .venv/installed: pyproject.toml
@@ -46,6 +47,9 @@ check: lint test
 
 soak: .venv/installed
 	$(BIN)/python -m tests.soak 300
+
+bench: .venv/installed
+	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

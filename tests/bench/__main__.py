@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+`make bench`: what a scrape costs, as ratios measured side by side in one run. Prints the tables, and draws the plot.
+
+Times are CPU times (user and system) of the daemon's process; what runs in the qubes is not ours to count. Machines are
+shared and noisy: whatever is compared takes turns, round by round, and medians are told.
+"""
+
+import gc
+import http.client
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from federator.exposition import Reader
+from federator.memory import Memory
+from federator.merge import Merger
+from federator.model import Exporter, Limits, Target
+from tests.bench import texts
+from tests.bench.plain import parsed
+from tests.helpers import ROOT, finish
+from tests.parts import eventually, federator, free_port, get
+
+ROUNDS = 7
+SCRAPES = 10
+EXPORTERS = {"node": 9100, "process": 9256, "redis": 9121}
+CHANCE = random.Random(1)  # the same bodies at every run
+
+# -- reading and merging, in this process ------------------------------------------------------------------------------
+
+Scrapes = Sequence[Mapping[Target, bytes]]
+
+
+class Core:
+    """Reading and merging, with what is remembered from scrape to scrape."""
+
+    def __init__(self, targets: Sequence[Target], limits: Limits) -> None:
+        memory = Memory(limits)
+        self.readers = {target: Reader(target, limits, memory) for target in targets}
+        self.merger = Merger()
+
+    def page(self, bodies: Mapping[Target, bytes]) -> bytes:
+        """One scrape."""
+        readings = [finish(self.readers[target].read(body)) for target, body in bodies.items()]
+        return finish(self.merger.merge(readings))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU time."""
+    gc.collect()
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def qubes(count: int, exporters: Sequence[str]) -> list[Target]:
+    """So many qubes with these exporters."""
+    return [Target(f"qube{number}", Exporter(name, EXPORTERS[name])) for number in range(count) for name in exporters]
+
+
+def naive(bodies: Mapping[Target, bytes]) -> bytes:
+    """The same with prometheus-client alone."""
+    return parsed([(target.qube, target.exporter.name, body) for target, body in bodies.items()])
+
+
+def compare_cores(name: str, scrapes: Scrapes, limits: Limits, *, rounds: int = ROUNDS, warm: bool = True) -> str:
+    """A line of the table: the scrapes one after the other, against prometheus-client and against a new memory."""
+    count = sum(map(texts.samples, scrapes[0].values()))
+    core = Core(list(scrapes[0]), limits)
+    if warm:
+        for bodies in scrapes[:3]:
+            core.page(bodies)
+    ours, theirs, cold = [], [], []
+    for number in range(rounds):
+        bodies = scrapes[(number + 3) % len(scrapes)]
+        ours.append(seconds(lambda: (core if warm else Core(list(bodies), limits)).page(bodies)))  # noqa: B023
+        theirs.append(seconds(lambda: naive(bodies)))  # noqa: B023
+        cold.append(seconds(lambda: Core(list(bodies), limits).page(bodies)))  # noqa: B023
+    mine, them, anew = (statistics.median(values) / count * 1e6 for values in (ours, theirs, cold))
+    return f"| {name} | {count} | {mine:.2f} | {them:.1f} | 1/{them / mine:.1f} | {mine / anew:.2f} |"
+
+
+def cores() -> Iterator[str]:
+    """Reading and merging alone."""
+    yield "| reading and merging | samples | µs/sample | prometheus-client alone | ratio | of reading everything |"
+    yield "|---|---|---|---|---|---|"
+    limits = Limits()
+    targets = qubes(20, ["node", "process"])
+    plain = {name: texts.recorded(name) for name in EXPORTERS}
+    scrapes: Scrapes = [{target: plain[target.exporter.name][k] for target in targets} for k in range(6)]
+    yield compare_cores("20 qubes × node + process", scrapes, limits)
+    yield compare_cores("the same, first scrape", scrapes, limits, warm=False)
+    new = {name: texts.all_values_new(plain[name], CHANCE) for name in ("node", "process")}
+    all_new: Scrapes = [{target: new[target.exporter.name][k] for target in targets} for k in range(6)]
+    yield compare_cores("every value new", all_new, limits)
+    for share in (0.01, 0.1, 1.0):
+        churn = [
+            {target: texts.series_new(body, share, CHANCE) for target, body in bodies.items()}
+            for bodies in [*scrapes, *scrapes]
+        ]
+        yield compare_cores(f"{share:.0%} of series new", churn, limits)
+    shuffled = [{target: texts.restarted(body, CHANCE) for target, body in bodies.items()} for bodies in scrapes]
+    yield compare_cores("families in another order", shuffled, limits)
+    big, only = Limits(samples=600_000, body_size=256 << 20), Target("large", Exporter("large", 9999))
+    giants: Scrapes = [{only: texts.large(500_000, CHANCE)} for _ in range(4)]
+    yield compare_cores("one target, 500,000 samples", giants, big, rounds=1)
+
+
+# -- the whole daemon, as a process ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Server:
+    """A server as a process, and what it was seen to need."""
+
+    name: str
+    process: "subprocess.Popen[bytes]"
+    port: int
+    cpu: list[float] = field(default_factory=list)  # seconds per scrape, of each round
+    tree: list[float] = field(default_factory=list)
+    latency: list[float] = field(default_factory=list)
+
+    def get(self, path: str = "/metrics", headers: Mapping[str, str] | None = None) -> bytes:
+        """One request."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        connection.request("GET", path, headers=dict(headers or {}))
+        answer = connection.getresponse()
+        body = answer.read()
+        assert answer.status == 200, (self.name, answer.status, body[:300])
+        connection.close()
+        return body
+
+    def used(self) -> float:
+        """CPU seconds of the process so far."""
+        return used(self.process.pid)
+
+    def used_by_children(self) -> float:
+        """And of those that feed it."""
+        return sum(map(used, children(self.process.pid)))
+
+    def round(self, scrapes: int, headers: Mapping[str, str] | None = None) -> None:
+        """Some scrapes one after the other."""
+        before, below = self.used(), self.used_by_children()
+        for _ in range(scrapes):
+            start = time.perf_counter()
+            self.get(headers=headers)
+            self.latency.append(time.perf_counter() - start)
+        own = self.used() - before
+        self.cpu.append(own / scrapes)
+        self.tree.append((own + self.used_by_children() - below) / scrapes)
+
+    def memory(self, key: str) -> float:
+        """VmRSS or VmHWM, in MB."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(re.findall(rf"{key}:\s+(\d+)", text)[0]) / 1000
+
+
+def used(pid: int) -> float:
+    """CPU seconds of all threads of a process, to the nanosecond."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text(encoding="utf-8").split()[0]) for task in tasks) / 1e9
+
+
+def children(pid: int) -> list[int]:
+    """Its children."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text(encoding="utf-8").split()]
+
+
+@contextmanager
+def machine(count: int, exporters: Sequence[str], bodies: Mapping[str, Sequence[bytes]]) -> Iterator[Path]:
+    """A folder with the configuration for so many qubes, and what feeds them."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        client = folder / "feeder.py"
+        shutil.copy(Path(__file__).with_name("feeder.py"), client)
+        for exporter in exporters:
+            place = folder / "bodies" / str(EXPORTERS[exporter])
+            place.mkdir(parents=True)
+            for number, body in enumerate(bodies[exporter]):
+                (place / str(number)).write_bytes(body)
+        named = "\n".join(f"{name} = {EXPORTERS[name]}" for name in exporters)
+        listed = "".join(f"[qubes.qube{number}]\nexporters = {list(exporters)}\n" for number in range(count))
+        config = (
+            f"[scrape]\ntimeout = 60\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
+        )
+        (folder / "proxy.toml").write_text(config, encoding="utf-8")
+        yield folder
+
+
+@contextmanager
+def server(name: str, folder: Path, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Ours, ours watched, or one of plain.py's; it listens, and has scraped nothing yet."""
+    port, config = free_port(), folder / "proxy.toml"
+    serve = ["serve", f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}"]
+    words = {
+        "proxy": federator(*serve),
+        "watched": [sys.executable, "-m", "tests.bench.holds", *serve],
+    }.get(name) or [sys.executable, "-m", "tests.bench.plain", name, str(config), str(port)]
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(words, cwd=ROOT, stderr=log, env={**os.environ, **(environment or {})})
+
+    def listens() -> bool:
+        assert process.poll() is None, (folder / f"{name}.log").read_text(encoding="utf-8")
+        with suppress(OSError):
+            get(f"http://127.0.0.1:{port}/-/ready")
+            return True
+        return False
+
+    try:
+        eventually(f"{name} listens", listens)
+        yield Server(name, process, port)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def median_us(values: Sequence[float], samples: int) -> float:
+    """Microseconds per sample."""
+    return statistics.median(values) / samples * 1e6
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One size of machine."""
+
+    samples: int
+    proxy: float  # µs per sample
+    join: float
+    parse: float
+
+
+def compare_daemons(count: int, exporters: Sequence[str], *, rounds: int = ROUNDS) -> tuple[str, Measured]:
+    """A line of the table."""
+    bodies = {name: texts.recorded(name) for name in exporters}
+    samples = count * sum(texts.samples(bodies[name][1]) for name in exporters)
+    with machine(count, exporters, bodies) as folder, ExitStack() as stack:
+        proxy, join, parse = (stack.enter_context(server(name, folder)) for name in ("proxy", "join", "parse"))
+        for one in (proxy, join, parse):
+            for _ in range(3):
+                one.get()
+        calls = _calls(proxy)
+        for _ in range(rounds):
+            proxy.round(SCRAPES)
+            join.round(SCRAPES)
+            parse.round(1 if samples > 50_000 else 2)
+        new_calls = _calls(proxy) - calls
+        ours, floor, alone = (median_us(one.cpu, samples) for one in (proxy, join, parse))
+        line = (
+            f"| {count} × {' + '.join(exporters)} | {samples} | {ours:.2f} | 1/{alone / ours:.1f} | {ours / floor:.1f} |"
+            f" {statistics.median(proxy.latency) * 1e3:.0f} / {statistics.median(join.latency) * 1e3:.0f} /"
+            f" {statistics.median(parse.latency) * 1e3:.0f} | {median_us(proxy.tree, samples):.2f} |"
+            f" {proxy.memory('VmHWM'):.0f} | {new_calls} |"
+        )
+        return line, Measured(samples, ours, floor, alone)
+
+
+def _calls(proxy: Server) -> int:
+    page = proxy.get("/metrics/proxy").decode()
+    return int(float(re.findall(r"^qubes_proxy_qrexec_calls_total (\S+)", page, re.MULTILINE)[0]))
+
+
+def daemons() -> Iterator[str]:
+    """The whole path."""
+    yield "| whole daemon, warm: qubes × exporters | samples | CPU µs/sample | of prometheus-client alone | × floor | latency ms (ours / floor / prometheus-client) | with what feeds it | peak MB | qrexec calls |"  # fmt: skip
+    yield "|---|---|---|---|---|---|---|---|---|"
+    results = {}
+    for count in (1, 20, 200):
+        for exporters in (["node"], ["node", "process"], list(EXPORTERS)):
+            if count == 200 and len(exporters) == 3:
+                continue
+            line, results[count, len(exporters)] = compare_daemons(
+                count, exporters, rounds=ROUNDS if count <= 20 else 3
+            )
+            yield line
+    growth = results[200, 2].proxy / results[20, 2].proxy
+    yield f"\nFrom 20 to 200 qubes × node + process, a sample costs {growth:.2f} times as much."
+    draw(results[20, 2])
+
+
+def at_rest() -> Iterator[str]:
+    """Start-up, first page, rest, and how long the event loop is held."""
+    yield "| 20 qubes × node + process | |"
+    yield "|---|---|"
+    exporters = ["node", "process"]
+    with machine(20, exporters, {name: texts.recorded(name) for name in exporters}) as folder:
+        colds: list[float] = []
+        alone: list[float] = []
+        samples = 20 * sum(texts.samples(texts.recorded(name)[0]) for name in exporters)
+        for _ in range(3):
+            for name, times in (("proxy", colds), ("parse", alone)):
+                started = time.perf_counter()
+                with server(name, folder) as one:
+                    ready = time.perf_counter() - started
+                    before = one.used()
+                    one.get()
+                    times.append(one.used() - before)
+                    first = time.perf_counter() - started
+                    if name == "proxy":
+                        told = (ready, first, one.memory("VmRSS"))
+        ready, first, resident = told
+        yield f"| until it is ready / until the first page, s | {ready:.2f} / {first:.2f} |"
+        ratio = statistics.median(colds) / statistics.median(alone)
+        cost = median_us(colds, samples)
+        yield f"| first scrape, calls included, CPU µs/sample, and of prometheus-client alone | {cost:.2f}, {ratio:.2f} |"
+        with server("proxy", folder) as one:
+            for _ in range(100):
+                one.get()
+            after_100 = one.memory("VmRSS")
+            for _ in range(900):
+                one.get()
+            after_1000 = one.memory("VmRSS")
+            yield f"| resident after 1 / 100 / 1,000 scrapes, MB | {resident:.0f} / {after_100:.0f} / {after_1000:.0f} |"
+            yield f"| peak, MB | {one.memory('VmHWM'):.0f} |"
+            time.sleep(1)
+            before = one.used()
+            time.sleep(10)
+            yield f"| CPU in 10 s while nobody scrapes, ms | {(one.used() - before) * 1e3:.1f} |"
+            one.cpu.clear()
+            for _ in range(3):
+                one.round(SCRAPES)
+            plain = median_us(one.cpu, samples)
+            one.cpu.clear()
+            for _ in range(3):
+                one.round(SCRAPES, {"Accept-Encoding": "gzip"})
+            yield f"| CPU µs/sample without and with gzip | {plain:.2f}, {median_us(one.cpu, samples):.2f} |"
+        holds = folder / "holds"
+        with server("watched", folder, {"BENCH_HOLDS": str(holds)}) as one:
+            for _ in range(3):
+                one.get()
+            longest: list[float] = []
+            for _ in range(ROUNDS):
+                one.process.send_signal(signal.SIGUSR1)
+                for _ in range(SCRAPES):
+                    one.get()
+                one.process.send_signal(signal.SIGUSR2)
+                eventually("the hold is told", holds.exists)
+                longest.append(float(holds.read_text(encoding="utf-8")))
+                holds.unlink()
+            yield (
+                f"| longest hold of the event loop in {SCRAPES} scrapes, ms, median and worst of {ROUNDS} |"
+                f" {statistics.median(longest) * 1e3:.1f}, {max(longest) * 1e3:.1f} |"
+            )
+
+
+def draw(measured: Measured) -> None:
+    """The picture in the README."""
+    bars = [
+        ("prometheus-client alone", measured.parse, "#c9302c"),
+        ("prometheus-qubes-proxy", measured.proxy, "#2a6fbb"),
+        ("joining without looking", measured.join, "#999999"),
+    ]
+    widest = max(value for _, value, _ in bars)
+    rows = "".join(
+        f'<text x="0" y="{40 + 34 * row}">{name}</text>'
+        f'<rect x="190" y="{24 + 34 * row}" width="{max(2.0, 400 * value / widest):.1f}" height="22" fill="{color}"/>'
+        f'<text x="{196 + 400 * value / widest:.1f}" y="{40 + 34 * row}">{value:.2f} µs</text>'
+        for row, (name, value, color) in enumerate(bars)
+    )
+    title = f"CPU per sample, whole scrape: 20 qubes, 2 exporters each, {measured.samples:,} samples"
+    Path(__file__).with_name("scrape.svg").write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="126" font-family="sans-serif" font-size="13">'
+        f'<rect width="680" height="126" fill="white"/><text x="0" y="14" font-weight="bold">{title}</text>{rows}</svg>\n',
+        encoding="utf-8",
+    )
+
+
+def main() -> None:
+    """All tables, or those named."""
+    tables = {"cores": cores, "daemons": daemons, "rest": at_rest}
+    for name in sys.argv[1:] or tables:
+        for line in tables[name]():
+            print(line, flush=True)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()
