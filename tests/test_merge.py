@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Many readings, one page: grouped, sorted, valid, and nothing lost where targets disagree."""
 
+import random
 import shutil
 import subprocess
 
@@ -8,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federator.model import Reading
-from tests.helpers import page, read, recording, target
+from federator.exposition import Reader
+from federator.memory import Memory
+from federator.merge import MAX_PLANS, Merger
+from federator.model import Limits, Reading
+from tests.helpers import finish, page, read, recording, target
 
 
 def reading(qube: str, text: str) -> Reading:
@@ -150,3 +154,28 @@ def test_whatever_targets_claim_each_name_stands_in_one_block_and_no_sample_is_l
     parts = {"histogram": ("", "_bucket", "_sum", "_count"), "summary": ("", "_sum", "_count")}
     for name, family in home.items():
         assert name in {family + part for part in parts.get(types[family], ("",))}
+
+
+def test_a_plan_is_used_again_only_for_what_it_was_made_for() -> None:
+    """One merger over many scrapes says what a new one says each time: values, families, types and orders change."""
+    merger, chance = Merger(), random.Random(1)
+    memory = Memory(Limits())
+    readers = {qube: Reader(target(qube, "x"), Limits(), memory) for qube in "abc"}
+    texts = [H, "# TYPE h gauge\nh 4\n", 'a 1\nb 2\na{x="y"} 3\n', "# TYPE a counter\na 5\n", H + "a 1\n"]
+    for _ in range(300):
+        asked = chance.sample(sorted(readers), chance.randrange(1, 4))
+        bodies = {qube: chance.choice(texts).replace("1\n", f"{chance.randrange(9)}\n") for qube in asked}
+        readings = [finish(readers[qube].read(body.encode())) for qube, body in bodies.items()]
+        assert finish(merger.merge(readings)).decode() == page(*readings)
+    assert len(merger._plans) <= MAX_PLANS
+
+
+def test_the_plan_of_an_unchanged_shape_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a scrape would cost twice what it does."""
+    merger, memory = Merger(), Memory(Limits())
+    readers = [Reader(target(qube, "x"), Limits(), memory) for qube in "ab"]
+    finish(merger.merge([finish(one.read(recording("node", 2))) for one in readers]))
+    monkeypatch.setattr("federator.merge._plan", None)
+    second = finish(merger.merge([finish(one.read(recording("node", 3))) for one in readers]))
+    monkeypatch.undo()
+    assert second.decode() == page(*(read(recording("node", 3), target(qube, "x")) for qube in "ab"))

@@ -51,6 +51,23 @@ def started(exporter: Exporter, requests: int = 1) -> Callable[[], bool]:
     return lambda: len(exporter.requests) >= requests
 
 
+async def test_what_a_target_was_like_is_forgotten_when_it_goes(scraper: MakeScraper) -> None:
+    """A qube that is gone holds no memory, and one that failed is read anew."""
+    with Exporter(b"m 1\n") as exporter:
+        of = scraper({"sys-net": {"x": exporter.port}})
+        (one,) = of.config.targets
+        await collect(of)
+        assert of._memory.recall(one) is not None
+        exporter.body = b"<html>\n"
+        await collect(of)
+        assert of._memory.recall(one) is None
+        exporter.body = b"m 2\n"
+        await collect(of)
+        assert of._memory.recall(one) is not None
+    await collect(of)
+    assert of._memory.recall(one) is None
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [

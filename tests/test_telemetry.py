@@ -57,3 +57,10 @@ def test_a_configured_label_is_escaped() -> None:
     qube = Qube(name="work", transport="qrexec", targets=(work,), labels=(("note", 'a"b\\c\nd'),))
     ours = gauges([QubeOutcome(qube=qube, up=True, seconds=0.0, outcomes=())], reloaded_well=True, reloaded_at=0.0)
     assert r'qubes_proxy_qube_up{qube="work",note="a\"b\\c\nd"} 1' in page(ours)
+
+
+def test_the_families_are_the_same_objects_each_time() -> None:
+    """By that the merger sees that it need not plan its page anew."""
+    first, second = (gauges([], reloaded_well=True, reloaded_at=at) for at in (1.0, 2.0))
+    assert first.families is second.families
+    assert first.blocks != second.blocks

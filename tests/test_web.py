@@ -112,6 +112,15 @@ async def test_the_other_paths(client: Client, path: str) -> None:
     assert b"qubes_proxy_qrexec_calls_total 0.0\n" in (await asked(client, "/metrics/proxy"))[1]
 
 
+async def test_head_is_get_without_a_body(client: Client) -> None:
+    """And leaves the connection as it was: what comes next on it is understood."""
+    head = await client.head("/metrics")
+    assert (head.status, await head.read()) == (200, b"")
+    page = await client.get("/metrics")
+    assert (page.status, len(await page.read()) > 100) == (200, True)
+    assert page.headers["Content-Type"] == head.headers["Content-Type"]
+
+
 async def test_unknown_paths_and_methods(client: Client) -> None:
     """A clear answer; and no path of a stranger becomes a label."""
     answer, text = await asked(client, "/metric")

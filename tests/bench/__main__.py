@@ -192,9 +192,7 @@ def machine(count: int, exporters: Sequence[str], bodies: Mapping[str, Sequence[
                 (place / str(number)).write_bytes(body)
         named = "\n".join(f"{name} = {EXPORTERS[name]}" for name in exporters)
         listed = "".join(f"[qubes.qube{number}]\nexporters = {list(exporters)}\n" for number in range(count))
-        config = (
-            f"[scrape]\ntimeout = 60\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
-        )
+        config = f"[scrape]\ntimeout = '60s'\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
         (folder / "proxy.toml").write_text(config, encoding="utf-8")
         yield folder
 

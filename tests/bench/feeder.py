@@ -3,7 +3,7 @@
 """
 Stands in for qrexec-client-vm and a qube behind it, at next to no cost: version 2 of the protocol, answered from files.
 
-Called as `feeder.py QUBE ruddo.PrometheusProxy+PORT…`, a copy of it in a folder with the bodies: bodies/PORT/0, 1, …,
+Called as `feeder.py … ruddo.PrometheusProxy+PORT…`, a copy of it in a folder with the bodies: bodies/PORT/0, 1, …,
 one for each scrape, round and round.
 """
 
@@ -16,7 +16,7 @@ def main() -> None:
     folder = Path(sys.argv[0]).parent / "bodies"
     bodies = {
         port: [path.read_bytes() for path in sorted((folder / port).iterdir(), key=lambda path: int(path.name))]
-        for port in sys.argv[2].split("+")[1:]
+        for port in sys.argv[-1].split("+")[1:]
     }
     sys.stdin.buffer.readline()
     out = sys.stdout.buffer

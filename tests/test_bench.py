@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""That `make bench` still runs, and compares like with like. What it measures is for nobody to assert."""
+
+import random
+
+from tests.bench import __main__ as bench
+from tests.bench import texts
+from tests.helpers import finish, reader, recording, target
+
+
+def test_a_small_machine_is_measured_from_end_to_end() -> None:
+    """Ours, the floor and prometheus-client alone answer, and steady scrapes make no call."""
+    line, measured = bench.compare_daemons(1, ["node", "process"], rounds=1)
+    assert measured.samples == texts.samples(recording("node", 3)) + texts.samples(recording("process", 3))
+    assert min(measured.proxy, measured.join, measured.parse) > 0
+    assert line.endswith("| 0 |"), line
+
+
+def test_the_texts_are_good_and_different() -> None:
+    """A benchmark of texts that are refused, or always the same, would say nothing."""
+    chance = random.Random(1)
+    for exporter in bench.EXPORTERS:
+        bodies = texts.recorded(exporter)
+        changed = texts.all_values_new(bodies, chance)
+        for body in (*bodies, *changed, texts.restarted(bodies[0], chance), texts.series_new(bodies[0], 1, chance)):
+            reading = finish(reader(target("work", exporter)).read(body))
+            assert (reading.lines_dropped, reading.samples) == (0, texts.samples(body))
+        same = [old == new for old, new in zip(bodies[0].split(b"\n"), changed[0].split(b"\n"), strict=True)]
+        assert sum(same) < 0.9 * len(same)
+    assert texts.samples(texts.large(1000, chance)) == 1000
