@@ -92,8 +92,9 @@ class Call(asyncio.SubprocessProtocol):
     The event loop hands the pipes' bytes in; the wire decides what they mean.
     """
 
-    def __init__(self, qube: Qube, wire: Wire, counters: Counters) -> None:
+    def __init__(self, qube: Qube, wire: Wire, counters: Counters, service: str = SERVICE) -> None:
         self._qube = qube
+        self._service = service
         self._wire = wire
         self._counters = counters
         self._loop = asyncio.get_running_loop()
@@ -237,7 +238,8 @@ class Call(asyncio.SubprocessProtocol):
         assert self._transport is not None, "a process that never was cannot go"
         status = self._transport.get_returncode()
         if self._error is None:
-            self._fail(explain(status, self._last_words(), self._qube, self._wire, spoke=self._spoke))
+            words = self._last_words()
+            self._fail(explain(status, words, self._qube, self._wire, spoke=self._spoke, service=self._service))
 
     def _last_words(self) -> bytes:
         return bytes(self._stderr).strip().rpartition(b"\n")[2]
@@ -247,7 +249,9 @@ class _OnlyVersion1(Closed):
     """The service ended at the greeting of version 2, as upstream's does."""
 
 
-def explain(status: int | None, untrusted_words: bytes, qube: Qube, wire: Wire, *, spoke: bool) -> ScrapeError:  # noqa: PLR0911
+def explain(  # noqa: PLR0911, PLR0913 - there are so many ways to end, and so much that tells them apart
+    status: int | None, untrusted_words: bytes, qube: Qube, wire: Wire, *, spoke: bool, service: str = SERVICE
+) -> ScrapeError:
     """
     Why a call ended, from its exit status and the last line it wrote on stderr. `spoke`: it had written to stdout.
 
@@ -259,13 +263,15 @@ def explain(status: int | None, untrusted_words: bytes, qube: Qube, wire: Wire, 
     if qube.transport == "qrexec" and not spoke:
         if status == 126 and untrusted_words.endswith(b"Request refused"):
             return Refused(
-                f"qrexec refused the call to {name}: dom0's policy does not allow it, or the qube does not run or"
+                f"dom0's policy does not allow {service}; `prometheus-qubes-proxy policy` prints the line for it"
+                if name == "dom0"
+                else f"qrexec refused the call to {name}: dom0's policy does not allow it, or the qube does not run or"
                 " does not exist; dom0's journal says which"
             )
         if status == 127:
-            return NoService(f"{SERVICE} is not installed in {name}; install it in the template of {name}")
+            return NoService(f"{service} is not installed in {name}; install it in the template of {name}")
         if status == 125:
-            return NoService(f"{SERVICE} is in {name}, but cannot be run there; is it executable?{words}")
+            return NoService(f"{service} is in {name}, but cannot be run there; is it executable?{words}")
         if status == 1 and b"connect: No such file" in untrusted_words:
             return Closed("there is no qrexec agent here; the daemon has to run in a qube")
         if status == 1 and b"Data vchan connection failed" in untrusted_words:

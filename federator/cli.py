@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-argv -> serve | check | scrape, and the exit status: 0 well, 1 said why on stderr in one line, 2 wrong usage.
+argv -> serve | check | scrape | policy, and the exit status: 0 well, 1 said why on stderr in one line, 2 wrong usage.
 
 Owns words on a terminal. Must not know how anything is done.
 """
@@ -8,6 +8,7 @@ Owns words on a terminal. Must not know how anything is done.
 import argparse
 import asyncio
 import platform
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from federator import __version__, config, daemon, journal
 from federator.errors import ConfigError, FederatorError
 from federator.model import Config, Outcome, Target
 from federator.scrape import Scraper, budget
+from federator.targets import is_qube_name
 from federator.telemetry import Counters
 from federator.wire import SERVICE, argument
 
@@ -27,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_intermixed_args(argv)
     path: Path = options.config_file or config.default_path()
     try:
-        if options.command == "check":
-            return _check(path)
+        if options.command in ("check", "policy"):
+            return (_check if options.command == "check" else _policy)(path)
         if options.command == "scrape":
             return asyncio.run(_scrape(path, options.targets))
         journal.set_up(options.log_level, options.log_format)
@@ -53,10 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "check", "scrape"),
+        choices=("serve", "check", "scrape", "policy"),
         default="serve",
         help="serve (default) runs the daemon; check reads the configuration and says what would be scraped;"
-        " scrape does one scrape now",
+        " scrape does one scrape now; policy prints the lines that dom0 needs",
     )
     parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
     parser.add_argument(
@@ -95,41 +97,75 @@ def _listen_address(text: str) -> tuple[str, int]:
 def _check(path: Path) -> int:
     settings = config.load(path)
     print(f"{path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}")
-    width = max(len(qube.name) for qube in settings.qubes)
+    width = max((len(qube.name) for qube in settings.qubes), default=0)
     for qube in settings.qubes:
         exporters = ", ".join(f"{target.exporter.name} ({target.exporter.port})" for target in qube.targets)
         how = f"{SERVICE}+{argument(qube.ports)}" if qube.transport == "qrexec" else "here, without qrexec"
         print(f"  {qube.name:{width}}  {how}  {exporters}")
+    if settings.discovery:
+        names = ", ".join(f"{one.name} ({one.port})" for one in settings.discovery.exporters) or "no exporters"
+        print(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
+    return 0
+
+
+def _policy(path: Path) -> int:
+    """The lines in the order they have to have: the first one that matches counts."""
+    settings = config.load(path)
+    us = socket.gethostname() if is_qube_name(socket.gethostname()) else "sys-net"
+    print("# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`")
+    print(f"# {us} may read these ports of these qubes; halted ones are not started")
+    qubes = [qube for qube in settings.qubes if qube.transport == "qrexec"]
+    lines = [(SERVICE, f"+{argument(qube.ports)}", us, qube.name, "allow autostart=no") for qube in qubes]
+    discovery = settings.discovery
+    if discovery and discovery.exporters:
+        ports = argument(exporter.port for exporter in discovery.exporters)
+        lines.append((SERVICE, f"+{ports}", us, "@tag:monitored", "allow autostart=no"))
+    if discovery and discovery.source == "admin.vm.List":
+        lines.append(("admin.vm.List", "*", us, "@adminvm", "allow target=dom0"))
+    elif discovery:
+        lines.append((discovery.source, "*", us, "@adminvm", "allow target=dom0"))
+    widths = [max(len(line[column]) for line in lines) for column in range(4)] if lines else []
+    for line in lines:
+        print("  ".join([*(f"{word:{width}}" for word, width in zip(line[:4], widths, strict=True)), line[4]]))
+    if discovery and discovery.exporters:
+        print("# tag the qubes that may be found: qvm-tags QUBE add monitored; or write @anyvm for all of them")
+    several = [qube for qube in qubes if len(qube.ports) > 1]
+    if several:
+        print("# only while upstream's service is in these qubes, which knows one port to a call:")
+        for qube in several:
+            for port in qube.ports:
+                print(f"# {SERVICE}  +{port}  {us}  {qube.name}  allow autostart=no")
     return 0
 
 
 async def _scrape(path: Path, names: Sequence[str]) -> int:
     settings = config.load(path)
-    selected = _selected(settings, names)
     daemon.check_programs(settings)
     daemon.watch_children()
-    width = max(len(target.name) for target in selected)
+    scraper = Scraper(settings, Counters())
 
     def show(outcome: Outcome) -> None:
         print(_line(outcome, width), flush=True)
 
-    scraper = Scraper(settings, Counters())
     try:
+        await scraper.refresh()
+        selected = _selected(settings, scraper.targets, names)
+        width = max((len(target.name) for target in selected), default=0)
         qubes = await scraper.collect(selected, budget(None, settings.scrape), show)
     finally:
         await scraper.close()
     return 0 if all(outcome.reading for qube in qubes for outcome in qube.outcomes) else 1
 
 
-def _selected(settings: Config, names: Sequence[str]) -> frozenset[Target]:
+def _selected(settings: Config, targets: Sequence[Target], names: Sequence[str]) -> frozenset[Target]:
     """The targets called QUBE or QUBE:EXPORTER, or all of them. Raises ConfigError for a name nobody configured."""
     selected: set[Target] = set()
     for name in names:
-        matching = {target for target in settings.targets if name in (target.qube, target.name)}
+        matching = {target for target in targets if name in (target.qube, target.name)}
         if not matching:
             raise ConfigError(f"{settings.path}: there is no {name!a} to scrape; `check` lists what there is")
         selected |= matching
-    return frozenset(selected or settings.targets)
+    return frozenset(selected or targets)
 
 
 def _line(outcome: Outcome, width: int) -> str:

@@ -9,21 +9,19 @@ Nothing is guessed and nothing ignored: a key nobody knows is an error, so that 
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tomli
 
 from federator.errors import ConfigError
-from federator.model import Config, Exporter, Limits, Qrexec, Qube, Scrape, Target, Transport, Web
+from federator.model import Config, Discovery, Exporter, Limits, Qrexec, Qube, Scrape, Source, Target, Transport, Web
+from federator.targets import is_qube_name
 
 # /rw/config survives a reboot of a NetVM that is based on a template; /etc is the template's.
 DEFAULT_PATHS = (Path("/rw/config/prometheus-qubes-proxy.toml"), Path("/etc/prometheus-qubes-proxy.toml"))
 
-# QubesOS/qubes-core-admin, qubes/vm/__init__.py: letters first, 31 characters, and a few names that are not for qubes.
-_QUBE_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
-_NOT_QUBES = frozenset({"none", "default", "Domain-0"})
 _EXPORTER_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,62}")
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 # Labels that mean something on the series they would be added to.
@@ -74,11 +72,12 @@ def parse(text: str, path: Path) -> Config:
     qubes = tuple(
         _qube(name, entry.as_table(), exporters, scrape.limits) for name, entry in top.table("qubes").entries()
     )
-    top.reject("discovery", "discovery of running qubes is not in this version; list them as [qubes.NAME]")
+    entry = top.entry("discovery")
+    discovery = _discovery(entry.as_table(), exporters) if entry else None
     top.done()
-    if not qubes:
+    if not qubes and not (discovery and discovery.exporters):
         raise top.error("qubes", "there is nothing to scrape; add a table such as [qubes.work]")
-    return Config(path=path, web=web, scrape=scrape, qrexec=qrexec, qubes=qubes)
+    return Config(path=path, web=web, scrape=scrape, qrexec=qrexec, qubes=qubes, discovery=discovery)
 
 
 def listen_address(text: str) -> tuple[str, int]:
@@ -149,18 +148,45 @@ def _exporter(name: str, entry: "_Entry") -> Exporter:
         raise table.error("port", "missing; say on which port of the qube's loopback it listens")
     patterns = [item.convert(re.compile) for item in table.list("drop", default=[])]
     table.done()
-    drop = re.compile("|".join(f"(?:{pattern.pattern})" for pattern in patterns)) if patterns else None
-    return Exporter(name=name, port=port.port(), drop=drop)
+    return Exporter(name=name, port=port.port(), drop=_any_of(patterns))
 
 
 def _qube(name: str, table: "_Table", exporters: Mapping[str, Exporter], limits: Limits) -> Qube:
-    if not _QUBE_NAME.fullmatch(name) or name in _NOT_QUBES or name.endswith("-dm"):
+    if not is_qube_name(name):
         raise table.wrong("not a name Qubes gives to qubes: a letter, then at most 30 letters, digits, _ . and -")
     transport: Transport = table.choice("transport", ("qrexec", "local"), "qrexec")  # type: ignore[assignment]
     labels = tuple(_label(key, entry, limits) for key, entry in table.table("labels").entries())
+    targets = tuple(
+        Target(qube=name, exporter=exporter, labels=labels)
+        for exporter in _chosen(table, table.list("exporters", default=None), exporters)
+    )
+    table.done()
+    if not targets:
+        raise table.error("exporters", 'empty; name what runs in this qube, such as exporters = ["node"]')
+    return Qube(name=name, transport=transport, targets=targets, labels=labels)
+
+
+def _discovery(table: "_Table", exporters: Mapping[str, Exporter]) -> Discovery:
+    sources = ("admin.vm.List", "ruddo.PrometheusDiscover")
+    source: Source = table.choice("source", sources, sources[0])  # type: ignore[assignment]
+    interval = table.duration("refresh_interval", 30.0, least=1.0)
+    chosen = _chosen(table, table.list("exporters", default=[]), exporters)
+    include = _any_of([entry.convert(re.compile) for entry in table.list("include", default=[".*"])])
+    exclude = _any_of([entry.convert(re.compile) for entry in table.list("exclude", default=[])])
+    table.done()
+    if include is None:
+        raise table.error("include", 'empty, so no qube would be found; leave it out, or write [".*"]')
+    return Discovery(source=source, refresh_interval=interval, exporters=chosen, include=include, exclude=exclude)
+
+
+def _any_of(patterns: Sequence[re.Pattern[str]]) -> re.Pattern[str] | None:
+    return re.compile("|".join(f"(?:{pattern.pattern})" for pattern in patterns)) if patterns else None
+
+
+def _chosen(table: "_Table", entries: Sequence["_Entry"], exporters: Mapping[str, Exporter]) -> tuple[Exporter, ...]:
+    """The exporters of one qube that are named here, each on a port of its own."""
     used: dict[int, str] = {}
-    targets: list[Target] = []
-    for entry in table.list("exporters", default=None):
+    for entry in entries:
         exporter_name = entry.take(str)
         if exporter_name not in exporters:
             raise entry.error(f"there is no exporter {exporter_name!r}; add it under [exporters] with its port")
@@ -171,13 +197,9 @@ def _qube(name: str, table: "_Table", exporters: Mapping[str, Exporter], limits:
                 " one port of a qube has one exporter"
             )
         used[exporter.port] = exporter_name
-        targets.append(Target(qube=name, exporter=exporter, labels=labels))
-    table.done()
-    if not targets:
-        raise table.error("exporters", 'empty; name what runs in this qube, such as exporters = ["node"]')
-    if len(targets) > MAX_EXPORTERS_PER_QUBE:
+    if len(used) > MAX_EXPORTERS_PER_QUBE:
         raise table.error("exporters", f"more than {MAX_EXPORTERS_PER_QUBE}; one qrexec call carries no more ports")
-    return Qube(name=name, transport=transport, targets=tuple(targets), labels=labels)
+    return tuple(exporters[exporter_name] for exporter_name in used.values())
 
 
 def _label(name: str, entry: "_Entry", limits: Limits) -> tuple[str, str]:

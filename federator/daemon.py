@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from federator import __version__, config
+from federator import __version__, config, systemd
 from federator.errors import ConfigError, StartError
 from federator.model import Config
 from federator.scrape import Scraper
@@ -48,7 +48,10 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
 
     def reload() -> None:
         old = served.scraper
-        if _reload(path, served):
+        systemd.notify_reloading()
+        good = _reload(path, served)
+        systemd.notify("READY=1", _status(served.scraper.config, "" if good else "; the new configuration is not good"))
+        if good:
             task = asyncio.create_task(old.retire())
             retiring.add(task)
             task.add_done_callback(retiring.discard)
@@ -64,8 +67,12 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
             "serving",
             extra={"version": __version__, "address": " ".join(bound), "config": path, **_size(settings)},
         )
+        systemd.notify("READY=1", _status(settings))
+        watched = asyncio.create_task(systemd.feed_watchdog())
         await stop.wait()
+        watched.cancel()
         log.info("stopping")
+        systemd.notify("STOPPING=1", "STATUS=stopping")
     finally:
         # First, so that whoever waits is told; aiohttp 3.8 would wait for them before it stops.
         await served.scraper.close()
@@ -87,7 +94,7 @@ def check_programs(settings: Config) -> None:
     """Are the programs there that the configuration needs? Raises StartError: no scrape could ever succeed."""
     client, service = settings.qrexec.client, settings.qrexec.local_service
     transports = {qube.transport for qube in settings.qubes}
-    if "qrexec" in transports and shutil.which(client) is None:
+    if (settings.discovery or "qrexec" in transports) and shutil.which(client) is None:
         raise StartError(
             f"{settings.path}: qrexec.client: {client} is not on the PATH; install qubes-core-qrexec in this qube's"
             " template, or correct the key"
@@ -131,6 +138,11 @@ async def _listen(runner: web.AppRunner, addresses: Sequence[tuple[str, int]]) -
                 " address with --web.listen-address=HOST:PORT or web.listen_addresses"
             ) from None
     return [f"{name[0]}:{name[1]}" for name in runner.addresses]
+
+
+def _status(settings: Config, more: str = "") -> str:
+    """The line of `systemctl status`."""
+    return f"STATUS=serving {len(settings.targets)} exporters in {len(settings.qubes)} qubes from {settings.path}{more}"
 
 
 def _size(settings: Config) -> dict[str, int]:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 from federator.errors import ScrapeError
 
 Transport = Literal["qrexec", "local"]
+Source = Literal["admin.vm.List", "ruddo.PrometheusDiscover"]
 MetricType = Literal["counter", "gauge", "histogram", "summary", "untyped"]
 
 
@@ -95,6 +96,17 @@ class Qube:
 
 
 @dataclass(frozen=True, slots=True)
+class Discovery:
+    """[discovery]: who says what runs, how old that may be in seconds, and what is scraped of unconfigured qubes."""
+
+    source: Source
+    refresh_interval: float
+    exporters: tuple[Exporter, ...]
+    include: re.Pattern[str]
+    exclude: re.Pattern[str] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, checked."""
 
@@ -103,6 +115,7 @@ class Config:
     scrape: Scrape
     qrexec: Qrexec
     qubes: tuple[Qube, ...]
+    discovery: Discovery | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:

@@ -12,15 +12,28 @@ without it.
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Container, Generator, Sequence
-from typing import TypeVar
+import socket
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from federator.channel import Channel, Doorman
-from federator.errors import BodySizeLimit, Connection, Exposition, Http, ScrapeError, Stopping, TimedOut, shown
+from federator.discovery import Discoverer
+from federator.errors import (
+    BodySizeLimit,
+    Connection,
+    Exposition,
+    Http,
+    NotRunning,
+    ScrapeError,
+    Stopping,
+    TimedOut,
+    shown,
+)
 from federator.exposition import Reader
 from federator.memory import Memory
 from federator.merge import Merger
 from federator.model import Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape, Target
+from federator.targets import RUNNING, qubes_with_discovered
 from federator.telemetry import Counters
 
 # Prometheus' own timeouts are seconds; a header that says more than this is a mistake, and would hold channels long.
@@ -128,11 +141,65 @@ class Scraper:
         self._chronicle: _Chronicle = previous._chronicle if previous else _Chronicle()  # noqa: SLF001 - of its kind
         self._closing = False
         self._channels: dict[Qube, Channel] = {}
-        for qube in config.qubes:
-            kept = previous.give_away(qube, config) if previous else None
-            self._channels[qube] = kept or Channel(qube, config.qrexec, self._doorman, counters)
         self._memory = Memory(config.scrape.limits)
-        self._readers = {target: Reader(target, config.scrape.limits, self._memory) for target in config.targets}
+        self._readers: dict[Target, Reader] = {}
+        self._ends: set[asyncio.Task[None]] = set()
+        self._discoverer = Discoverer(config.discovery, config.qrexec, counters) if config.discovery else None
+        # What ran when the configuration was read again runs still, until dom0 is asked.
+        states = previous._states if previous and config.discovery else {}  # noqa: SLF001 - of its kind
+        self._states: Mapping[str, str] = {}
+        self.qubes: tuple[Qube, ...] = ()
+        self._follow(states, previous)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Every target there is now, in the order of the page."""
+        return tuple(target for qube in self.qubes for target in qube.targets)
+
+    @property
+    def knows_targets(self) -> bool:
+        """Is there anything to go by? Not where dom0 is to name the qubes, and has never done so."""
+        return bool(self.qubes) or self._discoverer is None or self._discoverer.ever
+
+    async def refresh(self) -> None:
+        """See which qubes run, where the configuration wants that; before anything is asked of `targets`."""
+        if self._discoverer is not None and not self._closing:
+            await self._discoverer.refresh()
+            if self._discoverer.ever and not self._closing:
+                self._follow(self._discoverer.states)
+
+    def state(self, qube: Qube) -> str:
+        """As dom0 said last; Running where it does not say, so that the qube is called and answers for itself."""
+        if qube.transport == "local" or self._discoverer is None or not self._discoverer.current:
+            return RUNNING
+        return self._states.get(qube.name, "not there, or not running")
+
+    def _follow(self, states: Mapping[str, str], previous: "Scraper | None" = None) -> None:
+        """Have a channel and readers for every qube that there is now, and none for those that went."""
+        if states is self._states and self.qubes:
+            return
+        started = {name for name, state in states.items() if state == RUNNING and self._states.get(name) != RUNNING}
+        self._states = states
+        self.qubes = qubes_with_discovered(self.config, states, socket.gethostname())
+        gone = self._channels.keys() - set(self.qubes)
+        for qube in gone:
+            self._end(self._channels.pop(qube))
+            for target in qube.targets:
+                self._memory.forget(target)
+                self._readers.pop(target, None)
+        for qube in self.qubes:
+            if qube not in self._channels:
+                kept = previous.give_away(qube, self.config) if previous else None
+                self._channels[qube] = kept or Channel(qube, self.config.qrexec, self._doorman, self._counters)
+                limits = self.config.scrape.limits
+                self._readers.update({target: Reader(target, limits, self._memory) for target in qube.targets})
+            elif qube.name in started:
+                self._channels[qube].forget()
+
+    def _end(self, channel: Channel) -> None:
+        end = asyncio.get_running_loop().create_task(channel.close())
+        self._ends.add(end)
+        end.add_done_callback(self._ends.discard)
 
     def give_away(self, qube: Qube, config: Config) -> Channel | None:
         """Hand a qube's channel to a successor under `config`, if it is still the right one."""
@@ -157,29 +224,75 @@ class Scraper:
         # The page goes out in the scraper's time; the qubes have at least the configured time, or one impatient
         # scraper could end the channels of all.
         until = now + max(seconds, budget(None, self.config.scrape))
-        scrapes = [
-            self._ask(qube, targets, now, until, told)
-            for qube in self.config.qubes
+        asked = [
+            (qube, targets, self.state(qube))
+            for qube in self.qubes
             if (targets := tuple(target for target in qube.targets if target in wanted))
         ]
+        halted = {
+            qube.name: self._not_running(qube, targets, state, told)
+            for qube, targets, state in asked
+            if state != RUNNING
+        }
+        scrapes = [self._ask(qube, targets, now, until, told) for qube, targets, state in asked if state == RUNNING]
         tasks = {scrape.task for scrape in scrapes if scrape.task is not None}
         try:
             if tasks:
                 await asyncio.wait(tasks, timeout=now + seconds - loop.time())
             if self._closing:
                 raise Stopping("the proxy is being stopped")
-            return tuple(scrape.outcome(loop.time()) for scrape in scrapes)
+            outcomes = halted | {scrape.qube.name: scrape.outcome(loop.time()) for scrape in scrapes}
+            return tuple(outcomes[qube.name] for qube, _, _ in asked)
         finally:
             for scrape in scrapes:
                 scrape.waiting -= 1
                 self._forget(scrape)
 
+    async def fetch(self, target: Target, seconds: float) -> bytes:
+        """
+        One exporter's own text, as it is, over the channel that scrapes use.
+
+        Raises ScrapeError where there is none within `seconds`, and Stopping.
+        """
+        if self._closing:
+            raise Stopping("the proxy is being stopped")
+        loop = asyncio.get_running_loop()
+        (qube,) = (one for one in self.qubes if target in one.targets)
+        if (state := self.state(qube)) != RUNNING:
+            raise _not_running(qube, state)
+        until = loop.time() + max(seconds, budget(None, self.config.scrape))
+        answered: asyncio.Future[Answer | ScrapeError] = loop.create_future()
+
+        def tell(_: int, result: Answer | ScrapeError) -> None:
+            if not answered.done():
+                answered.set_result(result)
+
+        max_body = self.config.scrape.limits.body_size
+        asking = loop.create_task(
+            self._channels[qube].ask((target.exporter.port,), deadline=until, max_body=max_body, tell=tell)
+        )
+        self._tasks.add(asking)
+        asking.add_done_callback(self._tasks.discard)
+        either: set[asyncio.Future[Any]] = {answered, asking}
+        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if self._closing:
+            raise Stopping("the proxy is being stopped")
+        if not answered.done():
+            raise TimedOut(f"no answer of {qube.name} in time; is it paused, or busy?")
+        result = answered.result()
+        if isinstance(result, ScrapeError):
+            raise result
+        check(result, max_body)
+        return result.body
+
     async def close(self) -> None:
         """End all channels, and with them what is still being asked."""
         self._closing = True
+        if self._discoverer is not None:
+            await self._discoverer.close()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(channel.close() for channel in self._channels.values()))
+        await asyncio.gather(*(channel.close() for channel in self._channels.values()), *self._ends)
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def retire(self) -> None:
@@ -206,6 +319,20 @@ class Scraper:
             scrape.listeners.append(told)
         scrape.waiting += 1
         return scrape
+
+    def _not_running(
+        self, qube: Qube, targets: tuple[Target, ...], state: str, told: Callable[[Outcome], None] | None
+    ) -> QubeOutcome:
+        """What dom0 says does not run is not called."""
+        error = _not_running(qube, state)
+        outcome = QubeOutcome(qube, False, 0.0, tuple(Outcome(target, 0.0, error=error) for target in targets))  # noqa: FBT003 - it is down
+        for one in outcome.outcomes:
+            self._memory.forget(one.target)
+            if told is not None:
+                told(one)
+        self._chronicle.write(outcome)
+        self._count(outcome)
+        return outcome
 
     def _forget(self, scrape: _QubeScrape) -> None:
         """Let go of the answers as soon as nobody can share them any more: they are the largest thing there is."""
@@ -266,6 +393,10 @@ class Scraper:
                 self._counters.failures.labels(outcome.error.reason).inc()
             if outcome.reading:
                 self._counters.lines_dropped.inc(outcome.reading.lines_dropped)
+
+
+def _not_running(qube: Qube, state: str) -> NotRunning:
+    return NotRunning(f"{qube.name} does not run (dom0: {state}), and was not called; start it, or leave it as it is")
 
 
 def check(answer: Answer, body_size_limit: int) -> None:

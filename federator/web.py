@@ -7,6 +7,7 @@ Owns paths, parameters, headers and statuses. Must not know how a scrape is done
 
 import asyncio
 import html
+import re
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -16,9 +17,10 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from federator import __version__
-from federator.errors import Stopping
+from federator.errors import ScrapeError, Stopping
 from federator.model import QubeOutcome, Target
 from federator.scrape import Scraper, budget
+from federator.targets import RUNNING, forwarded, service_discovery
 from federator.telemetry import Counters, gauges
 
 # Every Prometheus takes this for every Accept header (3.x takes nothing less exact).
@@ -31,6 +33,12 @@ MAX_REQUESTS = 40
 # A scraper that does not take its page in this time has given it up long ago: it told its timeout, which is over.
 SEND_SECONDS = 15.0
 SEND_BYTES = 64 << 10
+
+# What /forward answers where there is no text. 403 is upstream's for what ends before the service greets.
+FORWARD_STATUSES = {"refused": 403, "no_service": 403, "not_running": 403, "timeout": 504}
+
+# HOST:PORT as Prometheus takes it for a target; a Host header may hold anything.
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -57,6 +65,9 @@ def application(served: Served) -> web.Application:
     app.router.add_get("/", _front)
     app.router.add_get("/metrics", _metrics)
     app.router.add_get("/metrics/proxy", _metrics_proxy)
+    app.router.add_get("/forward", _forward)
+    app.router.add_get("/discover", _discover)
+    app.router.add_get("/sd", _sd)
     app.router.add_get("/-/healthy", _healthy)
     app.router.add_get("/-/ready", _ready)
     return app
@@ -88,6 +99,7 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
         raise web.HTTPServiceUnavailable(text=f"{MAX_REQUESTS} scrapes are being served already\n")
     served.requests += 1
     try:
+        await served.scraper.refresh()
         page = await _scraped(request, served)
         headers, body = await _encoded(request, page)
         return await _send(request, headers, body)
@@ -99,7 +111,7 @@ async def _scraped(request: web.Request, served: Served) -> bytes:
     scraper = served.scraper
     seconds = budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"), scraper.config.scrape)
     try:
-        qubes = await scraper.collect(wanted(request.query, scraper.config.targets), seconds)
+        qubes = await scraper.collect(wanted(request.query, scraper.targets), seconds)
     except Stopping as stopping:
         raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
     # Scrapers who share the answers share the page. Who goes away meanwhile must not take it from the others.
@@ -111,13 +123,13 @@ async def _scraped(request: web.Request, served: Served) -> bytes:
     return await asyncio.shield(task)
 
 
-async def _send(request: web.Request, headers: Mapping[str, str], body: bytes) -> web.StreamResponse:
+async def _send(request: web.Request, headers: Mapping[str, str], body: bytes, status: int = 200) -> web.StreamResponse:
     """
     Send it here, where its time can be bounded; aiohttp would wait for a reader for ever.
 
     In pieces that the socket takes at once: what it does not take of a large one, aiohttp copies, more than once.
     """
-    response = web.StreamResponse(headers={**headers, "Content-Length": str(len(body))})
+    response = web.StreamResponse(status=status, headers={**headers, "Content-Length": str(len(body))})
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await response.prepare(request)
@@ -135,6 +147,71 @@ async def _page(served: Served, qubes: tuple[QubeOutcome, ...]) -> bytes:
     ours = gauges(qubes, reloaded_well=served.reloaded_well, reloaded_at=served.reloaded_at)
     theirs = [outcome.reading for qube in qubes for outcome in qube.outcomes if outcome.reading]
     return await served.scraper.turns.take(served.scraper.merger.merge([ours, *theirs]))
+
+
+async def _forward(request: web.Request) -> web.StreamResponse:
+    """As upstream's proxy answers it: 400 for bad input, 403 for what qrexec refuses, 500 for most of the rest."""
+    served: Served = request.app[SERVED]
+    if served.requests >= MAX_REQUESTS:
+        raise web.HTTPServiceUnavailable(text=f"{MAX_REQUESTS} scrapes are being served already\n")
+    served.requests += 1
+    try:
+        await served.scraper.refresh()
+        scraper = served.scraper
+        target = _forwarded(request.query, scraper.targets)
+        seconds = budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"), scraper.config.scrape)
+        try:
+            text = await scraper.fetch(target, seconds)
+        except Stopping as stopping:
+            raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
+        except ScrapeError as error:
+            return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")
+        headers, body = await _encoded(request, text)
+        return await _send(request, headers, body)
+    finally:
+        served.requests -= 1
+
+
+def _forwarded(query: MultiMapping[str], targets: Sequence[Target]) -> Target:
+    try:
+        target = forwarded(query.get("target", ""), query.get("port", ""), targets)
+    except ValueError as error:
+        raise web.HTTPBadRequest(text=f"{error}; ask for /forward?target=QUBE&port=PORT\n") from None
+    if target is None:
+        raise web.HTTPNotFound(text="that exporter of that qube is not configured; `check` lists what is\n")
+    return target
+
+
+async def _discover(request: web.Request) -> web.Response:
+    """As upstream's proxy answers it: the qubes that run, of those that may be scraped."""
+    served: Served = request.app[SERVED]
+    await served.scraper.refresh()
+    scraper = served.scraper
+    _check_known(scraper)
+    names = [qube.name for qube in scraper.qubes if scraper.state(qube) == RUNNING]
+    return web.json_response([{"targets": names}])
+
+
+async def _sd(request: web.Request) -> web.Response:
+    """Prometheus keeps the last list where this fails, and drops what is not on it: so fail if and only if not sure."""
+    served: Served = request.app[SERVED]
+    await served.scraper.refresh()
+    _check_known(served.scraper)
+    return web.json_response(service_discovery(served.scraper.targets, _own_address(request)))
+
+
+def _check_known(scraper: Scraper) -> None:
+    if not scraper.knows_targets:
+        raise web.HTTPServiceUnavailable(text="dom0 has not said yet which qubes run; the log says why\n")
+
+
+def _own_address(request: web.Request) -> str:
+    """Where whoever asks has reached us; by the socket, where the Host header is missing or odd."""
+    untrusted_host = request.headers.get("Host", "")
+    if _HOST.fullmatch(untrusted_host):
+        return untrusted_host
+    host, port = request.transport.get_extra_info("sockname")[:2] if request.transport else ("127.0.0.1", 8199)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _encoded(request: web.Request, page: bytes) -> tuple[dict[str, str], bytes]:
@@ -165,14 +242,16 @@ async def _ready(_: web.Request) -> web.Response:
 
 
 async def _front(request: web.Request) -> web.Response:
-    config = request.app[SERVED].scraper.config
+    scraper = request.app[SERVED].scraper
     text = f"""<!doctype html>
 <title>prometheus-qubes-proxy</title>
 <h1>prometheus-qubes-proxy</h1>
-<p>Version {html.escape(__version__)}. {len(config.targets)} exporters in {len(config.qubes)} qubes.
+<p>Version {html.escape(__version__)}. {len(scraper.targets)} exporters in {len(scraper.qubes)} qubes.
 <ul>
 <li><a href="/metrics">/metrics</a>: everything, on one page
 <li><a href="/metrics/proxy">/metrics/proxy</a>: the proxy itself
+<li><a href="/sd">/sd</a>: every exporter by itself, for Prometheus' http_sd_configs; each through /forward
+<li><a href="/discover">/discover</a>: the qubes that run
 </ul>
 """
     return web.Response(text=text, content_type="text/html")
@@ -189,8 +268,10 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
         code = response.status
     except web.HTTPException as refusal:
         code = refusal.status
-        if code == 404:
-            raise web.HTTPNotFound(text="there is /metrics, /metrics/proxy, /-/healthy and /-/ready\n") from None
+        if code == 404 and resource is None:
+            raise web.HTTPNotFound(
+                text="there is /metrics, /metrics/proxy, /forward, /discover, /sd, /-/healthy and /-/ready\n"
+            ) from None
         raise
     else:
         return response

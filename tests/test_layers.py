@@ -14,10 +14,12 @@ PACKAGE = Path(__file__).parent.parent / "federator"
 # Below the line: no process, event loop, socket or clock.
 ALLOWED = {
     "__main__": {"cli"},
-    "cli": {"config", "daemon", "errors", "journal", "model", "scrape", "telemetry", "wire"},
-    "daemon": {"config", "errors", "model", "scrape", "telemetry", "web"},
-    "web": {"errors", "model", "scrape", "telemetry"},
-    "scrape": {"channel", "errors", "exposition", "memory", "merge", "model", "telemetry"},
+    "cli": {"config", "daemon", "errors", "journal", "model", "scrape", "targets", "telemetry", "wire"},
+    "daemon": {"config", "errors", "model", "scrape", "systemd", "telemetry", "web"},
+    "web": {"errors", "model", "scrape", "targets", "telemetry"},
+    "scrape": {"channel", "discovery", "errors", "exposition", "memory", "merge", "model", "targets", "telemetry"},
+    "discovery": {"channel", "errors", "model", "targets", "wire"},
+    "systemd": set(),
     "channel": {"errors", "model", "wire"},
     "journal": set(),
     # ------------------------------------------------
@@ -27,13 +29,14 @@ ALLOWED = {
     "shape": {"model", "value"},
     "value": set(),
     "merge": {"model"},
-    "config": {"errors", "model"},
+    "config": {"errors", "model", "targets"},
+    "targets": {"errors", "model"},
     "telemetry": {"model"},
     "model": {"errors"},
     "errors": set(),
     "__init__": set(),
 }
-PURE = ("wire", "exposition", "memory", "shape", "value", "merge", "config", "telemetry", "model", "errors")
+PURE = ("wire", "exposition", "memory", "shape", "value", "merge", "config", "targets", "telemetry", "model", "errors")
 SHELL = {
     "asyncio",
     "aiohttp",

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Asking dom0 which qubes run.
+
+Owns when dom0 is asked, and what is believed where it does not answer. Must not know what the answer is for.
+
+There is no timer: dom0 is asked when somebody wants to know and the last answer is old, so an idle daemon costs it
+nothing. Where dom0 refuses or is silent, nobody is held to be halted: what is configured is called, as if there were no
+discovery.
+"""
+
+import asyncio
+import logging
+import os
+from contextlib import suppress
+
+from federator.channel import Call, Counters, explain
+from federator.errors import ScrapeError, TimedOut
+from federator.model import Answer, Discovery, Qrexec, Qube
+from federator.targets import states_of_list, states_of_names
+from federator.wire import Version1
+
+# dom0 answers in some 20 ms; a scrape waits for it so long, and then goes on with what was known.
+PATIENCE_SECONDS = 1.0
+# After this time an answer does not come any more.
+TIMEOUT_SECONDS = 10.0
+# A thousand qubes' names take 32 kB.
+MAX_ANSWER = 1 << 20
+
+log = logging.getLogger(__name__)
+_DOM0 = Qube(name="dom0", transport="qrexec", targets=())
+
+
+class Discoverer:
+    """What dom0 said last: `states` by qube; was it so the last time we asked (`current`), or was it `ever`?"""
+
+    def __init__(self, settings: Discovery, qrexec: Qrexec, counters: Counters) -> None:
+        self.states: dict[str, str] = {}
+        self.current = False
+        self.ever = False
+        self._settings = settings
+        self._qrexec = qrexec
+        self._counters = counters
+        self._call: Call | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._not_before = 0.0
+        self._failures = 0
+
+    async def refresh(self) -> None:
+        """Ask dom0, if the last answer is old, and wait a little for what it says. Raises nothing."""
+        if self._task is None and asyncio.get_running_loop().time() >= self._not_before:
+            self._task = asyncio.create_task(self._update())
+            self._task.add_done_callback(self._updated)
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=PATIENCE_SECONDS)
+
+    async def close(self) -> None:
+        """End what runs."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        if self._call is not None:
+            await self._call.end()
+
+    def _updated(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            log.error("bug in discovery", exc_info=bug)
+
+    async def _update(self) -> None:
+        loop = asyncio.get_running_loop()
+        interval = self._settings.refresh_interval
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                by_list = self._settings.source == "admin.vm.List"
+                self.states = await (self._list() if by_list else self._names())
+        except (ScrapeError, TimeoutError) as failed:
+            error = failed if isinstance(failed, ScrapeError) else TimedOut("dom0 did not answer in time")
+            self._not_before = loop.time() + min(interval * 2**self._failures, max(interval, self._qrexec.backoff_max))
+            if self.current or self._failures == 0:
+                log.warning(
+                    "dom0 does not say which qubes run; configured qubes are called all the same",
+                    extra={"source": self._settings.source, "reason": error.reason, "error": str(error)},
+                )
+            self._failures = min(self._failures + 1, 16)
+            self.current = False
+            return
+        if not self.current:
+            log.info("dom0 says which qubes run", extra={"source": self._settings.source, "qubes": len(self.states)})
+        self._not_before = loop.time() + interval
+        self._failures, self.current, self.ever = 0, True, True
+
+    async def _list(self) -> dict[str, str]:
+        """A call of its own: admin.vm.List answers once. No process is started in dom0 for it."""
+        words = [self._qrexec.client, "--", "dom0", "admin.vm.List"]
+        pipe = asyncio.subprocess.PIPE
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=dict(os.environ)
+            )
+        except OSError as error:
+            raise TimedOut(f"{words[0]} cannot be started: {error.strerror}") from None
+        self._counters.call_started()
+        try:
+            untrusted_reply, untrusted_words = await process.communicate()
+        finally:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            self._counters.call_ended()
+        if process.returncode != 0 and not untrusted_reply:
+            last_words = untrusted_words.strip().rpartition(b"\n")[2]
+            raise explain(process.returncode, last_words, _DOM0, Version1(), spoke=False, service="admin.vm.List")
+        return states_of_list(untrusted_reply)
+
+    async def _names(self) -> dict[str, str]:
+        """Over a call that stays open: it is upstream's protocol, version 1."""
+        source = self._settings.source
+        try:
+            if self._call is None or not self._call.usable:
+                await self._drop()
+                words = [self._qrexec.client, f"--buffer-size={self._qrexec.buffer_size}", "--", "dom0", source]
+                self._call = Call(_DOM0, Version1(), self._counters, service=source)
+                await self._call.open(words, os.environ)
+            answers: list[bytes] = []
+
+            def tell(_: int, answer: Answer | ScrapeError) -> None:
+                if isinstance(answer, Answer):
+                    answers.append(answer.body)
+
+            await self._call.ask((0,), milliseconds=0, max_body=MAX_ANSWER, tell=tell)
+        except BaseException:  # late answers included: such a call is never used again
+            await self._drop()
+            raise
+        return states_of_names(b"".join(answers))
+
+    async def _drop(self) -> None:
+        if self._call is not None:
+            ending, self._call = self._call.end(), None
+            await asyncio.shield(ending)

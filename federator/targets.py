@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Which qubes and targets there are: what the configuration says, and what dom0 says of what runs.
+
+Owns the names of qubes, the replies of dom0's two services, and the JSON of service discovery. Must not know how dom0
+is asked, nor when.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from federator.errors import Protocol, shown
+from federator.model import Config, Qube, Target
+
+RUNNING = "Running"
+
+# QubesOS/qubes-core-admin, qubes/vm/__init__.py: letters first, 31 characters, and a few names that are not for qubes.
+_QUBE_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
+_NOT_QUBES = frozenset({"none", "default", "Domain-0"})
+_PORT = re.compile(r"[1-9][0-9]{0,4}")
+
+
+def is_qube_name(untrusted_name: str) -> bool:
+    """Is this a name that Qubes gives to qubes? dom0 is not one: it is asked for nothing but lists."""
+    return bool(
+        _QUBE_NAME.fullmatch(untrusted_name)
+        and untrusted_name not in _NOT_QUBES
+        and not untrusted_name.endswith("-dm")
+        and untrusted_name != "dom0"
+    )
+
+
+def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
+    """
+    The reply of admin.vm.List: the state of every qube by its name, dom0 left out.
+
+    QubesOS/qubes-core-admin, qubes/api/__init__.py and admin.py. Raises Protocol for anything but a list.
+    """
+    if untrusted_reply.startswith(b"2\0"):
+        untrusted_kind = untrusted_reply[2:].partition(b"\0")[0]
+        raise Protocol(
+            f"dom0 answered admin.vm.List with an error: {shown(untrusted_kind)}; its journal has the details"
+        )
+    if not untrusted_reply.startswith(b"0\0"):
+        raise Protocol(f"dom0's answer is no reply of admin.vm.List: {shown(untrusted_reply[:80])}")
+    states: dict[str, str] = {}
+    for untrusted_line in untrusted_reply[2:].decode("ascii", "replace").splitlines():
+        untrusted_name, *untrusted_words = untrusted_line.split(" ")
+        fields = dict(word.partition("=")[::2] for word in untrusted_words)
+        if is_qube_name(untrusted_name) and fields.get("state", "").isalpha():
+            states[untrusted_name] = fields["state"]
+    return states
+
+
+def states_of_names(untrusted_text: bytes) -> dict[str, str]:
+    """What ruddo.PrometheusDiscover says, ours or upstream's: the qubes that run, one name a line."""
+    names = untrusted_text.decode("ascii", "replace").split("\n")
+    return {untrusted_name: RUNNING for untrusted_name in names if is_qube_name(untrusted_name)}
+
+
+def qubes_with_discovered(config: Config, states: Mapping[str, str], own_name: str) -> tuple[Qube, ...]:
+    """The configured qubes in the order of the file, then those that run and are wanted, by name; never ourselves."""
+    discovery = config.discovery
+    if discovery is None or not discovery.exporters:
+        return config.qubes
+    configured = {qube.name for qube in config.qubes}
+    found = sorted(
+        name
+        for name, state in states.items()
+        if state == RUNNING
+        and name not in configured
+        and name != own_name
+        and discovery.include.fullmatch(name)
+        and not (discovery.exclude and discovery.exclude.fullmatch(name))
+    )
+    return (
+        *config.qubes,
+        *(
+            Qube(name, "qrexec", tuple(Target(qube=name, exporter=exporter) for exporter in discovery.exporters))
+            for name in found
+        ),
+    )
+
+
+def forwarded(untrusted_target: str, untrusted_port: str, targets: Sequence[Target]) -> Target | None:
+    """
+    The target that /forward?target=…&port=… asks for, or None where there is none. Raises ValueError for bad input.
+
+    Upstream drops what comes after the first dot; so do we, but only if no qube of the whole name is known: dots are
+    legal.
+    """
+    if not _PORT.fullmatch(untrusted_port) or int(untrusted_port) > 65535:
+        raise ValueError("port is missing, or not a number from 1 to 65535")
+    port = int(untrusted_port)
+    known = {target.qube for target in targets}
+    untrusted_name = untrusted_target if untrusted_target in known else untrusted_target.partition(".")[0]
+    if not is_qube_name(untrusted_name):
+        raise ValueError("target is missing, or not the name of a qube")
+    return next((target for target in targets if (target.qube, target.exporter.port) == (untrusted_name, port)), None)
+
+
+def service_discovery(targets: Sequence[Target], address: str) -> list[dict[str, object]]:
+    """
+    Prometheus' HTTP SD: every target by itself, through /forward at `address`, with all the labels it needs.
+
+    Each has an instance of its own, or Prometheus would take them for one.
+    """
+    return [
+        {
+            "targets": [address],
+            "labels": {
+                **dict(target.labels),
+                "__metrics_path__": "/forward",
+                "__param_target": target.qube,
+                "__param_port": str(target.exporter.port),
+                "instance": target.name,
+                "qube": target.qube,
+                "exporter": target.exporter.name,
+            },
+        }
+        for target in targets
+    ]
