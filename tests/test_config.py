@@ -126,7 +126,18 @@ FAULTS = {
         "web.listen_addresses[0]: ':99999' is not",
     ),
     "TLS": ("[web.tls_server_config]\n" + WORK, "web.tls_server_config: TLS and passwords are not in this version"),
-    "discovery": (WORK + "[discovery]\n", "discovery: discovery of running qubes is not in this version"),
+    "discovery's source": (WORK + "[discovery]\nsource = 'qvm-ls'\n", "discovery.source: 'qvm-ls' is none of admin.vm"),
+    "discovery of nothing": (
+        WORK + "[discovery]\ninclude = []\n",
+        "discovery.include: empty, so no qube would be found",
+    ),
+    "discovery too often": (WORK + "[discovery]\nrefresh_interval = '5ms'\n", "discovery.refresh_interval: too short"),
+    "a discovered exporter": (
+        WORK + "[discovery]\nexporters = ['x']\n",
+        "discovery.exporters[0]: there is no exporter",
+    ),
+    "a pattern of discovery": (WORK + "[discovery]\nexclude = ['(']\n", "discovery.exclude[0]: '(' is not a regular"),
+    "discovery alone": ("[exporters]\nx = 1\n[discovery]\n", "qubes: there is nothing to scrape"),
     "a space in a qube's name": (
         WORK.replace(".work", '."my work"'),
         "qubes.'my work': not a name Qubes gives to qubes",

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asking dom0 what runs, forwarding single exporters, and offering them to a real Prometheus."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import ROOT, recording
+from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port
+from tests.standin.qubes import Qubes
+
+MakeExporter = Callable[[bytes], Exporter]
+MakeDaemon = Callable[..., Daemon]
+
+# What qubesd answers, made of the folder of the stand-in.
+ADMIN_VM_LIST = """#!/bin/sh
+printf '0\\0dom0 class=AdminVM state=Running\\n'
+for folder in {root}/qubes/*; do
+    [ "${{folder##*/}}" = dom0 ] || echo "${{folder##*/}} class=AppVM state=$(cat "$folder/state")"
+done
+"""
+# Upstream's in dom0, as far as callers see it; qvm-ls is replaced.
+UPSTREAM = """#!/bin/bash
+read handshake
+if [ "$handshake" != "+" ] ; then exit ; fi
+echo "="
+while true ; do
+    read var
+    if [ "$var" != "?" ] ; then exit 117 ; fi
+    text=$(grep -lx Running {root}/qubes/*/state | sed 's|/state$||;s|.*/||')
+    echo "$text" | wc -c
+    echo "$text"
+done
+"""
+SECONDS = "refresh_interval = '1s'\n"
+
+
+def dom0(qubes: Qubes, name: str, text: str) -> None:
+    """Install a service in dom0."""
+    if not (qubes.root / "qubes" / "dom0").exists():
+        qubes.add("dom0", install=False)
+    service = qubes.root / "qubes" / "dom0" / "services" / name
+    service.write_text(text.format(root=qubes.root), encoding="utf-8")
+    service.chmod(0o755)
+
+
+def found(page: str, gauge: str) -> dict[str, str]:
+    """One of our gauges by qube, with its last label where there is one for the reason."""
+    return dict(re.findall(rf'^qubes_proxy_{gauge}{{qube="([^"]+)".*?(?:reason="([^"]+)")?}} \S+$', page, re.MULTILINE))
+
+
+def up(page: str) -> dict[str, str]:
+    """qubes_proxy_qube_up."""
+    return dict(re.findall(r'^qubes_proxy_qube_up{qube="([^"]+)".*} (\S+)$', page, re.MULTILINE))
+
+
+@pytest.fixture
+def machine(qubes: Qubes, exporter: MakeExporter) -> tuple[Qubes, Exporter]:
+    """A machine whose dom0 lists its qubes, and an exporter that all of them share."""
+    dom0(qubes, "admin.vm.List", ADMIN_VM_LIST)
+    for name in ("work", "vault", "extra", "other"):
+        qubes.add(name, policy="allow")
+    return qubes, exporter(b"m 1\n")
+
+
+def test_what_runs_is_scraped_and_what_does_not_is_not_called(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon
+) -> None:
+    """Halted and paused qubes cost dom0 no call; one that starts is there within one refresh, its backoff forgotten."""
+    qubes, exporter = machine
+    qubes.set_state("vault", "Halted")
+    qubes.set_state("other", "Paused")
+    proxy = daemon(
+        {"work": {"x": exporter.port}, "vault": {"x": exporter.port}},
+        qrexec="backoff_initial = '5m'\n",
+        rest=f"[discovery]\nexporters = ['x']\n{SECONDS}",
+    )
+    page = proxy.get().text
+    assert up(page) == {"work": "1", "vault": "0", "extra": "1"}
+    assert found(page, "exporter_failure") == {"vault": "not_running"}
+    assert {call[0] for call in qubes.calls()} == {"dom0", "work", "extra"}
+    assert 'm{qube="extra",exporter="x"} 1' in page
+    # Fails once, and would not be called for five minutes: but it is started anew.
+    qubes.set_state("extra", "Halted")
+    eventually("extra is gone", lambda: "extra" not in up(proxy.get().text))
+    qubes.set_state("vault", "Running")
+    qubes.set_state("extra", "Running")
+    eventually("all are there", lambda: up(proxy.get().text) == {"work": "1", "vault": "1", "extra": "1"})
+    assert 'msg="qube is down" qube=vault reason=not_running' in proxy.log
+    assert json.loads(proxy.get("/discover").body) == [{"targets": ["work", "vault", "extra"]}]
+    # No timer: who is not asked asks nobody.
+    calls = len(qubes.calls())
+    time.sleep(1.2)
+    assert len(qubes.calls()) == calls
+
+
+def test_a_qube_in_backoff_is_called_at_once_when_it_starts(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon
+) -> None:
+    """What failed before it was halted says nothing of what it does now."""
+    qubes, exporter = machine
+    qubes.set_fault("work", "crash 3")
+    proxy = daemon({"work": {"x": exporter.port}}, qrexec="backoff_initial = '5m'\n", rest=f"[discovery]\n{SECONDS}")
+    assert found(proxy.get().text, "exporter_failure") == {"work": "closed"}
+    qubes.set_fault("work", None)
+    qubes.set_state("work", "Halted")
+    eventually("it is seen", lambda: found(proxy.get().text, "exporter_failure") == {"work": "not_running"})
+    qubes.set_state("work", "Running")
+    eventually("it is called", lambda: up(proxy.get().text) == {"work": "1"})
+
+
+@pytest.mark.parametrize("trouble", ["deny", "silent", "garbage", "crash 3"])
+def test_a_dom0_that_does_not_answer_leaves_configured_qubes_working(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, trouble: str
+) -> None:
+    """It is said once, and the truth is not made up: what dom0 alone could name is not there."""
+    qubes, exporter = machine
+    if trouble == "deny":
+        qubes.set_policy("dom0", "deny")
+    else:
+        qubes.set_fault("dom0", trouble)
+    proxy = daemon({"work": {"x": exporter.port}}, rest=f"[discovery]\nexporters=['x']\n{SECONDS}")
+    for _ in range(3):
+        assert up(proxy.get().text) == {"work": "1"}
+    assert [group["labels"]["qube"] for group in json.loads(proxy.get("/sd").body)] == ["work"]
+    eventually("it is said", lambda: "dom0 does not say which qubes run" in proxy.log or trouble == "silent")
+    assert proxy.log.count("dom0 does not say which qubes run") <= 1
+    if trouble == "deny":
+        assert (
+            "dom0's policy does not allow admin.vm.List; `prometheus-qubes-proxy policy` prints the line" in proxy.log
+        )
+
+
+def test_an_error_only_where_the_truth_is_not_known(machine: tuple[Qubes, Exporter], tmp_path: Path) -> None:
+    """A Prometheus that is told [] forgets its targets; one that is told 503 keeps them."""
+    qubes, served = machine
+    text = (
+        f"[qrexec]\nclient = '{qubes.client}'\n[exporters]\nx = {served.port}\n[discovery]\nexporters=['x']\n{SECONDS}"
+    )
+    qubes.set_policy("dom0", "deny")
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    with Daemon(folder, text + "include = ['nobody']\n", qubes.env) as proxy:
+        assert (proxy.get("/sd").status, proxy.get("/discover").status, proxy.get().status) == (503, 503, 200)
+        qubes.set_policy("dom0", "allow")
+        eventually("it is known that there are none", lambda: proxy.get("/sd").text == "[]")
+        assert json.loads(proxy.get("/discover").body) == [{"targets": []}]
+
+
+@pytest.mark.parametrize("whose", ["ours", "upstream's"])
+def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, tmp_path: Path, whose: str
+) -> None:
+    """The call stays open, refresh after refresh."""
+    qubes, exporter = machine
+    if whose == "ours":
+        path = tmp_path / "qubesd.sock"
+        _qubesd(path, qubes)
+        text = (ROOT / "vmside" / "ruddo.PrometheusDiscover").read_text(encoding="utf-8")
+        dom0(qubes, "ruddo.PrometheusDiscover", "")
+        service = qubes.root / "qubes" / "dom0" / "services" / "ruddo.PrometheusDiscover"
+        service.write_text(text.replace("/var/run/qubesd.sock", str(path)), encoding="utf-8")
+    else:
+        dom0(qubes, "ruddo.PrometheusDiscover", UPSTREAM)
+    qubes.set_state("vault", "Halted")
+    rest = f"[discovery]\nsource = 'ruddo.PrometheusDiscover'\nexporters=['x']\n{SECONDS}"
+    proxy = daemon({"vault": {"x": exporter.port}}, rest=rest)
+    assert up(proxy.get().text) == {"vault": "0", "work": "1", "extra": "1", "other": "1"}
+    qubes.set_state("vault", "Running")
+    eventually("it is there", lambda: up(proxy.get().text)["vault"] == "1")
+    assert len(qubes.calls("dom0")) == 1
+
+
+def _qubesd(path: Path, qubes: Qubes) -> None:
+    """Answers as qubesd does on its socket, until the test ends."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                request = connection.makefile("rb").read()
+                assert request == b"admin.vm.List+ dom0 name dom0\0", request
+                script = qubes.root / "qubes" / "dom0" / "services" / "admin.vm.List"
+                connection.sendall(subprocess.run([script], stdout=subprocess.PIPE, check=True).stdout)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [(b"", 4), (b"+2\n?\n", 4), (b"+\n$(x)\n", 5), (b"+\n", 0), (b"+\n?\n", 9), (b"x" * 10**6, 4)]
+)
+def test_prometheus_discover_does_not_trust_its_caller(said: bytes, status: int) -> None:
+    """Anything but the two lines that it knows ends it; here there is no qubesd to ask."""
+    service = ROOT / "vmside" / "ruddo.PrometheusDiscover"
+    done = subprocess.run([service, "$(x)"], input=said, capture_output=True, timeout=30, check=False)
+    assert done.returncode == status
+    assert done.stdout in (b"", b"=\n")
+
+
+def test_forward_answers_as_upstreams_proxy_does(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, exporter: MakeExporter
+) -> None:
+    """The exporter's own text; 400, 403, 404, 500 and 504, each with a reason for people."""
+    qubes, good = machine
+    body = recording("process")
+    other, missing = exporter(body), free_port()
+    other.headers = {"Content-Type": "text/html"}
+    qubes.set_policy("vault", "deny")
+    proxy = daemon({"work": {"x": good.port, "y": other.port, "z": missing}, "vault": {"x": good.port}})
+    proxy.get()
+    answer = proxy.get(f"/forward?target=work&port={other.port}")
+    assert (answer.status, answer.body, answer.headers["Content-Type"]) == (
+        200,
+        body,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )
+    assert proxy.get(f"/forward?target=work.example.org&port={good.port}").body == b"m 1\n"
+    calls = len(qubes.calls())
+    for query, status, words in (
+        ("", 400, "port is missing"),
+        ("?target=work&port=$(x)", 400, "port is missing"),
+        (f"?target=@dispvm&port={good.port}", 400, "not the name of a qube"),
+        (f"?target=..%2Fx&port={good.port}", 400, "not the name of a qube"),
+        (f"?target={'x' * 2000}&port={good.port}", 400, "not the name of a qube"),
+        (f"?target=extra&port={good.port}", 404, "not configured"),
+        ("?target=work&port=1", 404, "not configured"),
+        (f"?target=work&port={missing}", 500, "connection: "),
+        (f"?target=vault&port={good.port}", 403, "refused: "),
+    ):
+        refusal = proxy.get(f"/forward{query}")
+        assert (refusal.status, words in refusal.text) == (status, True), (query, refusal)
+    assert len(qubes.calls()) == calls
+    good.hold.clear()
+    late = proxy.get(f"/forward?target=work&port={good.port}", X_Prometheus_Scrape_Timeout_Seconds="0.5")
+    assert (late.status, "timeout: " in late.text) == (504, True)
+
+
+def test_prometheus_scrapes_single_targets_and_the_page_and_both_agree(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """http_sd_configs without relabelling; the same values, and the same opinion of who is up."""
+    qubes, good = machine
+    second = exporter(b"# TYPE s counter\ns 7\n")
+    qubes.set_state("vault", "Halted")
+    rest = f"[discovery]\nexporters = ['x']\ninclude = ['extra']\n{SECONDS}"
+    proxy = daemon({"work": {"x": good.port, "y": second.port}, "vault": {"x": good.port}}, rest=rest)
+    address = proxy.url.removeprefix("http://")
+    prometheus = Prometheus(tmp_path, address)
+    with prometheus._config.open("a", encoding="utf-8") as file:
+        sd = f"{{url: '{proxy.url}/sd', refresh_interval: 1s}}"
+        file.write(f"- {{job_name: single, scrape_interval: 1s, scrape_timeout: 1s, http_sd_configs: [{sd}]}}\n")
+    text = prometheus._config.read_text(encoding="utf-8")
+    text = re.sub(r"scrape_configs: \[(.*)\]\n", r"scrape_configs:\n- \1\n", text)
+    prometheus._config.write_text(text, encoding="utf-8")
+    with prometheus.running():
+        prometheus.waits_for('m{job="qubes"}', {"work": 1.0, "extra": 1.0})
+        prometheus.waits_for('m{job="single"}', {"work": 1.0, "extra": 1.0})
+        prometheus.waits_for('s{job="single",exporter="y",instance="work:y"}', {"work": 7.0})
+        prometheus.waits_for('up{job="single",exporter="x"}', {"work": 1.0, "vault": 0.0, "extra": 1.0})
+        prometheus.waits_for('qubes_proxy_exporter_up{exporter="x"}', {"work": 1.0, "vault": 0.0, "extra": 1.0})
+        good.body = b"m 2\n"
+        prometheus.waits_for('m{job="qubes"} == on(qube) m{job="single"} == 2', {"work": 2.0, "extra": 2.0})
+    assert not qubes.calls("vault")
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("proxy.example:8199", "proxy.example:8199"), ("[::1]:1", "[::1]:1"), ("a/b:1", None), ("x", None), ('"', None)],
+)
+def test_the_address_to_come_back_to_is_the_one_that_was_asked(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, host: str, address: str | None
+) -> None:
+    """One odd Host header must not make Prometheus throw away the list."""
+    _, exporter = machine
+    proxy = daemon({"work": {"x": exporter.port}})
+    groups: Any = json.loads(proxy.get("/sd", Host=host).body)
+    assert groups[0]["targets"] == [address or f"127.0.0.1:{proxy.port}"]
+
+
+def test_a_reload_keeps_what_was_discovered(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """And its calls."""
+    qubes, exporter = machine
+    proxy = daemon({"work": {"x": exporter.port}}, rest="[discovery]\nexporters = ['x']\n")
+    before = up(proxy.get().text)
+    assert set(before) == {"work", "vault", "extra", "other"}
+    calls = [call for call in qubes.calls() if call[0] != "dom0"]
+    proxy.process.send_signal(1)
+    eventually("reloaded", lambda: "msg=reloaded" in proxy.log)
+    assert up(proxy.get().text) == before
+    assert [call for call in qubes.calls() if call[0] != "dom0"] == calls
+
+
+def test_policy_prints_what_dom0_needs(tmp_path: Path) -> None:
+    """Lines that qrexec's parser takes: five fields, the exact ports, nothing started."""
+    path = tmp_path / "p.toml"
+    path.write_text(
+        "[exporters]\nnode = 9100\nprocess = 9256\n[qubes.work]\nexporters = ['process', 'node']\n"
+        "[qubes.net]\ntransport = 'local'\nexporters = ['node']\n[discovery]\nexporters = ['node']\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        federator("policy", f"--config.file={path}"), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = [line.split() for line in done.stdout.splitlines() if not line.startswith("#")]
+    us = lines[0][2]
+    assert lines == [
+        ["ruddo.PrometheusProxy", "+9100+9256", us, "work", "allow", "autostart=no"],
+        ["ruddo.PrometheusProxy", "+9100", us, "@tag:monitored", "allow", "autostart=no"],
+        ["admin.vm.List", "*", us, "@adminvm", "allow", "target=dom0"],
+    ]
+    assert f"# ruddo.PrometheusProxy  +9256  {us}  work  allow autostart=no" in done.stdout
+
+
+def test_systemd_is_told_how_we_are(machine: tuple[Qubes, Exporter], tmp_path: Path) -> None:
+    """Ready, alive, reloading, and stopping: what Type=notify and WatchdogSec= wait for."""
+    qubes, exporter = machine
+    folder = tmp_path / "unit"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(folder / "notify"))
+        systemd.settimeout(30)
+        heard: list[str] = []
+
+        def hear(line: str) -> None:
+            while not any(line in told for told in heard):
+                heard.extend(systemd.recv(4096).decode().split("\n"))
+
+        text = (
+            f"[qrexec]\nclient = '{qubes.client}'\n[exporters]\nx = {exporter.port}\n[qubes.work]\nexporters = ['x']\n"
+        )
+        environment = {**qubes.env, "NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "100000"}
+        with Daemon(folder, text, environment) as proxy:
+            hear("READY=1")
+            hear("STATUS=serving 1 exporters in 1 qubes")
+            heard.clear()
+            for _ in range(3):
+                hear("WATCHDOG=1")
+                heard.clear()
+            os.kill(proxy.process.pid, 1)
+            hear("RELOADING=1")
+            hear("MONOTONIC_USEC=")
+            heard.clear()
+            hear("READY=1")
+            assert proxy.stop() == 0
+            hear("STOPPING=1")
