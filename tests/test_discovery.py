@@ -199,7 +199,9 @@ def _qubesd(path: Path, qubes: Qubes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "status"), [(b"", 4), (b"+2\n?\n", 4), (b"+\n$(x)\n", 5), (b"+\n", 0), (b"+\n?\n", 9), (b"x" * 10**6, 4)]
+    ("said", "status"),
+    [(b"", 4), (b"+2\n?\n", 4), (b"+\n$(x)\n", 5), (b"+\n", 0), (b"+\n?\n", 9), (b"x" * 10**6, 4)],
+    ids=["nothing", "version 2", "a command", "a greeting", "a request", "a megabyte"],
 )
 def test_prometheus_discover_does_not_trust_its_caller(said: bytes, status: int) -> None:
     """Anything but the two lines that it knows ends it; here there is no qubesd to ask."""

@@ -132,7 +132,9 @@ BAD_PORTS = [
 
 
 @pytest.mark.parametrize(
-    ("name", "port"), [(name, "9100") for name in BAD_NAMES] + [("work", port) for port in BAD_PORTS]
+    ("name", "port"),
+    [(name, "9100") for name in BAD_NAMES] + [("work", port) for port in BAD_PORTS],
+    ids=[ascii(text[:40]) for text in BAD_NAMES + BAD_PORTS],  # older versions of pytest put them into the environment
 )
 def test_bad_input_is_refused_before_anything_is_done_with_it(name: str, port: str) -> None:
     """Whatever its shape."""
