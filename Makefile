@@ -5,10 +5,19 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
 # Scripts without an extension; mypy wants each by itself.
-SCRIPTS := vmside/ruddo.PrometheusProxy tests/standin/qrexec-client-vm
+SCRIPTS := vmside/ruddo.PrometheusProxy vmside/ruddo.PrometheusDiscover tests/standin/qrexec-client-vm
+
+# Where `make install` puts things; DESTDIR before all of it, for those who build packages.
+PREFIX ?= /usr
+SYSCONFDIR ?= /etc
+UNITDIR ?= $(PREFIX)/lib/systemd/system
+PRESETDIR ?= $(PREFIX)/lib/systemd/system-preset
+PRIVATE := $(PREFIX)/share/prometheus-qubes-proxy
+NAME := prometheus-qubes-proxy
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' federator/__init__.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-debian lint check soak bench clean
+.PHONY: help run test test-debian lint check soak bench clean install install-proxy install-service install-dom0 source srpm rpm deb
 
 help:
 	@echo "make run     try it: the daemon on 127.0.0.1:8199, three demo qubes, real exporters (Ctrl-C ends it)"
@@ -17,6 +26,8 @@ help:
 	@echo "make check   lint, then test"
 	@echo "make soak    five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
 	@echo "make bench   what a scrape costs, side by side with others; some ten minutes"
+	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, SYSCONFDIR, UNITDIR"
+	@echo "make rpm, srpm, deb    the three packages, into dist/"
 	@echo "make clean   remove what these made"
 
 .venv/installed: pyproject.toml
@@ -54,3 +65,49 @@ bench: .venv/installed
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+install: install-proxy install-service install-dom0
+
+# The NetVM's: the daemon. It runs with the distribution's python3 and libraries, from a folder of its own.
+install-proxy:
+	install -d "$(DESTDIR)$(PRIVATE)/federator" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)$(SYSCONFDIR)"
+	install -m 644 federator/*.py "$(DESTDIR)$(PRIVATE)/federator/"
+	install -m 755 conf/$(NAME)-firewall "$(DESTDIR)$(PRIVATE)/"
+	sed 's|/usr/share/$(NAME)|$(PRIVATE)|' conf/launcher.py >"$(DESTDIR)$(PREFIX)/bin/$(NAME)"
+	chmod 755 "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
+	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' conf/$(NAME).service >"$(DESTDIR)$(UNITDIR)/$(NAME).service"
+	chmod 644 "$(DESTDIR)$(UNITDIR)/$(NAME).service"
+	install -m 644 conf/70-$(NAME).preset "$(DESTDIR)$(PRESETDIR)/"
+	[ -e "$(DESTDIR)$(SYSCONFDIR)/$(NAME).toml" ] || install -m 644 conf/$(NAME).toml "$(DESTDIR)$(SYSCONFDIR)/"
+
+# The scraped qubes'.
+install-service:
+	install -d "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc"
+	install -m 755 vmside/ruddo.PrometheusProxy "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc/"
+
+install-dom0:
+	install -d "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc" "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d"
+	install -m 755 vmside/ruddo.PrometheusDiscover "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc/"
+	install -m 644 conf/90-prometheus-proxy.policy conf/90-prometheus-discover.policy "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d/"
+
+# What git knows of, or all there is where this is no clone.
+source:
+	mkdir -p dist
+	{ git ls-files -z 2>/dev/null | grep -z . || find . -type f ! -path './dist/*' ! -path './.*' -printf '%P\0'; } | \
+	    tar --create --gzip --null --files-from=- --transform='s|^|$(NAME)-$(VERSION)/|' --owner=0 --group=0 --file=dist/$(NAME)-$(VERSION).tar.gz
+
+RPMBUILD = rpmbuild --define "_topdir $(CURDIR)/dist/rpmbuild" --define "_sourcedir $(CURDIR)/dist" --define "_srcrpmdir $(CURDIR)/dist" \
+    --define "_rpmdir $(CURDIR)/dist/rpmbuild" --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm" --define "version_of_source $(VERSION)"
+# Debian's rpm knows of no installed make.
+RPMBUILD += $(if $(wildcard /etc/debian_version),--nodeps)
+
+srpm: source
+	$(RPMBUILD) -bs rpm/$(NAME).spec
+
+rpm: source
+	$(RPMBUILD) -bb rpm/$(NAME).spec
+	mv dist/rpmbuild/*.rpm dist/
+	rm -rf dist/rpmbuild
+
+deb:
+	rpm/build-debs $(VERSION) dist

@@ -1,0 +1,11 @@
+#!/usr/bin/python3 -I
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Installed as `prometheus-qubes-proxy`: runs the package from its own folder, with the distribution's libraries."""
+
+import sys
+
+sys.path.insert(0, "/usr/share/prometheus-qubes-proxy")
+
+from federator.cli import main  # noqa: E402 - it is found only now
+
+sys.exit(main())
