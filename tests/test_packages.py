@@ -20,10 +20,7 @@ PROXY = {
     "usr/lib/systemd/system/prometheus-qubes-proxy.service": 0o644,
     "usr/lib/systemd/system-preset/70-prometheus-qubes-proxy.preset": 0o644,
     "usr/share/prometheus-qubes-proxy/prometheus-qubes-proxy-firewall": 0o755,
-    **{
-        f"usr/share/prometheus-qubes-proxy/federator/{path.name}": 0o644
-        for path in (ROOT / "federator").glob("*.py")
-    },
+    **{f"usr/share/prometheus-qubes-proxy/federator/{path.name}": 0o644 for path in (ROOT / "federator").glob("*.py")},
 }
 PACKAGES = {
     "prometheus-qubes-proxy": PROXY,
@@ -39,19 +36,23 @@ ALL = {path: mode for files in PACKAGES.values() for path, mode in files.items()
 PYTHON = Path("/usr/bin/python3")
 
 
-def make(*words: str | Path) -> str:
-    """Run make; what it printed."""
-    done = subprocess.run(["make", *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False)
+def run(*words: str | Path) -> "subprocess.CompletedProcess[str]":
+    """A program, to its end."""
+    return subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def make(*words: str | Path) -> None:
+    """Run make, which has to succeed."""
+    done = run(debian_program("make"), *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def files(root: Path) -> dict[str, int]:
     """Every file below a folder, but documentation, with its mode."""
-    found = {
-        str(path.relative_to(root)): path.stat().st_mode & 0o7777 for path in root.rglob("*") if path.is_file()
+    found = {str(path.relative_to(root)): path.stat().st_mode & 0o7777 for path in root.rglob("*") if path.is_file()}
+    return {
+        path: mode for path, mode in found.items() if not path.startswith(("usr/share/doc/", "usr/share/licenses/"))
     }
-    return {path: mode for path, mode in found.items() if not path.startswith(("usr/share/doc/", "usr/share/licenses/"))}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def unpacked(package: Path, root: Path) -> Path:
     """A package's files, below a folder."""
     root.mkdir(parents=True, exist_ok=True)
     if package.suffix == ".deb":
-        subprocess.run(["dpkg-deb", "-x", package, root], check=True)
+        run(debian_program("dpkg-deb"), "-x", package, root)
     else:
         archive = subprocess.run([debian_program("rpm2cpio"), package], stdout=subprocess.PIPE, check=True).stdout
         subprocess.run(
@@ -118,8 +119,7 @@ def test_the_rpms_hold_what_make_install_does(rpms: dict[str, Path], tmp_path: P
         assert files(unpacked(package, tmp_path / name)) == PACKAGES[name]
 
     def query(name: str, *what: str) -> set[str]:
-        words = [debian_program("rpm"), "-qp", "--nosignature", *what, rpms[name]]
-        return set(subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines())
+        return set(run(debian_program("rpm"), "-qp", "--nosignature", *what, rpms[name]).stdout.splitlines())
 
     required = query("prometheus-qubes-proxy", "--requires")
     assert {"python3 >= 3.11", "python3-aiohttp", "python3-prometheus_client", "python3-tomli"} <= required
@@ -132,8 +132,7 @@ def test_the_rpms_hold_what_make_install_does(rpms: dict[str, Path], tmp_path: P
 
 def test_rpmlint_has_nothing_to_say(rpms: dict[str, Path]) -> None:
     """But for what rpm/rpmlint.toml explains."""
-    words = [debian_program("rpmlint"), "--config", ROOT / "rpm" / "rpmlint.toml", *rpms.values()]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = run(debian_program("rpmlint"), "--config", ROOT / "rpm" / "rpmlint.toml", *rpms.values())
     assert " 0 errors, 0 warnings" in done.stdout, done.stdout + done.stderr
 
 
@@ -147,16 +146,13 @@ def test_the_debs_hold_what_make_install_does(debs: dict[str, Path], tmp_path: P
             if "preset" not in path
         }
         assert files(unpacked(package, tmp_path / name)) == expected
-    shown = subprocess.run(
-        ["dpkg-deb", "--info", debs["prometheus-qubes-proxy"], "conffiles"], capture_output=True, text=True, check=True
-    )
+    shown = run(debian_program("dpkg-deb"), "--info", debs["prometheus-qubes-proxy"], "conffiles")
     assert shown.stdout == "/etc/prometheus-qubes-proxy.toml\n"
 
 
 def test_lintian_has_nothing_to_say(debs: dict[str, Path]) -> None:
     """But for the manual page: --help and README have it all."""
-    words = [debian_program("lintian"), "--allow-root", "--suppress-tags", "no-manual-page", *debs.values()]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = run(debian_program("lintian"), "--allow-root", "--suppress-tags", "no-manual-page", *debs.values())
     assert (done.stdout, done.returncode) == ("", 0), done.stdout + done.stderr
 
 
@@ -186,10 +182,10 @@ def test_what_is_installed_carries_a_scrape_from_end_to_end(
     text = launcher.read_text(encoding="utf-8")
     assert text.startswith("#!/usr/bin/python3 -I\n")
     launcher.write_text(text.replace('"/usr/', f'"{root}/usr/'), encoding="utf-8")
-    version = subprocess.run([launcher, "--version"], capture_output=True, text=True, check=True).stdout
+    version = run(launcher, "--version").stdout
     assert version.startswith("prometheus-qubes-proxy, version ")
     url = f"http://127.0.0.1:{free_port()}"
-    words = [launcher, f"--config.file={tmp_path}/p.toml", f"--web.listen-address={url.removeprefix('http://')}"]
+    words = [str(launcher), f"--config.file={tmp_path}/p.toml", f"--web.listen-address={url.removeprefix('http://')}"]
     with process(*words, log=tmp_path / "log"):
         eventually("it is ready", lambda: _ready(url))
         assert 'm{qube="work",exporter="x"} 1\n' in get(f"{url}/metrics").text
@@ -215,11 +211,10 @@ def test_the_unit_is_what_systemd_takes(tmp_path: Path) -> None:
     text = unit.read_text(encoding="utf-8")
     # Its program is below another root here.
     unit.write_text(text.replace("ExecStart=/usr", f"ExecStart={tmp_path}/usr"), encoding="utf-8")
-    verified = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    verified = run(analyze, "verify", "--man=no", unit)
     about_us = [line for line in verified.stderr.splitlines() if "prometheus-qubes-proxy" in line]
     assert not about_us, verified.stderr
-    words = [analyze, "security", "--offline=true", "--threshold=30", "--no-pager", unit]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    done = run(analyze, "security", "--offline=true", "--threshold=30", "--no-pager", unit)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr
     for setting in ("ConditionPathExists=/run/qubes-service/", "Type=notify", "User=user", "Restart=on-failure"):
         assert setting in text
@@ -251,5 +246,5 @@ def test_the_firewall_snippet_is_a_script() -> None:
     """One rule, for one address."""
     path = ROOT / "conf" / "prometheus-qubes-proxy-firewall"
     assert os.access(path, os.X_OK)
-    subprocess.run(["sh", "-n", path], check=True)
+    subprocess.run(["/bin/sh", "-n", path], check=True)
     assert "nft add rule ip qubes custom-input ip saddr" in path.read_text(encoding="utf-8")
