@@ -192,8 +192,7 @@ def test_what_is_installed_carries_a_scrape_from_end_to_end(
 
 
 def _has_libraries() -> bool:
-    words = [PYTHON, "-I", "-c", "import aiohttp, prometheus_client, tomli"]
-    return PYTHON.exists() and subprocess.run(words, capture_output=True, check=False).returncode == 0
+    return PYTHON.exists() and run(PYTHON, "-I", "-c", "import aiohttp, prometheus_client, tomli").returncode == 0
 
 
 def _ready(url: str) -> bool:
