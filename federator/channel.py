@@ -359,6 +359,12 @@ class Channel:
         while self._ends:
             await asyncio.wait(self._ends)
 
+    async def retire(self) -> None:
+        """Close as soon as nobody is asking any more: whoever asks might open a call after `close`."""
+        async with self._lock:
+            pass
+        await self.close()
+
     def forget(self) -> None:
         """Forget what went wrong, and which version the qube speaks: somebody may have mended it."""
         if self._version is Version1:

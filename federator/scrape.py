@@ -197,7 +197,7 @@ class Scraper:
                 self._channels[qube].forget()
 
     def _end(self, channel: Channel) -> None:
-        end = asyncio.get_running_loop().create_task(channel.close())
+        end = asyncio.get_running_loop().create_task(channel.retire())
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
 

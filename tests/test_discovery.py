@@ -357,3 +357,21 @@ def test_systemd_is_told_how_we_are(machine: tuple[Qubes, Exporter], tmp_path: P
             hear("READY=1")
             assert proxy.stop() == 0
             hear("STOPPING=1")
+
+
+def test_a_qube_that_leaves_while_it_is_asked_leaves_nothing_behind(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon
+) -> None:
+    """Its call is being opened when dom0 no longer lists it: the scrape goes on to its end, and no process stays."""
+    qubes, exporter = machine
+    qubes.set_fault("extra", "slow-start 2")
+    rest = f"[discovery]\nexporters = ['x']\ninclude = ['extra']\n{SECONDS}"
+    proxy = daemon({"work": {"x": exporter.port}}, rest=rest)
+    first = threading.Thread(target=proxy.get)
+    first.start()
+    eventually("it is called", lambda: bool(qubes.calls("extra")))
+    dom0(qubes, "admin.vm.List", "#!/bin/sh\nprintf '0\\0work class=AppVM state=Running\\n'\n")
+    eventually("it is no target any more", lambda: up(proxy.get().text) == {"work": "1"})
+    first.join()
+    eventually("its call has ended", lambda: not any("extra" in words for words in qubes.left_behind()))
+    assert "Traceback" not in proxy.log
