@@ -148,7 +148,7 @@ async def _scrape(path: Path, names: Sequence[str]) -> int:
         print(_line(outcome, width), flush=True)
 
     try:
-        await scraper.refresh()
+        await scraper.refresh(settings.scrape.timeout)
         selected = _selected(settings, scraper.targets, names)
         width = max((len(target.name) for target in selected), default=0)
         qubes = await scraper.collect(selected, budget(None, settings.scrape), show)

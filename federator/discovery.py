@@ -46,13 +46,13 @@ class Discoverer:
         self._not_before = 0.0
         self._failures = 0
 
-    async def refresh(self) -> None:
-        """Ask dom0, if the last answer is old, and wait a little for what it says. Raises nothing."""
+    async def refresh(self, seconds: float) -> None:
+        """Ask dom0, if the last answer is old, and wait `seconds` at most for what it says. Raises nothing."""
         if self._task is None and asyncio.get_running_loop().time() >= self._not_before:
             self._task = asyncio.create_task(self._update())
             self._task.add_done_callback(self._updated)
         if self._task is not None:
-            await asyncio.wait({self._task}, timeout=PATIENCE_SECONDS)
+            await asyncio.wait({self._task}, timeout=min(PATIENCE_SECONDS, seconds))
 
     async def close(self) -> None:
         """End what runs."""

@@ -161,10 +161,10 @@ class Scraper:
         """Is there anything to go by? Not where dom0 is to name the qubes, and has never done so."""
         return bool(self.qubes) or self._discoverer is None or self._discoverer.ever
 
-    async def refresh(self) -> None:
-        """See which qubes run, where the configuration wants that; before anything is asked of `targets`."""
+    async def refresh(self, seconds: float) -> None:
+        """See which qubes run, where the configuration wants that and it takes no longer; before `targets` is asked."""
         if self._discoverer is not None and not self._closing:
-            await self._discoverer.refresh()
+            await self._discoverer.refresh(seconds)
             if self._discoverer.ever and not self._closing:
                 self._follow(self._discoverer.states)
 

@@ -10,7 +10,8 @@ import html
 import re
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -93,23 +94,34 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Tar
     return frozenset(target for target in targets if target.qube in qubes and target.exporter.name in exporters)
 
 
-async def _metrics(request: web.Request) -> web.StreamResponse:
+@asynccontextmanager
+async def _place(request: web.Request) -> AsyncIterator[tuple[Scraper, float]]:
+    """A place among the requests that ask qubes: the scraper, which knows by then what runs, and the seconds left."""
     served: Served = request.app[SERVED]
     if served.requests >= MAX_REQUESTS:
         raise web.HTTPServiceUnavailable(text=f"{MAX_REQUESTS} scrapes are being served already\n")
     served.requests += 1
     try:
-        await served.scraper.refresh()
-        page = await _scraped(request, served)
-        headers, body = await _encoded(request, page)
-        return await _send(request, headers, body)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        untrusted_timeout = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
+        seconds = budget(untrusted_timeout, served.scraper.config.scrape)
+        # A dom0 that is silent must not make the page late.
+        await served.scraper.refresh(seconds / 4)
+        yield served.scraper, seconds - (loop.time() - started)
     finally:
         served.requests -= 1
 
 
-async def _scraped(request: web.Request, served: Served) -> bytes:
-    scraper = served.scraper
-    seconds = budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"), scraper.config.scrape)
+async def _metrics(request: web.Request) -> web.StreamResponse:
+    async with _place(request) as (scraper, seconds):
+        page = await _scraped(request, scraper, seconds)
+        headers, body = await _encoded(request, page)
+        return await _send(request, headers, body)
+
+
+async def _scraped(request: web.Request, scraper: Scraper, seconds: float) -> bytes:
+    served: Served = request.app[SERVED]
     try:
         qubes = await scraper.collect(wanted(request.query, scraper.targets), seconds)
     except Stopping as stopping:
@@ -123,13 +135,13 @@ async def _scraped(request: web.Request, served: Served) -> bytes:
     return await asyncio.shield(task)
 
 
-async def _send(request: web.Request, headers: Mapping[str, str], body: bytes, status: int = 200) -> web.StreamResponse:
+async def _send(request: web.Request, headers: Mapping[str, str], body: bytes) -> web.StreamResponse:
     """
     Send it here, where its time can be bounded; aiohttp would wait for a reader for ever.
 
     In pieces that the socket takes at once: what it does not take of a large one, aiohttp copies, more than once.
     """
-    response = web.StreamResponse(status=status, headers={**headers, "Content-Length": str(len(body))})
+    response = web.StreamResponse(headers={**headers, "Content-Length": str(len(body))})
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await response.prepare(request)
@@ -151,15 +163,8 @@ async def _page(served: Served, qubes: tuple[QubeOutcome, ...]) -> bytes:
 
 async def _forward(request: web.Request) -> web.StreamResponse:
     """As upstream's proxy answers it: 400 for bad input, 403 for what qrexec refuses, 500 for most of the rest."""
-    served: Served = request.app[SERVED]
-    if served.requests >= MAX_REQUESTS:
-        raise web.HTTPServiceUnavailable(text=f"{MAX_REQUESTS} scrapes are being served already\n")
-    served.requests += 1
-    try:
-        await served.scraper.refresh()
-        scraper = served.scraper
+    async with _place(request) as (scraper, seconds):
         target = _forwarded(request.query, scraper.targets)
-        seconds = budget(request.headers.get("X-Prometheus-Scrape-Timeout-Seconds"), scraper.config.scrape)
         try:
             text = await scraper.fetch(target, seconds)
         except Stopping as stopping:
@@ -168,8 +173,6 @@ async def _forward(request: web.Request) -> web.StreamResponse:
             return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")
         headers, body = await _encoded(request, text)
         return await _send(request, headers, body)
-    finally:
-        served.requests -= 1
 
 
 def _forwarded(query: MultiMapping[str], targets: Sequence[Target]) -> Target:
@@ -185,7 +188,7 @@ def _forwarded(query: MultiMapping[str], targets: Sequence[Target]) -> Target:
 async def _discover(request: web.Request) -> web.Response:
     """As upstream's proxy answers it: the qubes that run, of those that may be scraped."""
     served: Served = request.app[SERVED]
-    await served.scraper.refresh()
+    await served.scraper.refresh(served.scraper.config.scrape.timeout)
     scraper = served.scraper
     _check_known(scraper)
     names = [qube.name for qube in scraper.qubes if scraper.state(qube) == RUNNING]
@@ -195,7 +198,7 @@ async def _discover(request: web.Request) -> web.Response:
 async def _sd(request: web.Request) -> web.Response:
     """Prometheus keeps the last list where this fails, and drops what is not on it: so fail if and only if not sure."""
     served: Served = request.app[SERVED]
-    await served.scraper.refresh()
+    await served.scraper.refresh(served.scraper.config.scrape.timeout)
     _check_known(served.scraper)
     return web.json_response(service_discovery(served.scraper.targets, _own_address(request)))
 

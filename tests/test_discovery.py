@@ -41,6 +41,8 @@ while true ; do
     echo "$text"
 done
 """
+# No answer, for as long as somebody waits for one.
+SILENT = "#!/bin/sh\nexec tail --pid=$PPID -f /dev/null\n"
 SECONDS = "refresh_interval = '1s'\n"
 
 
@@ -126,6 +128,8 @@ def test_a_dom0_that_does_not_answer_leaves_configured_qubes_working(
     qubes, exporter = machine
     if trouble == "deny":
         qubes.set_policy("dom0", "deny")
+    elif trouble == "silent":
+        dom0(qubes, "admin.vm.List", SILENT)
     else:
         qubes.set_fault("dom0", trouble)
     proxy = daemon({"work": {"x": exporter.port}}, rest=f"[discovery]\nexporters=['x']\n{SECONDS}")
@@ -375,3 +379,15 @@ def test_a_qube_that_leaves_while_it_is_asked_leaves_nothing_behind(
     first.join()
     eventually("its call has ended", lambda: not any("extra" in words for words in qubes.left_behind()))
     assert "Traceback" not in proxy.log
+
+
+def test_a_silent_dom0_does_not_make_the_page_late(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """What the scraper waits includes the wait for dom0."""
+    qubes, exporter = machine
+    dom0(qubes, "admin.vm.List", SILENT)
+    proxy = daemon({"work": {"x": exporter.port}}, rest=f"[discovery]\n{SECONDS}")
+    exporter.hold.clear()
+    page = proxy.get(X_Prometheus_Scrape_Timeout_Seconds="4").text
+    seconds = re.search(r'^qubes_proxy_qube_scrape_duration_seconds{qube="work"} (\S+)$', page, re.MULTILINE)
+    assert seconds is not None
+    assert float(seconds[1]) < 3.4, "of 4 s less 0.5 s, dom0 had a quarter"
