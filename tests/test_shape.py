@@ -30,6 +30,7 @@ ODD = {
     "in places": b'# HELP a text\na{x="1"} 1\n# HELP b text\nb 1\na{x="2"} 2\n# HELP c text\nc 1\nb{x="1"} 1\n',
     "dropped by config": b"# HELP go_x text\ngo_x 1\n# HELP a text\na 1\ngo_y 2\n# HELP go_z text\ngo_z 1\n",
     "carriage returns": b"# HELP a text\r\na 1\r\n# HELP b text\r\nb 2\r\n",
+    "format": b'# HELP a 100 %b\na{x="%b"} 1\na{x="%%s\r"} 2\na{x="%(x)s"} 3\n# HELP b 7 %\nb{x="%"} 1\n',
     "exemplars": b'# HELP a text\na 1 # {trace="\0"} 1\n# HELP b text\nb 2\n',
 }
 TARGET = replace(target(), exporter=Exporter("node", 9100, drop=re.compile("go_.*")))
