@@ -6,14 +6,18 @@ import random
 from tests.bench import __main__ as bench
 from tests.bench import texts
 from tests.helpers import finish, reader, recording, target
+from tests.parts import debian_program
 
 
 def test_a_small_machine_is_measured_from_end_to_end() -> None:
-    """Ours, the floor and prometheus-client alone answer, and steady scrapes make no call."""
-    line, measured = bench.compare_daemons(1, ["node", "process"], rounds=1)
+    """Ours, the floor, prometheus-client alone and the peer answer, and steady scrapes make no call."""
+    debian_program("prometheus-pushgateway")
+    bodies = {name: texts.churned(name, 0.01, 6, random.Random(1)) for name in ("node", "process")}
+    measured = bench.compare_daemons("a row", 1, bodies, rounds=1)
     assert measured.samples == texts.samples(recording("node", 3)) + texts.samples(recording("process", 3))
-    assert min(measured.proxy, measured.join, measured.parse) > 0
-    assert line.endswith("| 0 |"), line
+    assert all(cpu and cpu > 0 for cpu in measured.cpu.values()), measured
+    assert len(measured.cpu) == 4
+    assert measured.row.endswith("| 0 |"), measured
 
 
 def test_the_texts_are_good_and_different() -> None:

@@ -35,6 +35,10 @@ from tests.parts import eventually, federator, free_port, get
 ROUNDS = 7
 SCRAPES = 10
 EXPORTERS = {"node": 9100, "process": 9256, "redis": 9121}
+LARGE = 500_000  # samples of one target
+PORTS = {**EXPORTERS, "large": 9999}
+# So many different scrapes, before a series that was new is seen again.
+CHURN = 60
 CHANCE = random.Random(1)  # the same bodies at every run
 
 # -- reading and merging, in this process ------------------------------------------------------------------------------
@@ -112,8 +116,8 @@ def cores() -> Iterator[str]:
         yield compare_cores(f"{share:.0%} of series new", churn, limits)
     shuffled = [{target: texts.restarted(body, CHANCE) for target, body in bodies.items()} for bodies in scrapes]
     yield compare_cores("families in another order", shuffled, limits)
-    big, only = Limits(samples=600_000, body_size=256 << 20), Target("large", Exporter("large", 9999))
-    giants: Scrapes = [{only: texts.large(500_000, CHANCE)} for _ in range(4)]
+    big, only = Limits(samples=600_000, body_size=256 << 20), Target("large", Exporter("large", PORTS["large"]))
+    giants: Scrapes = [{only: texts.large(LARGE, CHANCE)} for _ in range(4)]
     yield compare_cores("one target, 500,000 samples", giants, big, rounds=1)
 
 
@@ -160,10 +164,47 @@ class Server:
         self.cpu.append(own / scrapes)
         self.tree.append((own + self.used_by_children() - below) / scrapes)
 
+    def peak(self) -> float:
+        """MB."""
+        return self.memory("VmHWM")
+
     def memory(self, key: str) -> float:
         """VmRSS or VmHWM, in MB."""
         text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
         return int(re.findall(rf"{key}:\s+(\d+)", text)[0]) / 1000
+
+
+class Gateway(Server):
+    """
+    Prometheus' own pushgateway, which a user could take instead: qubes push, it labels, groups and merges.
+
+    One scrape is a push of every target's text, and one page.
+    """
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int, folder: Path, count: int) -> None:
+        super().__init__("pushgateway", process, port)
+        self._scrape = 0
+        self._bodies = {
+            (f"qube{number}", place.name): [path.read_bytes() for path in sorted(place.iterdir(), key=_number)]
+            for number in range(count)
+            for place in (folder / "bodies").iterdir()
+        }
+
+    def get(self, path: str = "/metrics", headers: Mapping[str, str] | None = None) -> bytes:
+        """Push, and scrape."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        for (qube, exporter), bodies in self._bodies.items():
+            place = f"/metrics/job/qubes/qube/{qube}/exporter/{exporter}"
+            connection.request("PUT", place, body=bodies[self._scrape % len(bodies)])
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (200, b""), (qube, exporter)
+        connection.close()
+        self._scrape += 1
+        return super().get(path, headers)
+
+
+def _number(path: Path) -> int:
+    return int(path.name)
 
 
 def used(pid: int) -> float:
@@ -179,20 +220,27 @@ def children(pid: int) -> list[int]:
 
 
 @contextmanager
-def machine(count: int, exporters: Sequence[str], bodies: Mapping[str, Sequence[bytes]]) -> Iterator[Path]:
-    """A folder with the configuration for so many qubes, and what feeds them."""
+def machine(count: int, bodies: Mapping[str, Sequence[bytes]]) -> Iterator[Path]:
+    """A folder with the configuration for so many qubes with these exporters, and what feeds them."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         client = folder / "feeder.py"
         shutil.copy(Path(__file__).with_name("feeder.py"), client)
-        for exporter in exporters:
-            place = folder / "bodies" / str(EXPORTERS[exporter])
+        for exporter, texts_of_it in bodies.items():
+            place = folder / "bodies" / str(PORTS[exporter])
             place.mkdir(parents=True)
-            for number, body in enumerate(bodies[exporter]):
+            for number, body in enumerate(texts_of_it):
                 (place / str(number)).write_bytes(body)
-        named = "\n".join(f"{name} = {EXPORTERS[name]}" for name in exporters)
-        listed = "".join(f"[qubes.qube{number}]\nexporters = {list(exporters)}\n" for number in range(count))
-        config = f"[scrape]\ntimeout = '60s'\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
+        named = "\n".join(f"{name} = {PORTS[name]}" for name in bodies)
+        listed = "".join(f"[qubes.qube{number}]\nexporters = {list(bodies)}\n" for number in range(count))
+        limits = (
+            "timeout = '100s'\nsample_limit = 600_000\nbody_size_limit = '256MiB'"
+            if "large" in bodies
+            else "timeout = '60s'"
+        )
+        config = (
+            f"[scrape]\n{limits}\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
+        )
         (folder / "proxy.toml").write_text(config, encoding="utf-8")
         yield folder
 
@@ -206,19 +254,40 @@ def server(name: str, folder: Path, environment: Mapping[str, str] | None = None
         "proxy": federator(*serve),
         "watched": [sys.executable, "-m", "tests.bench.holds", *serve],
     }.get(name) or [sys.executable, "-m", "tests.bench.plain", name, str(config), str(port)]
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(words, cwd=ROOT, stderr=log, env={**os.environ, **(environment or {})})
+    with started(words, folder / f"{name}.log", port, environment) as process:
+        yield Server(name, process, port)
 
-    def listens() -> bool:
-        assert process.poll() is None, (folder / f"{name}.log").read_text(encoding="utf-8")
+
+@contextmanager
+def gateway(folder: Path, count: int) -> Iterator[Gateway | None]:
+    """The peer, where it is installed (Debian: prometheus-pushgateway)."""
+    program, port = shutil.which("prometheus-pushgateway"), free_port()
+    if program is None:
+        yield None
+        return
+    words = [program, f"--web.listen-address=127.0.0.1:{port}"]
+    with started(words, folder / "pushgateway.log", port) as process:
+        yield Gateway(process, port, folder, count)
+
+
+@contextmanager
+def started(
+    words: Sequence[str], log: Path, port: int, environment: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A server that answers."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(words, cwd=ROOT, stderr=output, env={**os.environ, **(environment or {})})
+
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text(encoding="utf-8")
         with suppress(OSError):
             get(f"http://127.0.0.1:{port}/-/ready")
             return True
         return False
 
     try:
-        eventually(f"{name} listens", listens)
-        yield Server(name, process, port)
+        eventually(f"{words} answers", answers)
+        yield process
     finally:
         process.terminate()
         process.wait(30)
@@ -231,37 +300,43 @@ def median_us(values: Sequence[float], samples: int) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """One size of machine."""
+    """One size of machine. CPU in µs per sample; None where the peer is not installed."""
 
+    name: str
     samples: int
-    proxy: float  # µs per sample
-    join: float
-    parse: float
+    cpu: dict[str, float | None]
+    row: str
 
 
-def compare_daemons(count: int, exporters: Sequence[str], *, rounds: int = ROUNDS) -> tuple[str, Measured]:
-    """A line of the table."""
-    bodies = {name: texts.recorded(name) for name in exporters}
-    samples = count * sum(texts.samples(bodies[name][1]) for name in exporters)
-    with machine(count, exporters, bodies) as folder, ExitStack() as stack:
+def compare_daemons(name: str, count: int, bodies: Mapping[str, Sequence[bytes]], *, rounds: int = ROUNDS) -> Measured:
+    """A line of the table: all of them warm, in turns."""
+    samples = count * sum(texts.samples(scrapes[1]) for scrapes in bodies.values())
+    few = samples > 50_000  # for those who take a second and more
+    with machine(count, bodies) as folder, ExitStack() as stack:
         proxy, join, parse = (stack.enter_context(server(name, folder)) for name in ("proxy", "join", "parse"))
-        for one in (proxy, join, parse):
-            for _ in range(3):
+        peer = stack.enter_context(gateway(folder, count))
+        everybody = [one for one in (proxy, join, parse, peer) if one is not None]
+        for one in everybody:
+            for _ in range(3 if one in (proxy, join) or not few else 1):
                 one.get()
+            one.latency.clear()
         calls = _calls(proxy)
         for _ in range(rounds):
-            proxy.round(SCRAPES)
-            join.round(SCRAPES)
-            parse.round(1 if samples > 50_000 else 2)
+            for one in everybody:
+                one.round(SCRAPES if one in (proxy, join) else 1 if few else 2)
         new_calls = _calls(proxy) - calls
-        ours, floor, alone = (median_us(one.cpu, samples) for one in (proxy, join, parse))
-        line = (
-            f"| {count} × {' + '.join(exporters)} | {samples} | {ours:.2f} | 1/{alone / ours:.1f} | {ours / floor:.1f} |"
-            f" {statistics.median(proxy.latency) * 1e3:.0f} / {statistics.median(join.latency) * 1e3:.0f} /"
-            f" {statistics.median(parse.latency) * 1e3:.0f} | {median_us(proxy.tree, samples):.2f} |"
-            f" {proxy.memory('VmHWM'):.0f} | {new_calls} |"
+        cpu = {one.name: median_us(one.cpu, samples) if one else None for one in (proxy, join, parse)}
+        cpu["pushgateway"] = median_us(peer.cpu, samples) if peer else None
+        latency = " / ".join(f"{statistics.median(one.latency) * 1e3:.0f}" for one in everybody)
+        peak = " / ".join(f"{one.peak():.0f}" for one in everybody)
+        ours = median_us(proxy.cpu, samples)
+        ratios = (ours / median_us(join.cpu, samples), median_us(parse.cpu, samples) / ours)
+        of_peer = f"1/{median_us(peer.cpu, samples) / ours:.1f}" if peer else "not installed"
+        row = (
+            f"| {name} | {samples:,} | {ours:.2f} | 1/{ratios[1]:.1f} | {of_peer} | {ratios[0]:.1f} | {latency} |"
+            f" {median_us(proxy.tree, samples):.2f} | {peak} | {new_calls} |"
         )
-        return line, Measured(samples, ours, floor, alone)
+        return Measured(name, samples, cpu, row)
 
 
 def _calls(proxy: Server) -> int:
@@ -271,18 +346,22 @@ def _calls(proxy: Server) -> int:
 
 def daemons() -> Iterator[str]:
     """The whole path."""
-    yield "| whole daemon, warm: qubes × exporters | samples | CPU µs/sample | of prometheus-client alone | × floor | latency ms (ours / floor / prometheus-client) | with what feeds it | peak MB | qrexec calls |"  # fmt: skip
-    yield "|---|---|---|---|---|---|---|---|---|"
-    results = {}
+    yield "| whole daemon, warm: qubes × exporters | samples | CPU µs/sample | of prometheus-client alone | of pushgateway | × floor | latency ms (ours / floor / prometheus-client / pushgateway) | with what feeds it | peak MB (the same four) | qrexec calls |"  # fmt: skip
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    results: dict[tuple[int, int], Measured] = {}
     for count in (1, 20, 200):
         for exporters in (["node"], ["node", "process"], list(EXPORTERS)):
-            if count == 200 and len(exporters) == 3:
-                continue
-            line, results[count, len(exporters)] = compare_daemons(
-                count, exporters, rounds=ROUNDS if count <= 20 else 3
-            )
-            yield line
-    growth = results[200, 2].proxy / results[20, 2].proxy
+            bodies = {name: texts.recorded(name) for name in exporters}
+            rounds = ROUNDS if count <= 20 else 3
+            measured = compare_daemons(f"{count} × {' + '.join(exporters)}", count, bodies, rounds=rounds)
+            results[count, len(exporters)] = measured
+            yield measured.row
+    for share in (0.01, 0.1):
+        bodies = {name: texts.churned(name, share, CHURN, CHANCE) for name in ("node", "process")}
+        yield compare_daemons(f"20 × node + process, {share:.0%} of series new", 20, bodies, rounds=4).row
+    giant = {"large": [texts.large(LARGE, CHANCE) for _ in range(3)]}
+    yield compare_daemons(f"one target, {LARGE:,} samples", 1, giant, rounds=1).row
+    growth = (results[200, 2].cpu["proxy"] or 0) / (results[20, 2].cpu["proxy"] or 1)
     yield f"\nFrom 20 to 200 qubes × node + process, a sample costs {growth:.2f} times as much."
     draw(results[20, 2])
 
@@ -291,11 +370,11 @@ def at_rest() -> Iterator[str]:
     """Start-up, first page, rest, and how long the event loop is held."""
     yield "| 20 qubes × node + process | |"
     yield "|---|---|"
-    exporters = ["node", "process"]
-    with machine(20, exporters, {name: texts.recorded(name) for name in exporters}) as folder:
+    bodies = {name: texts.recorded(name) for name in ("node", "process")}
+    with machine(20, bodies) as folder:
         colds: list[float] = []
         alone: list[float] = []
-        samples = 20 * sum(texts.samples(texts.recorded(name)[0]) for name in exporters)
+        samples = 20 * sum(texts.samples(scrapes[0]) for scrapes in bodies.values())
         for _ in range(3):
             for name, times in (("proxy", colds), ("parse", alone)):
                 started = time.perf_counter()
@@ -320,7 +399,7 @@ def at_rest() -> Iterator[str]:
                 one.get()
             after_1000 = one.memory("VmRSS")
             yield f"| resident after 1 / 100 / 1,000 scrapes, MB | {resident:.0f} / {after_100:.0f} / {after_1000:.0f} |"
-            yield f"| peak, MB | {one.memory('VmHWM'):.0f} |"
+            yield f"| peak, MB | {one.peak():.0f} |"
             time.sleep(1)
             before = one.used()
             time.sleep(10)
@@ -355,9 +434,14 @@ def at_rest() -> Iterator[str]:
 def draw(measured: Measured) -> None:
     """The picture in the README."""
     bars = [
-        ("prometheus-client alone", measured.parse, "#c9302c"),
-        ("prometheus-qubes-proxy", measured.proxy, "#2a6fbb"),
-        ("joining without looking", measured.join, "#999999"),
+        (label, measured.cpu[name] or 0.0, color)
+        for label, name, color in (
+            ("prometheus-client alone", "parse", "#c9302c"),
+            ("pushgateway (Go)", "pushgateway", "#e08b3a"),
+            ("prometheus-qubes-proxy", "proxy", "#2a6fbb"),
+            ("joining without looking", "join", "#999999"),
+        )
+        if measured.cpu[name] is not None
     ]
     widest = max(value for _, value, _ in bars)
     rows = "".join(
@@ -367,9 +451,10 @@ def draw(measured: Measured) -> None:
         for row, (name, value, color) in enumerate(bars)
     )
     title = f"CPU per sample, whole scrape: 20 qubes, 2 exporters each, {measured.samples:,} samples"
+    height = 24 + 34 * len(bars)
     Path(__file__).with_name("scrape.svg").write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="126" font-family="sans-serif" font-size="13">'
-        f'<rect width="680" height="126" fill="white"/><text x="0" y="14" font-weight="bold">{title}</text>{rows}</svg>\n',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" font-size="13">'
+        f'<rect width="680" height="{height}" fill="white"/><text x="0" y="14" font-weight="bold">{title}</text>{rows}</svg>\n',
         encoding="utf-8",
     )
 

@@ -7,6 +7,7 @@ Called as `feeder.py … ruddo.PrometheusProxy+PORT…`, a copy of it in a folde
 one for each scrape, round and round.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,10 @@ def main() -> None:
     """Answer until stdin ends."""
     folder = Path(sys.argv[0]).parent / "bodies"
     bodies = {
-        port: [path.read_bytes() for path in sorted((folder / port).iterdir(), key=lambda path: int(path.name))]
+        port: [
+            path.read_bytes().replace(b"@qube@", b"%d-" % os.getpid())
+            for path in sorted((folder / port).iterdir(), key=lambda path: int(path.name))
+        ]
         for port in sys.argv[-1].split("+")[1:]
     }
     sys.stdin.buffer.readline()

@@ -9,6 +9,8 @@ from tests.helpers import recording
 
 # Successive scrapes, there and back again, so that each is a real neighbour of the one before.
 ORDER = (2, 3, 4, 5, 4, 3)
+# feeder.py puts something of its own here, so that what is new is new in each qube.
+OF_QUBE = b"@qube@"
 _SAMPLE = re.compile(rb"^(?P<key>[^#\n].* )(?P<value>[^ \n]+)$", re.MULTILINE)
 
 
@@ -32,13 +34,19 @@ def all_values_new(bodies: Sequence[bytes], chance: random.Random) -> list[bytes
     return [_SAMPLE.sub(another, body) for body in bodies]
 
 
+def churned(exporter: str, share: float, count: int, chance: random.Random) -> list[bytes]:
+    """Scrapes of which each has that share of series that were never there before."""
+    bodies = recorded(exporter)
+    return [series_new(bodies[number % len(bodies)], share, chance) for number in range(count)]
+
+
 def series_new(body: bytes, share: float, chance: random.Random) -> bytes:
     """That share of the series has a label value that was never there."""
     lines = body.split(b"\n")
     for index, line in enumerate(lines):
         if line and not line.startswith(b"#") and chance.random() < share:
             key, _, value = line.rpartition(b" ")
-            label = b'new="%d"' % chance.randrange(10**12)
+            label = b'new="%b%d"' % (OF_QUBE, chance.randrange(10**12))
             key = key[:-1] + b"," + label + b"}" if key.endswith(b"}") else key + b"{" + label + b"}"
             lines[index] = key + b" " + value
     return b"\n".join(lines)
