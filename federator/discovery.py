@@ -32,12 +32,18 @@ _DOM0 = Qube(name="dom0", transport="qrexec", targets=())
 
 
 class Discoverer:
-    """What dom0 said last: `states` by qube; was it so the last time we asked (`current`), or was it `ever`?"""
+    """
+    What dom0 said last: `states` by qube; was it so the last time we asked (`current`), or was it `ever`?
+
+    `settled`: has any asking come to an end, well or not?
+    """
 
     def __init__(self, settings: Discovery, qrexec: Qrexec, counters: Counters) -> None:
         self.states: dict[str, str] = {}
         self.current = False
         self.ever = False
+        self.settled = False
+        self.names_targets = bool(settings.exporters)
         self._settings = settings
         self._qrexec = qrexec
         self._counters = counters
@@ -68,6 +74,12 @@ class Discoverer:
             log.error("bug in discovery", exc_info=bug)
 
     async def _update(self) -> None:
+        try:
+            await self._ask()
+        finally:
+            self.settled = True
+
+    async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
         interval = self._settings.refresh_interval
         try:

@@ -158,8 +158,10 @@ class Scraper:
 
     @property
     def knows_targets(self) -> bool:
-        """Is there anything to go by? Not where dom0 is to name the qubes, and has never done so."""
-        return bool(self.qubes) or self._discoverer is None or self._discoverer.ever
+        """Is `targets` all there is? Not while dom0, who is to name some, has yet to answer; nor if it alone could."""
+        if self._discoverer is None or self._discoverer.ever:
+            return True
+        return bool(self.qubes) and (self._discoverer.settled or not self._discoverer.names_targets)
 
     async def refresh(self, seconds: float) -> None:
         """See which qubes run, where the configuration wants that and it takes no longer; before `targets` is asked."""

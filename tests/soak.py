@@ -54,6 +54,13 @@ def held(pid: int) -> Held:
     )
 
 
+def connections(port: int) -> int:
+    """How many TCP connections the server on this port has not closed yet: ESTABLISHED or CLOSE_WAIT, in proc(5)'s words."""
+    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    fields = [line.split() for line in lines]
+    return sum(local.endswith(f":{port:04X}") and state in ("01", "08") for _, local, _, state, *_ in fields)
+
+
 def afflict(qubes: Qubes, exporter: Exporter, name: str, trouble: str | bytes) -> None:
     """Let this happen to a qube."""
     if isinstance(trouble, bytes):
@@ -102,6 +109,7 @@ def soak(folder: Path, *, seconds: float, seed: int = 1) -> tuple[Held, Held, Co
             eventually("no call is still being ended", lambda: held(proxy.process.pid).processes == len(NAMES))
             for _ in range(30):
                 proxy.get()
+            eventually("the last scrape's connection is closed", lambda: connections(proxy.port) == 0)
             return held(proxy.process.pid)
 
         def scrape(times: int) -> None:

@@ -238,6 +238,13 @@ def test_version_1_is_upstreams(service: StartService, exporter: MakeExporter) -
     assert started.end() == (0, b"", b"")
 
 
+def test_version_1_has_no_empty_answer(service: StartService, exporter: MakeExporter) -> None:
+    """Upstream's proxy takes a length of 0 for a failure; an exporter without a metric is none."""
+    started = service(str(exporter(b"").port)).say(b"+\n?\n")
+    assert started.hear(5) == b"=\n1\n\n"
+    assert started.end() == (0, b"", b"")
+
+
 def test_version_1_ends_at_a_failure(service: StartService, exporter: MakeExporter) -> None:
     """It has no other way to say so."""
     gone = exporter(b"gone")
