@@ -47,12 +47,14 @@ def make(*words: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+# What the tools that install write down for themselves, documentation, and the unit's being enabled.
+NOT_OURS = ("usr/share/doc/", "usr/share/licenses/", "var/", "etc/systemd/")
+
+
 def files(root: Path) -> dict[str, int]:
-    """Every file below a folder, but documentation, with its mode."""
+    """Every file of ours below a folder, with its mode."""
     found = {str(path.relative_to(root)): path.stat().st_mode & 0o7777 for path in root.rglob("*") if path.is_file()}
-    return {
-        path: mode for path, mode in found.items() if not path.startswith(("usr/share/doc/", "usr/share/licenses/"))
-    }
+    return {path: mode for path, mode in found.items() if not path.startswith(NOT_OURS)}
 
 
 @pytest.fixture(scope="module")
@@ -65,32 +67,73 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def rpms(copy: Path) -> dict[str, Path]:
-    """The RPMs by name; Debian's rpm builds them as Fedora's does."""
-    debian_program("rpmbuild")
-    make("-C", copy, "rpm")
-    return {path.name.partition("-0")[0]: path for path in (copy / "dist").glob("*.noarch.rpm")}
+Packages = dict[str, Path]
+
+
+def built(source: Path, kind: str) -> Packages:
+    """The packages by name. Debian's rpm builds them as Fedora's does."""
+    debian_program({"rpm": "rpmbuild", "deb": "dpkg-deb"}[kind])
+    shutil.rmtree(source / "dist", ignore_errors=True)
+    make("-C", source, kind)
+    return {re.split(r"[-_](?=\d)", path.name)[0]: path for path in (source / "dist").glob(f"*.{kind}")}
+
+
+@pytest.fixture(scope="module", params=["rpm", "deb"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Both of them."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def debs(copy: Path) -> dict[str, Path]:
-    """The debs by name."""
-    debian_program("dpkg-deb")
-    make("-C", copy, "deb")
-    return {path.name.partition("_")[0]: path for path in (copy / "dist").glob("*.deb")}
+def packages(copy: Path, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Of this version."""
+    folder = tmp_path_factory.mktemp("packages")
+    return {name: Path(shutil.copy(path, folder)) for name, path in built(copy, kind).items()}
 
 
-def unpacked(package: Path, root: Path) -> Path:
-    """A package's files, below a folder."""
-    root.mkdir(parents=True, exist_ok=True)
-    if package.suffix == ".deb":
-        run(debian_program("dpkg-deb"), "-x", package, root)
-    else:
-        archive = subprocess.run([debian_program("rpm2cpio"), package], stdout=subprocess.PIPE, check=True).stdout
-        subprocess.run(
-            [debian_program("cpio"), "-idmu", "--quiet", "--no-absolute-filenames"], cwd=root, input=archive, check=True
-        )
+@pytest.fixture(scope="module")
+def newer(packages: Packages, copy: Path, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """Of the next version, with another configuration."""
+    assert packages
+    source = tmp_path_factory.mktemp("newer") / "source"
+    shutil.copytree(copy, source)
+    version = source / "federator" / "__init__.py"
+    version.write_text(re.sub(r'__version__ = ".*"', '__version__ = "99.0"', version.read_text(encoding="utf-8")))
+    for name in EDITED:
+        with (source / "conf" / Path(name).name).open("a", encoding="utf-8") as file:
+            file.write("# new\n")
+    return built(source, kind)
+
+
+# What an operator may write into, and finds again after an update.
+EDITED = ("etc/prometheus-qubes-proxy.toml", "etc/qubes/policy.d/90-prometheus-proxy.policy")
+
+
+def tool(kind: str, root: Path, *words: str | Path) -> str:
+    """
+    Run rpm or dpkg on a root of its own. What packages depend on is the machine's, not the root's.
+
+    The scriptlets of the RPMs are Fedora's macros, which Debian's rpm does not have: they are not run.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("only root can install packages, even into a folder")
+    (root / "var/lib/dpkg/info").mkdir(parents=True, exist_ok=True)
+    (root / "var/lib/dpkg/updates").mkdir(exist_ok=True)
+    (root / "var/lib/dpkg/status").touch()
+    program = {
+        "rpm": ["rpm", f"--root={root}", "--dbpath=/var/lib/rpm", "--nodeps", "--noscripts", "--nosignature"],
+        "deb": ["dpkg", f"--root={root}", "--force-depends", "--force-script-chrootless", "--force-confold"],
+    }[kind]
+    done = run(debian_program(program[0]), *program[1:], *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def install(root: Path, packages: Packages) -> Path:
+    """Install or update them all; the root."""
+    root.mkdir(exist_ok=True)
+    kind = next(iter(packages.values())).suffix[1:]
+    tool(kind, root, {"rpm": "-U", "deb": "-i"}[kind], *packages.values())
     return root
 
 
@@ -112,54 +155,92 @@ def test_make_install_puts_everything_where_it_belongs(tmp_path: Path) -> None:
     assert "ExecStart=/usr/local/bin/prometheus-qubes-proxy\n" in unit.read_text(encoding="utf-8")
 
 
-def test_the_rpms_hold_what_make_install_does(rpms: dict[str, Path], tmp_path: Path) -> None:
-    """Three of them, with their requirements; configuration is not replaced by an update."""
-    assert set(rpms) == set(PACKAGES)
-    for name, package in rpms.items():
-        assert files(unpacked(package, tmp_path / name)) == PACKAGES[name]
-
-    def query(name: str, *what: str) -> set[str]:
-        return set(run(debian_program("rpm"), "-qp", "--nosignature", *what, rpms[name]).stdout.splitlines())
-
-    required = query("prometheus-qubes-proxy", "--requires")
-    assert {"python3 >= 3.11", "python3-aiohttp", "python3-prometheus_client", "python3-tomli"} <= required
-    needs = {line for line in query("prometheus-qubes-proxy-service", "--requires") if not line.startswith("rpmlib(")}
-    assert needs <= {"python3", "/usr/bin/python3"}
-    assert query("prometheus-qubes-proxy", "--configfiles") == {"/etc/prometheus-qubes-proxy.toml"}
-    flags = query("prometheus-qubes-proxy-dom0", "--queryformat", "[%{FILENAMES} %{FILEFLAGS:fflags}\n]")
-    assert {"/etc/qubes/policy.d/90-prometheus-proxy.policy cn"} <= flags
+def place(path: str, kind: str) -> str | None:
+    """Where a package has a file of `make install`; Debian has no presets."""
+    if kind == "deb":
+        return None if "preset" in path else path.replace("usr/lib/systemd/system/", "lib/systemd/system/")
+    return path
 
 
-def test_rpmlint_has_nothing_to_say(rpms: dict[str, Path]) -> None:
+def test_the_packages_hold_what_make_install_does(packages: Packages, kind: str, tmp_path: Path) -> None:
+    """Three of them, each installed into an empty root by itself."""
+    assert set(packages) == set(PACKAGES)
+    for name, package in packages.items():
+        expected = {there: mode for path, mode in PACKAGES[name].items() if (there := place(path, kind))}
+        assert files(install(tmp_path / name, {name: package})) == expected
+
+
+def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> None:
+    """From the distribution alone; the service nothing but Python."""
+
+    def needs(name: str) -> set[str]:
+        if kind == "rpm":
+            text = run(debian_program("rpm"), "-qp", "--nosignature", "--requires", packages[name]).stdout
+            return {line for line in text.splitlines() if not line.startswith(("rpmlib(", "config("))}
+        text = run(debian_program("dpkg-deb"), "--field", packages[name], "Depends").stdout
+        return set(text.strip().split(", "))
+
+    libraries = {
+        "rpm": {"python3 >= 3.11", "python3-aiohttp", "python3-prometheus_client", "python3-tomli"},
+        "deb": {
+            "python3 (>= 3.11)",
+            "python3-aiohttp (>= 3.8)",
+            "python3-prometheus-client (>= 0.16)",
+            "python3-tomli",
+        },
+    }[kind]
+    assert libraries <= needs("prometheus-qubes-proxy") <= libraries | {"/usr/bin/python3", "/bin/sh"}
+    assert needs("prometheus-qubes-proxy-service") <= {"python3", "/usr/bin/python3"}
+    assert needs("prometheus-qubes-proxy-dom0") <= {"python3", "/usr/bin/python3"}
+
+
+def test_an_update_keeps_what_the_operator_wrote(
+    packages: Packages, newer: Packages, kind: str, tmp_path: Path
+) -> None:
+    """The new configuration lies beside the old one, and all the rest is new. Removed is removed."""
+    root = install(tmp_path / "root", packages)
+    for name in EDITED:
+        (root / name).write_text("mine\n", encoding="utf-8")
+    install(root, newer)
+    assert '"99.0"' in (root / "usr/share/prometheus-qubes-proxy/federator/__init__.py").read_text(encoding="utf-8")
+    for name in EDITED:
+        assert (root / name).read_text(encoding="utf-8") == "mine\n"
+        beside = root / f"{name}.{'rpmnew' if kind == 'rpm' else 'dpkg-dist'}"
+        assert beside.read_text(encoding="utf-8").endswith("# new\n")
+        beside.unlink()
+    tool(kind, root, {"rpm": "-e", "deb": "--purge"}[kind], *PACKAGES)
+    left = {"etc/prometheus-qubes-proxy.toml.rpmsave", "etc/qubes/policy.d/90-prometheus-proxy.policy.rpmsave"}
+    assert set(files(root)) == (left if kind == "rpm" else set())
+
+
+def test_a_unit_that_was_disabled_stays_so(tmp_path: Path, copy: Path) -> None:
+    """On Debian, where the package enables it; its condition is what keeps it from running elsewhere."""
+    debian_program("deb-systemd-helper")
+    packages = built(copy, "deb")
+    root = install(tmp_path / "root", packages)
+    link = root / "etc/systemd/system/multi-user.target.wants/prometheus-qubes-proxy.service"
+    assert link.is_symlink()
+    link.unlink()
+    install(root, packages)
+    assert not link.is_symlink()
+
+
+def test_rpmlint_has_nothing_to_say(copy: Path) -> None:
     """But for what rpm/rpmlint.toml explains."""
+    rpms = built(copy, "rpm")
     done = run(debian_program("rpmlint"), "--config", ROOT / "rpm" / "rpmlint.toml", *rpms.values())
     assert " 0 errors, 0 warnings" in done.stdout, done.stdout + done.stderr
 
 
-def test_the_debs_hold_what_make_install_does(debs: dict[str, Path], tmp_path: Path) -> None:
-    """The same, in Debian's places."""
-    assert set(debs) == set(PACKAGES)
-    for name, package in debs.items():
-        expected = {
-            path.replace("usr/lib/systemd/system/", "lib/systemd/system/"): mode
-            for path, mode in PACKAGES[name].items()
-            if "preset" not in path
-        }
-        assert files(unpacked(package, tmp_path / name)) == expected
-    shown = run(debian_program("dpkg-deb"), "--info", debs["prometheus-qubes-proxy"], "conffiles")
-    assert shown.stdout == "/etc/prometheus-qubes-proxy.toml\n"
-
-
-def test_lintian_has_nothing_to_say(debs: dict[str, Path]) -> None:
+def test_lintian_has_nothing_to_say(copy: Path) -> None:
     """But for the manual page: --help and README have it all."""
+    debs = built(copy, "deb")
     done = run(debian_program("lintian"), "--allow-root", "--suppress-tags", "no-manual-page", *debs.values())
     assert (done.stdout, done.returncode) == ("", 0), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind", ["rpm", "deb"])
 def test_what_is_installed_carries_a_scrape_from_end_to_end(
-    kind: str,
-    request: pytest.FixtureRequest,
+    packages: Packages,
     qubes: Qubes,
     exporter: Callable[[bytes], Exporter],
     tmp_path: Path,
@@ -167,9 +248,7 @@ def test_what_is_installed_carries_a_scrape_from_end_to_end(
     """Installed launcher, package and service, the distribution's python3 and libraries, the stand-in qrexec."""
     if not _has_libraries():
         debian_program("the Debian packages python3-aiohttp, python3-prometheus-client and python3-tomli")
-    root = tmp_path / "root"
-    for package in request.getfixturevalue(f"{kind}s").values():
-        unpacked(package, root)
+    root = install(tmp_path / "root", packages)
     served = exporter(b"m 1\n")
     qubes.add("work", install=False)
     (qubes.root / "qubes/work/services" / SERVICE).symlink_to(root / "etc/qubes-rpc" / SERVICE)
