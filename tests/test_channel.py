@@ -296,6 +296,7 @@ async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
 ) -> None:
     """One call a port; remembered, so that the greeting it does not know is said once."""
+    parts.debian_program("curl")
     upstream = tmp_path / "upstream"
     upstream.write_text(UPSTREAM, encoding="utf-8")
     upstream.chmod(0o755)
