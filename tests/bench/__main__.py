@@ -265,7 +265,8 @@ def gateway(folder: Path, count: int) -> Iterator[Gateway | None]:
     if program is None:
         yield None
         return
-    words = [program, f"--web.listen-address=127.0.0.1:{port}"]
+    # By default it merges all it has at every push, to see whether it could.
+    words = [program, f"--web.listen-address=127.0.0.1:{port}", "--push.disable-consistency-check"]
     with started(words, folder / "pushgateway.log", port) as process:
         yield Gateway(process, port, folder, count)
 
