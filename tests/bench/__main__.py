@@ -265,8 +265,9 @@ def gateway(folder: Path, count: int) -> Iterator[Gateway | None]:
     if program is None:
         yield None
         return
-    # By default it merges all it has at every push, to see whether it could.
-    words = [program, f"--web.listen-address=127.0.0.1:{port}", "--push.disable-consistency-check"]
+    # By default it merges all it has at every push, to see whether it could; and Debian's keeps it on disk.
+    more = ["--push.disable-consistency-check", "--persistence.file="]
+    words = [program, f"--web.listen-address=127.0.0.1:{port}", *more]
     with started(words, folder / "pushgateway.log", port) as process:
         yield Gateway(process, port, folder, count)
 
