@@ -88,7 +88,9 @@ install-service:
 install-dom0:
 	install -d "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc" "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d"
 	install -m 755 vmside/ruddo.PrometheusDiscover "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc/"
-	install -m 644 conf/90-prometheus-proxy.policy conf/90-prometheus-discover.policy "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d/"
+	for name in 90-prometheus-proxy.policy 90-prometheus-discover.policy; do \
+	    [ -e "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d/$$name" ] || install -m 644 conf/$$name "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d/" || exit 1; \
+	done
 
 # What git knows of, or all there is where this is no clone.
 source:
@@ -97,7 +99,7 @@ source:
 	    tar --create --gzip --null --files-from=- --transform='s|^|$(NAME)-$(VERSION)/|' --owner=0 --group=0 --file=dist/$(NAME)-$(VERSION).tar.gz
 
 RPMBUILD = rpmbuild --define "_topdir $(CURDIR)/dist/rpmbuild" --define "_sourcedir $(CURDIR)/dist" --define "_srcrpmdir $(CURDIR)/dist" \
-    --define "_rpmdir $(CURDIR)/dist/rpmbuild" --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm" --define "version_of_source $(VERSION)"
+    --define "_rpmdir $(CURDIR)/dist/rpmbuild" --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm"
 # Debian's rpm knows of no installed make.
 RPMBUILD += $(if $(wildcard /etc/debian_version),--nodeps)
 

@@ -4,8 +4,8 @@ Speaking to one qube: processes (qrexec-client-vm, or the local service), each d
 
 Owns when a call is made, kept and ended, and what a failure means in Qubes' words. Must not know what an answer is for.
 
-    Channel    one qube, for as long as it is configured: keeps its call open, backs off, remembers the version
-      Slot     one set of ports: all of them (version 2), or one (version 1, upstream's)
+    Channel    one qube, for as long as it is configured: keeps its calls open, remembers how they are to be made
+      Slot     one set of ports, all of the qube's or a single one, and the version spoken for it; backs off
         Call   one process. It is used until it was late, broke the protocol or was cut, and then never again:
                a late answer could be taken for the next one
     Doorman    how many calls are being set up at a time, over all channels
@@ -264,12 +264,13 @@ def explain(  # noqa: PLR0911, PLR0913 - there are so many ways to end, and so m
         if status == 126 and untrusted_words.endswith(b"Request refused"):
             return Refused(
                 f"dom0's policy does not allow {service}; `prometheus-qubes-proxy policy` prints the line for it"
-                if name == "dom0"
+                if service != SERVICE
                 else f"qrexec refused the call to {name}: dom0's policy does not allow it, or the qube does not run or"
                 " does not exist; dom0's journal says which"
             )
         if status == 127:
-            return NoService(f"{service} is not installed in {name}; install it in the template of {name}")
+            where = name if name == "dom0" else f"the template of {name}"
+            return NoService(f"{service} is not installed in {name}; install it in {where}")
         if status == 125:
             return NoService(f"{service} is in {name}, but cannot be run there; is it executable?{words}")
         if status == 1 and b"connect: No such file" in untrusted_words:
@@ -287,23 +288,31 @@ def explain(  # noqa: PLR0911, PLR0913 - there are so many ways to end, and so m
 
 
 class _Slot:
-    """One set of ports of one qube: the call that serves them, if there is one, and when to try again if not."""
+    """
+    One set of ports of one qube: the call that serves them, if there is one, and when to try again if not.
 
-    def __init__(self, ports: tuple[int, ...], version: type[Wire]) -> None:
+    `failures` is how often in a row it was in vain.
+    """
+
+    def __init__(self, ports: tuple[int, ...], version: type[Wire], failures: int = 0) -> None:
         self.ports = ports
         self.version = version
         self.call: Call | None = None
-        self._failures = 0
+        self.failures = failures
         self._not_before = 0.0
         self._last_error: ScrapeError | None = None
 
     def succeeded(self) -> None:
-        self._failures = 0
+        self.failures = 0
         self._last_error = None
 
+    def refused(self, now: float) -> bool:
+        """Was its last call refused, and may another one be made?"""
+        return isinstance(self._last_error, Refused) and now >= self._not_before
+
     def failed(self, error: ScrapeError, *, now: float, settings: Qrexec) -> None:
-        wait = min(settings.backoff_initial * 2 ** min(self._failures, 32), settings.backoff_max)
-        self._failures += 1
+        wait = min(settings.backoff_initial * 2 ** min(self.failures, 32), settings.backoff_max)
+        self.failures += 1
         self._not_before = now + wait * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads calls, guards nothing
         self._last_error = error
 
@@ -318,6 +327,9 @@ class Channel:
     """
     The way to one qube. Requests go one after the other; each is over when every port is answered or the time is.
 
+    One call is made for all ports, in version 2. Where the service there knows only version 1, or where dom0's policy
+    refuses that call, since it was written for upstream's proxy and allows each port by itself, there is one for each.
+
     `closed` must be awaited before the event loop ends, or processes are left to find out by themselves.
     """
 
@@ -328,8 +340,9 @@ class Channel:
         self._counters = counters
         self._lock = asyncio.Lock()
         self._ends: set[asyncio.Task[None]] = set()
-        self._slots: list[_Slot] = []
-        self._speak(Version2)
+        self._slots = [_Slot(qube.ports, Version2)]
+        self._accepted = False  # was any call, as they are made now?
+        self._forgetful = False
 
     async def ask(self, ports: Collection[int], *, deadline: float, max_body: int, tell: Tell) -> None:
         """
@@ -366,24 +379,62 @@ class Channel:
         await self.close()
 
     def forget(self) -> None:
-        """Forget what went wrong, and which version the qube speaks: somebody may have mended it."""
-        if self._version is Version1:
-            self._speak(Version2)
-        for slot in self._slots:
-            slot.succeeded()
+        """Before the next request, forget what went wrong: somebody may have mended it. Calls that are open stay."""
+        self._forgetful = True
 
     async def _ask(self, ports: frozenset[int], *, deadline: float, max_body: int, tell: Tell) -> None:
-        if self._version is Version2:
+        self._arrange(asyncio.get_running_loop().time())
+        if len(self._slots[0].ports) > 1:
             try:
                 await self._ask_slot(self._slots[0], ports, deadline=deadline, max_body=max_body, tell=tell)
             except _OnlyVersion1:
-                self._speak(Version1)
+                self._call_singly(Version1)
             else:
                 return
         async with asyncio.TaskGroup() as asking:
             for slot in self._slots:
                 if wanted := ports.intersection(slot.ports):
-                    asking.create_task(self._ask_slot(slot, wanted, deadline=deadline, max_body=max_body, tell=tell))
+                    asking.create_task(self._ask_single(slot, wanted, deadline=deadline, max_body=max_body, tell=tell))
+
+    async def _ask_single(
+        self, slot: _Slot, ports: frozenset[int], *, deadline: float, max_body: int, tell: Tell
+    ) -> None:
+        try:
+            await self._ask_slot(slot, ports, deadline=deadline, max_body=max_body, tell=tell)
+        except _OnlyVersion1:
+            self._drop(slot)
+            slot.version = Version1
+            await self._ask_slot(slot, ports, deadline=deadline, max_body=max_body, tell=tell)
+
+    def _arrange(self, now: float) -> None:
+        """See to it that the slots are those that calls should be made for now."""
+        if self._forgetful:
+            self._forgetful = self._accepted = False
+            if not any(slot.call is not None and slot.call.usable for slot in self._slots):
+                self._call_together()
+            for slot in self._slots:
+                slot.succeeded()
+        elif len(self.qube.ports) > 1 and not self._accepted and all(slot.refused(now) for slot in self._slots):
+            # The other way is the next thing to try, no sooner and no more often than the same way would be.
+            if len(self._slots) == 1:
+                self._call_singly(Version2)
+            else:
+                self._call_together()
+
+    def _call_together(self) -> None:
+        self._replace([_Slot(self.qube.ports, Version2, self._failures)])
+
+    def _call_singly(self, version: type[Wire]) -> None:
+        self._replace([_Slot((port,), version, self._failures) for port in self.qube.ports])
+
+    @property
+    def _failures(self) -> int:
+        return max(slot.failures for slot in self._slots)
+
+    def _replace(self, slots: list[_Slot]) -> None:
+        for slot in self._slots:
+            self._drop(slot)
+        self._slots = slots
 
     async def _ask_slot(
         self, slot: _Slot, ports: frozenset[int], *, deadline: float, max_body: int, tell: Tell
@@ -417,6 +468,7 @@ class Channel:
         async with self._doorman.turn():
             slot.call = Call(self.qube, slot.version(), self._counters)
             await slot.call.open(*self._command(slot.ports))
+        self._accepted = True
         return slot.call
 
     def _command(self, ports: Collection[int]) -> tuple[list[str], dict[str, str]]:
@@ -447,10 +499,3 @@ class Channel:
             self._ends.add(end)
             end.add_done_callback(self._ends.discard)
             slot.call = None
-
-    def _speak(self, version: type[Wire]) -> None:
-        for slot in self._slots:
-            self._drop(slot)
-        groups = [self.qube.ports] if version is Version2 else [(port,) for port in self.qube.ports]
-        self._version = version
-        self._slots = [_Slot(group, version) for group in groups]

@@ -8,7 +8,6 @@ Owns words on a terminal. Must not know how anything is done.
 import argparse
 import asyncio
 import platform
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from federator import __version__, config, daemon, journal
 from federator.errors import ConfigError, FederatorError
 from federator.model import Config, Outcome, Target
 from federator.scrape import Scraper, budget
-from federator.targets import is_qube_name
+from federator.targets import DOM0, is_qube_name
 from federator.telemetry import Counters
 from federator.wire import SERVICE, argument
 
@@ -32,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.command in ("check", "policy"):
             return (_check if options.command == "check" else _policy)(path)
         if options.command == "scrape":
+            journal.set_up("error", options.log_format)  # what is down is said in lines of its own
             return asyncio.run(_scrape(path, options.targets))
         journal.set_up(options.log_level, options.log_format)
         asyncio.run(daemon.serve(path, options.listen_addresses))
@@ -111,50 +111,61 @@ def _check(path: Path) -> int:
 def _policy(path: Path) -> int:
     """The lines in the order they have to have: the first one that matches counts."""
     settings = config.load(path)
-    us = socket.gethostname() if is_qube_name(socket.gethostname()) else "sys-net"
+    us = daemon.own_name() if is_qube_name(daemon.own_name()) else "sys-net"
     print("# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`")
     print(f"# {us} may read these ports of these qubes; halted ones are not started")
-    qubes = [qube for qube in settings.qubes if qube.transport == "qrexec"]
-    lines = [(SERVICE, f"+{argument(qube.ports)}", us, qube.name, "allow autostart=no") for qube in qubes]
+    called = [(_in_policy(qube.name), qube.ports) for qube in settings.qubes if qube.transport == "qrexec"]
     discovery = settings.discovery
     if discovery and discovery.exporters:
-        ports = argument(exporter.port for exporter in discovery.exporters)
-        lines.append((SERVICE, f"+{ports}", us, "@tag:monitored", "allow autostart=no"))
-    if discovery and discovery.source == "admin.vm.List":
-        lines.append(("admin.vm.List", "*", us, "@adminvm", "allow target=dom0"))
-    elif discovery:
-        lines.append((discovery.source, "*", us, "@adminvm", "allow target=dom0"))
+        called.append(("@tag:monitored", tuple(sorted(exporter.port for exporter in discovery.exporters))))
+    lines = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
+    if discovery:
+        # dom0 shows us the qubes that we may list, each by a line of its own, and itself.
+        shown = [name for name, _ in called if name != "@adminvm"] if discovery.source == "admin.vm.List" else []
+        lines += [(discovery.source, "*", us, name, "allow target=dom0") for name in ["@adminvm", *shown]]
     widths = [max(len(line[column]) for line in lines) for column in range(4)] if lines else []
     for line in lines:
         print("  ".join([*(f"{word:{width}}" for word, width in zip(line[:4], widths, strict=True)), line[4]]))
     if discovery and discovery.exporters:
-        print("# tag the qubes that may be found: qvm-tags QUBE add monitored; or write @anyvm for all of them")
-    several = [qube for qube in qubes if len(qube.ports) > 1]
+        print("# tag the qubes that may be found: qvm-tags QUBE add monitored")
+    several = [(name, port) for name, ports in called if len(ports) > 1 for port in ports]
     if several:
         print("# only while upstream's service is in these qubes, which knows one port to a call:")
-        for qube in several:
-            for port in qube.ports:
-                print(f"# {SERVICE}  +{port}  {us}  {qube.name}  allow autostart=no")
+        for name, port in several:
+            print(f"# {SERVICE}  +{port}  {us}  {name}  {_allow(name)}")
     return 0
+
+
+def _in_policy(name: str) -> str:
+    return "@adminvm" if name == DOM0 else name
+
+
+def _allow(name: str) -> str:
+    return "allow" if name == "@adminvm" else "allow autostart=no"
 
 
 async def _scrape(path: Path, names: Sequence[str]) -> int:
     settings = config.load(path)
     daemon.check_programs(settings)
     daemon.watch_children()
-    scraper = Scraper(settings, Counters())
+    scraper = Scraper(settings, Counters(), own_name=daemon.own_name())
 
     def show(outcome: Outcome) -> None:
         print(_line(outcome, width), flush=True)
 
     try:
-        await scraper.refresh(settings.scrape.timeout)
+        await scraper.refresh(settings.scrape.timeout, patience=settings.scrape.timeout)
+        if scraper.discovery_error is not None:
+            print(f"{PROGRAM}: dom0 does not say which qubes run: {scraper.discovery_error}", file=sys.stderr)
         selected = _selected(settings, scraper.targets, names)
         width = max((len(target.name) for target in selected), default=0)
         qubes = await scraper.collect(selected, budget(None, settings.scrape), show)
     finally:
         await scraper.close()
-    return 0 if all(outcome.reading for qube in qubes for outcome in qube.outcomes) else 1
+    if not qubes:
+        print(f"{PROGRAM}: nothing was scraped: no qube is configured or was found", file=sys.stderr)
+    up = [outcome.reading is not None for qube in qubes for outcome in qube.outcomes]
+    return 0 if up and all(up) and scraper.discovery_error is None else 1
 
 
 def _selected(settings: Config, targets: Sequence[Target], names: Sequence[str]) -> frozenset[Target]:
@@ -163,7 +174,7 @@ def _selected(settings: Config, targets: Sequence[Target], names: Sequence[str])
     for name in names:
         matching = {target for target in targets if name in (target.qube, target.name)}
         if not matching:
-            raise ConfigError(f"{settings.path}: there is no {name!a} to scrape; `check` lists what there is")
+            raise ConfigError(f"{settings.path}: there is no {name!a} to scrape; `check` lists what is configured")
         selected |= matching
     return frozenset(selected or targets)
 

@@ -17,7 +17,7 @@ import tomli
 
 from federator.errors import ConfigError
 from federator.model import Config, Discovery, Exporter, Limits, Qrexec, Qube, Scrape, Source, Target, Transport, Web
-from federator.targets import is_qube_name
+from federator.targets import DOM0, is_qube_name
 
 # /rw/config survives a reboot of a NetVM that is based on a template; /etc is the template's.
 DEFAULT_PATHS = (Path("/rw/config/prometheus-qubes-proxy.toml"), Path("/etc/prometheus-qubes-proxy.toml"))
@@ -25,7 +25,7 @@ DEFAULT_PATHS = (Path("/rw/config/prometheus-qubes-proxy.toml"), Path("/etc/prom
 _EXPORTER_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,62}")
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 # Labels that mean something on the series they would be added to.
-_TAKEN_LABELS = frozenset({"qube", "exporter", "reason", "le", "quantile"})
+_TAKEN_LABELS = frozenset({"qube", "exporter", "reason", "le", "quantile", "job", "instance"})
 # The ports are the qrexec argument; qrexec's control channel carries some 3.9 kB, and the service takes as many.
 MAX_EXPORTERS_PER_QUBE = 64
 
@@ -146,13 +146,13 @@ def _exporter(name: str, entry: "_Entry") -> Exporter:
     port = table.entry("port")
     if port is None:
         raise table.error("port", "missing; say on which port of the qube's loopback it listens")
-    patterns = [item.convert(re.compile) for item in table.list("drop", default=[])]
+    drop = table.patterns("drop", default=[])
     table.done()
-    return Exporter(name=name, port=port.port(), drop=_any_of(patterns))
+    return Exporter(name=name, port=port.port(), drop=drop)
 
 
 def _qube(name: str, table: "_Table", exporters: Mapping[str, Exporter], limits: Limits) -> Qube:
-    if not is_qube_name(name):
+    if not is_qube_name(name) and name != DOM0:
         raise table.wrong("not a name Qubes gives to qubes: a letter, then at most 30 letters, digits, _ . and -")
     transport: Transport = table.choice("transport", ("qrexec", "local"), "qrexec")  # type: ignore[assignment]
     labels = tuple(_label(key, entry, limits) for key, entry in table.table("labels").entries())
@@ -171,16 +171,12 @@ def _discovery(table: "_Table", exporters: Mapping[str, Exporter]) -> Discovery:
     source: Source = table.choice("source", sources, sources[0])  # type: ignore[assignment]
     interval = table.duration("refresh_interval", 30.0, least=1.0)
     chosen = _chosen(table, table.list("exporters", default=[]), exporters)
-    include = _any_of([entry.convert(re.compile) for entry in table.list("include", default=[".*"])])
-    exclude = _any_of([entry.convert(re.compile) for entry in table.list("exclude", default=[])])
+    include = table.patterns("include", default=[".*"])
+    exclude = table.patterns("exclude", default=[])
     table.done()
-    if include is None:
+    if not include:
         raise table.error("include", 'empty, so no qube would be found; leave it out, or write [".*"]')
     return Discovery(source=source, refresh_interval=interval, exporters=chosen, include=include, exclude=exclude)
-
-
-def _any_of(patterns: Sequence[re.Pattern[str]]) -> re.Pattern[str] | None:
-    return re.compile("|".join(f"(?:{pattern.pattern})" for pattern in patterns)) if patterns else None
 
 
 def _chosen(table: "_Table", entries: Sequence["_Entry"], exporters: Mapping[str, Exporter]) -> tuple[Exporter, ...]:
@@ -276,13 +272,16 @@ class _Table:
         entry = self.entry(key)
         return entry.as_table() if entry else _Table({}, file=self._file, keys=(*self._keys, key))
 
-    def list(self, key: str, default: list[Any] | None) -> list[_Entry]:
+    def list(self, key: str, default: Sequence[Any] | None) -> list[_Entry]:
         """A list's items. `default` None: the key must be there."""
         entry = self.entry(key)
         if entry is None and default is None:
             raise self.error(key, "missing")
         values = entry.take(list) if entry else default or []
         return [_Entry(value, self._file, (*self._keys, f"{key}[{index}]")) for index, value in enumerate(values)]
+
+    def patterns(self, key: str, default: Sequence[str]) -> tuple[re.Pattern[str], ...]:
+        return tuple(entry.convert(re.compile) for entry in self.list(key, default=default))
 
     def take(self, key: str, kind: type[T], fallback: T) -> T:
         entry = self.entry(key)

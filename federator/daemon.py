@@ -10,10 +10,13 @@ import logging
 import os
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from aiohttp import web
@@ -41,16 +44,20 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
     settings = config.load(path)
     check_programs(settings)
     counters = Counters()
-    served = Served(Scraper(settings, counters), counters)
+    served = Served(Scraper(settings, counters, own_name=own_name()), counters)
     runner = web.AppRunner(application(served), access_log=None)
     stop = asyncio.Event()
     retiring: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
         old = served.scraper
+        good = False
         systemd.notify_reloading()
-        good = _reload(path, served)
-        systemd.notify("READY=1", _status(served.scraper.config, "" if good else "; the new configuration is not good"))
+        try:
+            good = _reload(path, served)
+        finally:  # or systemd would wait for it
+            more = "" if good else "; the new configuration is not good"
+            systemd.notify("READY=1", _status(served.scraper.config, more))
         if good:
             task = asyncio.create_task(old.retire())
             retiring.add(task)
@@ -90,6 +97,16 @@ def watch_children() -> None:
         asyncio.set_child_watcher(watcher)
 
 
+@cache
+def own_name() -> str:
+    """The name of the qube we are in, as dom0 knows it; the host name, which is the same by default, elsewhere."""
+    try:
+        done = subprocess.run(["qubesdb-read", "/name"], capture_output=True, timeout=5, check=True)  # noqa: S607 - Qubes' own, wherever it is
+        return done.stdout.decode("ascii", "replace").strip()
+    except (OSError, subprocess.SubprocessError):
+        return socket.gethostname()
+
+
 def check_programs(settings: Config) -> None:
     """Are the programs there that the configuration needs? Raises StartError: no scrape could ever succeed."""
     client, service = settings.qrexec.client, settings.qrexec.local_service
@@ -118,7 +135,7 @@ def _reload(path: Path, served: Served) -> bool:
         )
         return False
     old = served.scraper
-    served.scraper = Scraper(settings, served.counters, previous=old)
+    served.scraper = Scraper(settings, served.counters, previous=old, own_name=own_name())
     served.reloaded_well, served.reloaded_at = True, time.time()
     if settings.web != old.config.web:
         log.warning("web.listen_addresses changed; restart the daemon to listen there")
@@ -142,7 +159,11 @@ async def _listen(runner: web.AppRunner, addresses: Sequence[tuple[str, int]]) -
 
 def _status(settings: Config, more: str = "") -> str:
     """The line of `systemctl status`."""
-    return f"STATUS=serving {len(settings.targets)} exporters in {len(settings.qubes)} qubes from {settings.path}{more}"
+    found = " and what dom0 names" if settings.discovery else ""
+    return (
+        f"STATUS=serving {len(settings.targets)} exporters in {len(settings.qubes)} qubes{found} from"
+        f" {settings.path}{more}"
+    )
 
 
 def _size(settings: Config) -> dict[str, int]:

@@ -5,8 +5,8 @@ Asking dom0 which qubes run.
 Owns when dom0 is asked, and what is believed where it does not answer. Must not know what the answer is for.
 
 There is no timer: dom0 is asked when somebody wants to know and the last answer is old, so an idle daemon costs it
-nothing. Where dom0 refuses or is silent, nobody is held to be halted: what is configured is called, as if there were no
-discovery.
+nothing. Where dom0 refuses or is silent, what it said last holds for a while, since a call may start a halted qube.
+Then nobody is held to be halted, and what is configured is called, as if there were no discovery.
 """
 
 import asyncio
@@ -17,33 +17,39 @@ from contextlib import suppress
 from federator.channel import Call, Counters, explain
 from federator.errors import ScrapeError, TimedOut
 from federator.model import Answer, Discovery, Qrexec, Qube
-from federator.targets import states_of_list, states_of_names
+from federator.targets import DOM0, RUNNING, states_of_list, states_of_names
 from federator.wire import Version1
 
-# dom0 answers in some 20 ms; a scrape waits for it so long, and then goes on with what was known.
-PATIENCE_SECONDS = 1.0
+# What dom0 said holds for so many intervals where it says nothing new.
+VALID_INTERVALS = 3
+# Who comes as often as the interval says finds the last answer old enough, although no two scrapes come on time.
+PUNCTUALITY = 0.9
 # After this time an answer does not come any more.
 TIMEOUT_SECONDS = 10.0
 # A thousand qubes' names take 32 kB.
 MAX_ANSWER = 1 << 20
 
 log = logging.getLogger(__name__)
-_DOM0 = Qube(name="dom0", transport="qrexec", targets=())
+_DOM0 = Qube(name=DOM0, transport="qrexec", targets=())
 
 
 class Discoverer:
     """
-    What dom0 said last: `states` by qube; was it so the last time we asked (`current`), or was it `ever`?
+    What dom0 said last: `states` by qube, and the `names` of all that it ever named.
 
-    `settled`: has any asking come to an end, well or not?
+    `told`: has it ever answered? `settled`: has any asking come to an end, well or not? `error`: why the last one did
+    not end well. What `previous` was told under other settings is as true as before.
     """
 
-    def __init__(self, settings: Discovery, qrexec: Qrexec, counters: Counters) -> None:
-        self.states: dict[str, str] = {}
-        self.current = False
-        self.ever = False
+    def __init__(
+        self, settings: Discovery, qrexec: Qrexec, counters: Counters, previous: "Discoverer | None" = None
+    ) -> None:
+        self.states: dict[str, str] = previous.states if previous else {}
+        self.names: set[str] = previous.names if previous else set()
         self.settled = False
+        self.error: ScrapeError | None = None
         self.names_targets = bool(settings.exporters)
+        self._told_at: float | None = previous._told_at if previous else None  # noqa: SLF001 - of its kind
         self._settings = settings
         self._qrexec = qrexec
         self._counters = counters
@@ -52,13 +58,31 @@ class Discoverer:
         self._not_before = 0.0
         self._failures = 0
 
+    @property
+    def told(self) -> bool:
+        """Has dom0 ever answered?"""
+        return self._told_at is not None
+
+    @property
+    def known(self) -> bool:
+        """Is `states` something to go by?"""
+        valid = VALID_INTERVALS * self._settings.refresh_interval
+        return self._told_at is not None and asyncio.get_running_loop().time() < self._told_at + valid
+
+    def state(self, name: str) -> str:
+        """What dom0 said of a qube; Running where that is not known, so that it is called and answers for itself."""
+        if not self.known:
+            return RUNNING
+        # admin.vm.List leaves out what dom0's policy does not let us list; the other source names all that run.
+        return self.states.get(name, RUNNING if self._settings.source == "admin.vm.List" else "not running")
+
     async def refresh(self, seconds: float) -> None:
         """Ask dom0, if the last answer is old, and wait `seconds` at most for what it says. Raises nothing."""
         if self._task is None and asyncio.get_running_loop().time() >= self._not_before:
             self._task = asyncio.create_task(self._update())
             self._task.add_done_callback(self._updated)
         if self._task is not None:
-            await asyncio.wait({self._task}, timeout=min(PATIENCE_SECONDS, seconds))
+            await asyncio.wait({self._task}, timeout=seconds)
 
     async def close(self) -> None:
         """End what runs."""
@@ -82,33 +106,44 @@ class Discoverer:
     async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
         interval = self._settings.refresh_interval
+        started = loop.time()
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 by_list = self._settings.source == "admin.vm.List"
                 self.states = await (self._list() if by_list else self._names())
         except (ScrapeError, TimeoutError) as failed:
             error = failed if isinstance(failed, ScrapeError) else TimedOut("dom0 did not answer in time")
-            self._not_before = loop.time() + min(interval * 2**self._failures, max(interval, self._qrexec.backoff_max))
-            if self.current or self._failures == 0:
+            wait = min(interval * 2**self._failures, max(interval, self._qrexec.backoff_max))
+            self._not_before = loop.time() + wait
+            if self.error is None:
                 log.warning(
-                    "dom0 does not say which qubes run; configured qubes are called all the same",
+                    "dom0 does not say which qubes run; configured qubes are called all the same, after a while",
                     extra={"source": self._settings.source, "reason": error.reason, "error": str(error)},
                 )
             self._failures = min(self._failures + 1, 16)
-            self.current = False
+            self.error = error
             return
-        if not self.current:
-            log.info("dom0 says which qubes run", extra={"source": self._settings.source, "qubes": len(self.states)})
-        self._not_before = loop.time() + interval
-        self._failures, self.current, self.ever = 0, True, True
+        if self.error is not None or not self.told:
+            fields = {"source": self._settings.source, "qubes": len(self.states)}
+            if self.states:
+                log.info("dom0 says which qubes run", extra=fields)
+            else:
+                log.warning(
+                    "dom0 names no qubes: its policy may hide them; `prometheus-qubes-proxy policy` prints the lines",
+                    extra=fields,
+                )
+        self.names.update(self.states)
+        self._told_at = loop.time()
+        self._not_before = started + PUNCTUALITY * interval
+        self._failures, self.error = 0, None
 
     async def _list(self) -> dict[str, str]:
         """A call of its own: admin.vm.List answers once. No process is started in dom0 for it."""
-        words = [self._qrexec.client, "--", "dom0", "admin.vm.List"]
+        words = [self._qrexec.client, f"--buffer-size={self._qrexec.buffer_size}", "--", DOM0, "admin.vm.List"]
         pipe = asyncio.subprocess.PIPE
         try:
             process = await asyncio.create_subprocess_exec(
-                *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=dict(os.environ)
+                *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
             )
         except OSError as error:
             raise TimedOut(f"{words[0]} cannot be started: {error.strerror}") from None
@@ -120,9 +155,11 @@ class Discoverer:
                 process.kill()
             await process.wait()
             self._counters.call_ended()
-        if process.returncode != 0 and not untrusted_reply:
+        if process.returncode != 0:
             last_words = untrusted_words.strip().rpartition(b"\n")[2]
-            raise explain(process.returncode, last_words, _DOM0, Version1(), spoke=False, service="admin.vm.List")
+            raise explain(
+                process.returncode, last_words, _DOM0, Version1(), spoke=bool(untrusted_reply), service="admin.vm.List"
+            )
         return states_of_list(untrusted_reply)
 
     async def _names(self) -> dict[str, str]:
@@ -131,7 +168,7 @@ class Discoverer:
         try:
             if self._call is None or not self._call.usable:
                 await self._drop()
-                words = [self._qrexec.client, f"--buffer-size={self._qrexec.buffer_size}", "--", "dom0", source]
+                words = [self._qrexec.client, f"--buffer-size={self._qrexec.buffer_size}", "--", DOM0, source]
                 self._call = Call(_DOM0, Version1(), self._counters, service=source)
                 await self._call.open(words, os.environ)
             answers: list[bytes] = []

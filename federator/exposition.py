@@ -330,7 +330,7 @@ class Reader:
 
     def _place(self, name: str, heads: "_Heads") -> tuple[Family, bytes] | None:
         """Where samples of this name go; None where the operator does not want them."""
-        if self._drop is not None and self._drop.fullmatch(name):
+        if any(pattern.fullmatch(name) for pattern in self._drop):
             return None
         family = heads.family(name)
         # A histogram moves as a whole: `scrape` may be anybody's name, but its `scrape_count` is not.

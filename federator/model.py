@@ -63,7 +63,7 @@ class Exporter:
 
     name: str
     port: int
-    drop: re.Pattern[str] | None = None
+    drop: tuple[re.Pattern[str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +102,8 @@ class Discovery:
     source: Source
     refresh_interval: float
     exporters: tuple[Exporter, ...]
-    include: re.Pattern[str]
-    exclude: re.Pattern[str] | None
+    include: tuple[re.Pattern[str], ...]
+    exclude: tuple[re.Pattern[str], ...]
 
 
 @dataclass(frozen=True, slots=True)

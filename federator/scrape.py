@@ -12,8 +12,7 @@ without it.
 import asyncio
 import logging
 import math
-import socket
-from collections.abc import Callable, Container, Generator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Mapping
 from typing import Any, TypeVar
 
 from federator.channel import Channel, Doorman
@@ -33,13 +32,15 @@ from federator.exposition import Reader
 from federator.memory import Memory
 from federator.merge import Merger
 from federator.model import Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape, Target
-from federator.targets import RUNNING, qubes_with_discovered
+from federator.targets import DOM0, RUNNING, qubes_with_discovered
 from federator.telemetry import Counters
 
 # Prometheus' own timeouts are seconds; a header that says more than this is a mistake, and would hold channels long.
 MAX_TIMEOUT_SECONDS = 600.0
 # Who comes within this time of another's start shares its scrape; later, values would be older than one expects.
 SHARE_SECONDS = 1.0
+# dom0 answers in some 20 ms; who waits for a page goes on after this time with what it said last.
+PATIENCE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -88,9 +89,10 @@ class Turns:
 class _QubeScrape:
     """One qube being asked, and what has come so far. Whoever shares it takes what is there when their time is over."""
 
-    def __init__(self, qube: Qube, targets: Sequence[Target], started: float) -> None:
+    def __init__(self, qube: Qube, readers: Mapping[Target, Reader], started: float) -> None:
         self.qube = qube
-        self.targets = targets
+        self.readers = readers
+        self.targets = tuple(readers)
         self.started = started
         self.finished: float | None = None
         self.up = False
@@ -127,11 +129,15 @@ class Scraper:
     """
     Scrapes the qubes of one configuration.
 
-    Takes over what `previous` has open where the configuration says the same; `close` that one afterwards.
+    Takes over what `previous` has open where the configuration says the same; `close` that one afterwards. `own_name`
+    is that of the qube we are in, which qrexec does not let us call.
     """
 
-    def __init__(self, config: Config, counters: Counters, previous: "Scraper | None" = None) -> None:
+    def __init__(
+        self, config: Config, counters: Counters, previous: "Scraper | None" = None, *, own_name: str = ""
+    ) -> None:
         self.config = config
+        self._own_name = own_name
         self.turns = Turns()
         self.merger = Merger()
         self._counters = counters
@@ -144,12 +150,10 @@ class Scraper:
         self._memory = Memory(config.scrape.limits)
         self._readers: dict[Target, Reader] = {}
         self._ends: set[asyncio.Task[None]] = set()
-        self._discoverer = Discoverer(config.discovery, config.qrexec, counters) if config.discovery else None
-        # What ran when the configuration was read again runs still, until dom0 is asked.
-        states = previous._states if previous and config.discovery else {}  # noqa: SLF001 - of its kind
+        self._discoverer = self._new_discoverer(previous)
         self._states: Mapping[str, str] = {}
         self.qubes: tuple[Qube, ...] = ()
-        self._follow(states, previous)
+        self._follow(self._discoverer.states if self._discoverer else {}, previous)
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -159,22 +163,60 @@ class Scraper:
     @property
     def knows_targets(self) -> bool:
         """Is `targets` all there is? Not while dom0, who is to name some, has yet to answer; nor if it alone could."""
-        if self._discoverer is None or self._discoverer.ever:
+        if self._discoverer is None or self._discoverer.told:
             return True
         return bool(self.qubes) and (self._discoverer.settled or not self._discoverer.names_targets)
 
-    async def refresh(self, seconds: float) -> None:
-        """See which qubes run, where the configuration wants that and it takes no longer; before `targets` is asked."""
-        if self._discoverer is not None and not self._closing:
-            await self._discoverer.refresh(seconds)
-            if self._discoverer.ever and not self._closing:
-                self._follow(self._discoverer.states)
+    @property
+    def knows_states(self) -> bool:
+        """Is it known what runs? Without discovery, what is configured is taken to run."""
+        return self._discoverer is None or self._discoverer.known
+
+    @property
+    def names(self) -> Container[str]:
+        """Every name of a qube that dom0 ever told."""
+        return self._discoverer.names if self._discoverer else ()
+
+    @property
+    def discovery_error(self) -> ScrapeError | None:
+        """Why dom0 does not say which qubes run, if it does not."""
+        return self._discoverer.error if self._discoverer else None
+
+    async def refresh(self, seconds: float, patience: float = PATIENCE_SECONDS) -> None:
+        """
+        See which qubes run, where the configuration wants that; before `targets` is asked.
+
+        It takes `patience` at most where there is an older answer to go by, and `seconds` where there is none.
+        """
+        discoverer = self._discoverer
+        if discoverer is not None and not self._closing:
+            await discoverer.refresh(min(seconds, patience) if discoverer.known else seconds)
+            if discoverer.told and not self._closing:
+                self._follow(discoverer.states)
 
     def state(self, qube: Qube) -> str:
         """As dom0 said last; Running where it does not say, so that the qube is called and answers for itself."""
-        if qube.transport == "local" or self._discoverer is None or not self._discoverer.current:
+        if qube.transport == "local" or qube.name == DOM0 or self._discoverer is None:
             return RUNNING
-        return self._states.get(qube.name, "not there, or not running")
+        return self._discoverer.state(qube.name)
+
+    def _new_discoverer(self, previous: "Scraper | None") -> Discoverer | None:
+        """The one there was goes on, so that dom0 is not asked again, where the configuration says the same."""
+        old = previous._discoverer if previous else None  # noqa: SLF001 - of its kind
+        if self.config.discovery is None:
+            return None
+        if (
+            previous
+            and old
+            and (previous.config.discovery, previous.config.qrexec)
+            == (
+                self.config.discovery,
+                self.config.qrexec,
+            )
+        ):
+            previous._discoverer = None  # noqa: SLF001 - of its kind
+            return old
+        return Discoverer(self.config.discovery, self.config.qrexec, self._counters, old)
 
     def _follow(self, states: Mapping[str, str], previous: "Scraper | None" = None) -> None:
         """Have a channel and readers for every qube that there is now, and none for those that went."""
@@ -182,7 +224,7 @@ class Scraper:
             return
         started = {name for name, state in states.items() if state == RUNNING and self._states.get(name) != RUNNING}
         self._states = states
-        self.qubes = qubes_with_discovered(self.config, states, socket.gethostname())
+        self.qubes = qubes_with_discovered(self.config, states, self._own_name)
         gone = self._channels.keys() - set(self.qubes)
         for qube in gone:
             self._end(self._channels.pop(qube))
@@ -260,8 +302,29 @@ class Scraper:
             raise Stopping("the proxy is being stopped")
         loop = asyncio.get_running_loop()
         (qube,) = (one for one in self.qubes if target in one.targets)
-        if (state := self.state(qube)) != RUNNING:
-            raise _not_running(qube, state)
+        started = loop.time()
+        answer, error = None, None
+        try:
+            if (state := self.state(qube)) != RUNNING:
+                raise _not_running(qube, state)
+            answer = await self._answer(qube, target, seconds)
+            check(answer, self.config.scrape.limits.body_size)
+            if answer.body and not answer.body.endswith(b"\n"):
+                # Prometheus would take the beginning of a number for the whole.
+                raise Exposition("its text is cut: there is no newline at the end")
+        except ScrapeError as failed:
+            error = failed
+        body = answer.body if answer else b""
+        outcome = Outcome(target, loop.time() - started, len(body), error=error)
+        up = answer is not None or isinstance(error, Connection)
+        self._record(QubeOutcome(qube, up, outcome.seconds, (outcome,)))
+        if error is not None:
+            raise error
+        return body
+
+    async def _answer(self, qube: Qube, target: Target, seconds: float) -> Answer:
+        """What the qube's service says of one exporter. Raises ScrapeError and Stopping."""
+        loop = asyncio.get_running_loop()
         until = loop.time() + max(seconds, budget(None, self.config.scrape))
         answered: asyncio.Future[Answer | ScrapeError] = loop.create_future()
 
@@ -284,8 +347,7 @@ class Scraper:
         result = answered.result()
         if isinstance(result, ScrapeError):
             raise result
-        check(result, max_body)
-        return result.body
+        return result
 
     async def close(self) -> None:
         """End all channels, and with them what is still being asked."""
@@ -313,7 +375,8 @@ class Scraper:
     ) -> _QubeScrape:
         scrape = self._asked.get(targets)
         if scrape is None or not scrape.shareable(now):
-            scrape = self._asked[targets] = _QubeScrape(qube, targets, now)
+            readers = {target: self._readers[target] for target in targets}
+            scrape = self._asked[targets] = _QubeScrape(qube, readers, now)
             scrape.task = asyncio.create_task(self._scrape(scrape, self._channels[qube], until))
             self._tasks.add(scrape.task)
             scrape.task.add_done_callback(self._tasks.discard)
@@ -332,8 +395,7 @@ class Scraper:
             self._memory.forget(one.target)
             if told is not None:
                 told(one)
-        self._chronicle.write(outcome)
-        self._count(outcome)
+        self._record(outcome)
         return outcome
 
     def _forget(self, scrape: _QubeScrape) -> None:
@@ -363,9 +425,10 @@ class Scraper:
             scrape_seconds = loop.time()
         scrape.finished = scrape_seconds
         self._forget(scrape)
-        outcome = scrape.outcome(scrape_seconds)
-        self._chronicle.write(outcome)
-        self._count(outcome)
+        for target in scrape.targets:
+            if target not in self._readers:  # its qube went away meanwhile
+                self._memory.forget(target)
+        self._record(scrape.outcome(scrape_seconds))
 
     async def _read(self, scrape: _QubeScrape, target: Target, answer: Answer, *, seconds: float, until: float) -> None:
         if answer.seconds is not None:
@@ -374,7 +437,7 @@ class Scraper:
         try:
             async with asyncio.timeout_at(until):
                 check(answer, self.config.scrape.limits.body_size)
-                reading = await self.turns.take(self._readers[target].read(answer.body))
+                reading = await self.turns.take(scrape.readers[target].read(answer.body))
         except ScrapeError as failed:
             error = failed
         except TimeoutError:
@@ -388,7 +451,9 @@ class Scraper:
         body_size = len(answer.body) if answer.status else 0
         scrape.add(Outcome(target=target, seconds=seconds, body_size=body_size, reading=reading, error=error))
 
-    def _count(self, qube: QubeOutcome) -> None:
+    def _record(self, qube: QubeOutcome) -> None:
+        """Tell the log and the counters."""
+        self._chronicle.write(qube)
         self._counters.scrapes.inc()
         for outcome in qube.outcomes:
             if outcome.error:

@@ -7,11 +7,12 @@ is asked, nor when.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from federator.errors import Protocol, shown
 from federator.model import Config, Qube, Target
 
+DOM0 = "dom0"
 RUNNING = "Running"
 
 # QubesOS/qubes-core-admin, qubes/vm/__init__.py: letters first, 31 characters, and a few names that are not for qubes.
@@ -21,20 +22,21 @@ _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
 def is_qube_name(untrusted_name: str) -> bool:
-    """Is this a name that Qubes gives to qubes? dom0 is not one: it is asked for nothing but lists."""
+    """Is this a name that Qubes gives to qubes? dom0's is not: it is scraped only where the configuration says so."""
     return bool(
         _QUBE_NAME.fullmatch(untrusted_name)
         and untrusted_name not in _NOT_QUBES
         and not untrusted_name.endswith("-dm")
-        and untrusted_name != "dom0"
+        and untrusted_name != DOM0
     )
 
 
 def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
     """
-    The reply of admin.vm.List: the state of every qube by its name, dom0 left out.
+    The reply of admin.vm.List: the state of every qube that dom0's policy lets us see, by name, dom0 left out.
 
-    QubesOS/qubes-core-admin, qubes/api/__init__.py and admin.py. Raises Protocol for anything but a list.
+    QubesOS/qubes-core-admin, qubes/api/__init__.py and admin.py, and ext/admin.py for what is left out of it. Raises
+    Protocol for anything but a whole list, which names dom0 at least: half of one would make running qubes look halted.
     """
     if untrusted_reply.startswith(b"2\0"):
         untrusted_kind = untrusted_reply[2:].partition(b"\0")[0]
@@ -43,8 +45,10 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
         )
     if not untrusted_reply.startswith(b"0\0"):
         raise Protocol(f"dom0's answer is no reply of admin.vm.List: {shown(untrusted_reply[:80])}")
+    if not untrusted_reply.endswith(b"\n"):
+        raise Protocol("dom0's reply of admin.vm.List is cut")
     states: dict[str, str] = {}
-    for untrusted_line in untrusted_reply[2:].decode("ascii", "replace").splitlines():
+    for untrusted_line in untrusted_reply[2:].decode("ascii", "replace").split("\n"):
         untrusted_name, *untrusted_words = untrusted_line.split(" ")
         fields = dict(word.partition("=")[::2] for word in untrusted_words)
         if is_qube_name(untrusted_name) and fields.get("state", "").isalpha():
@@ -70,8 +74,8 @@ def qubes_with_discovered(config: Config, states: Mapping[str, str], own_name: s
         if state == RUNNING
         and name not in configured
         and name != own_name
-        and discovery.include.fullmatch(name)
-        and not (discovery.exclude and discovery.exclude.fullmatch(name))
+        and any(pattern.fullmatch(name) for pattern in discovery.include)
+        and not any(pattern.fullmatch(name) for pattern in discovery.exclude)
     )
     return (
         *config.qubes,
@@ -82,19 +86,23 @@ def qubes_with_discovered(config: Config, states: Mapping[str, str], own_name: s
     )
 
 
-def forwarded(untrusted_target: str, untrusted_port: str, targets: Sequence[Target]) -> Target | None:
+def forwarded(
+    untrusted_target: str, untrusted_port: str, targets: Sequence[Target], names: Container[str] = ()
+) -> Target | None:
     """
     The target that /forward?target=…&port=… asks for, or None where there is none. Raises ValueError for bad input.
 
-    Upstream drops what comes after the first dot; so do we, but only if no qube of the whole name is known: dots are
-    legal.
+    Upstream drops what comes after the first dot; so do we, but only if no qube of the whole name is known, be it a
+    target or one of the other `names` of this machine: dots are legal, and one qube must not be taken for another.
     """
     if not _PORT.fullmatch(untrusted_port) or int(untrusted_port) > 65535:
         raise ValueError("port is missing, or not a number from 1 to 65535")
     port = int(untrusted_port)
     known = {target.qube for target in targets}
-    untrusted_name = untrusted_target if untrusted_target in known else untrusted_target.partition(".")[0]
-    if not is_qube_name(untrusted_name):
+    untrusted_name = untrusted_target
+    if untrusted_target not in known and untrusted_target not in names:
+        untrusted_name = untrusted_target.partition(".")[0]
+    if not is_qube_name(untrusted_name) and untrusted_name != DOM0:
         raise ValueError("target is missing, or not the name of a qube")
     return next((target for target in targets if (target.qube, target.exporter.port) == (untrusted_name, port)), None)
 

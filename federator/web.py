@@ -38,8 +38,8 @@ SEND_BYTES = 64 << 10
 # What /forward answers where there is no text. 403 is upstream's for what ends before the service greets.
 FORWARD_STATUSES = {"refused": 403, "no_service": 403, "not_running": 403, "timeout": 504}
 
-# HOST:PORT as Prometheus takes it for a target; a Host header may hold anything.
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}")
+# HOST:PORT as Prometheus takes it for a target, or HOST where the port is HTTP's own; a Host header may hold anything.
+_HOST = re.compile(r"((?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]))(:[0-9]{1,5})?")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -164,7 +164,7 @@ async def _page(served: Served, qubes: tuple[QubeOutcome, ...]) -> bytes:
 async def _forward(request: web.Request) -> web.StreamResponse:
     """As upstream's proxy answers it: 400 for bad input, 403 for what qrexec refuses, 500 for most of the rest."""
     async with _place(request) as (scraper, seconds):
-        target = _forwarded(request.query, scraper.targets)
+        target = _forwarded(request.query, scraper)
         try:
             text = await scraper.fetch(target, seconds)
         except Stopping as stopping:
@@ -175,9 +175,9 @@ async def _forward(request: web.Request) -> web.StreamResponse:
         return await _send(request, headers, body)
 
 
-def _forwarded(query: MultiMapping[str], targets: Sequence[Target]) -> Target:
+def _forwarded(query: MultiMapping[str], scraper: Scraper) -> Target:
     try:
-        target = forwarded(query.get("target", ""), query.get("port", ""), targets)
+        target = forwarded(query.get("target", ""), query.get("port", ""), scraper.targets, scraper.names)
     except ValueError as error:
         raise web.HTTPBadRequest(text=f"{error}; ask for /forward?target=QUBE&port=PORT\n") from None
     if target is None:
@@ -186,33 +186,35 @@ def _forwarded(query: MultiMapping[str], targets: Sequence[Target]) -> Target:
 
 
 async def _discover(request: web.Request) -> web.Response:
-    """As upstream's proxy answers it: the qubes that run, of those that may be scraped."""
-    served: Served = request.app[SERVED]
-    await served.scraper.refresh(served.scraper.config.scrape.timeout)
-    scraper = served.scraper
-    _check_known(scraper)
+    """As upstream's proxy answers it: the qubes that run, of those that are scraped."""
+    scraper = await _refreshed(request)
+    if not scraper.knows_states:
+        raise web.HTTPServiceUnavailable(text="dom0 does not say which qubes run; the log says why\n")
     names = [qube.name for qube in scraper.qubes if scraper.state(qube) == RUNNING]
     return web.json_response([{"targets": names}])
 
 
 async def _sd(request: web.Request) -> web.Response:
     """Prometheus keeps the last list where this fails, and drops what is not on it: so fail if and only if not sure."""
-    served: Served = request.app[SERVED]
-    await served.scraper.refresh(served.scraper.config.scrape.timeout)
-    _check_known(served.scraper)
-    return web.json_response(service_discovery(served.scraper.targets, _own_address(request)))
-
-
-def _check_known(scraper: Scraper) -> None:
+    scraper = await _refreshed(request)
     if not scraper.knows_targets:
         raise web.HTTPServiceUnavailable(text="dom0 has not said yet which qubes run; the log says why\n")
+    return web.json_response(service_discovery(scraper.targets, _own_address(request)))
+
+
+async def _refreshed(request: web.Request) -> Scraper:
+    """The scraper, which knows by then what runs, if dom0 says it in the time that a scrape may take."""
+    served: Served = request.app[SERVED]
+    seconds = served.scraper.config.scrape.timeout
+    await served.scraper.refresh(seconds, patience=seconds)
+    return served.scraper
 
 
 def _own_address(request: web.Request) -> str:
     """Where whoever asks has reached us; by the socket, where the Host header is missing or odd."""
     untrusted_host = request.headers.get("Host", "")
-    if _HOST.fullmatch(untrusted_host):
-        return untrusted_host
+    if match := _HOST.fullmatch(untrusted_host):
+        return match[1] + (match[2] or ":80")
     host, port = request.transport.get_extra_info("sockname")[:2] if request.transport else ("127.0.0.1", 8199)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -17,7 +17,7 @@ from federator import daemon
 from federator.channel import END_SECONDS, Channel, Doorman, explain
 from federator.errors import ScrapeError
 from federator.model import Answer, Exporter, Qrexec, Qube, Target
-from federator.wire import Version1, Version2, Wire
+from federator.wire import SERVICE, Version1, Version2, Wire
 from tests import parts
 from tests.standin.qubes import Qubes
 
@@ -319,6 +319,63 @@ async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
     b.start()
     await asyncio.sleep(0.01)
     assert len(bodies(await work.ask())) == 2
+
+
+async def test_a_reload_leaves_calls_of_version_1_alone(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """It forgets what went wrong, not what works."""
+    parts.debian_program("curl")
+    upstream = tmp_path / "upstream"
+    upstream.write_text(UPSTREAM, encoding="utf-8")
+    upstream.chmod(0o755)
+    qubes.service = upstream
+    qubes.add("work")
+    a = exporter(b"a 1\n")
+    work = line(qube("work", a.port))
+    await work.ask()
+    calls = len(qubes.calls())
+    work.channel.forget()
+    assert bodies(await work.ask()) == {a.port: b"a 1\n"}
+    assert len(qubes.calls()) == calls
+
+
+async def test_ports_that_are_allowed_each_by_itself_are_called_so(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter
+) -> None:
+    """By a policy that was written for upstream's proxy; and once it was seen to be so, in no other way."""
+    a, b = exporter(b"a 1\n"), exporter(b"b 1\n")
+    qubes.add("work", policy=f"allow +{a.port} +{b.port}")
+    work = line(qube("work", a.port, b.port), backoff_initial=0.001, backoff_max=0.001)
+    assert [getattr(result, "reason", None) for result in (await work.ask()).values()] == ["refused"] * 2
+    await asyncio.sleep(0.01)
+    for _ in range(2):
+        assert bodies(await work.ask()) == {a.port: b"a 1\n", b.port: b"b 1\n"}
+    joined = f"{SERVICE}+{'+'.join(map(str, sorted([a.port, b.port])))}"
+    assert [call[1] == joined for call in qubes.calls()] == [True, False, False]
+    qubes.set_policy("work", "deny")
+    qubes.set_state("work", "Halted")
+    for _ in range(4):
+        await work.ask()
+        await asyncio.sleep(0.01)
+    assert [call[1] for call in qubes.calls()].count(joined) == 1
+
+
+async def test_ports_that_are_refused_are_called_together_and_singly_in_turns(qubes: Qubes, line: MakeLine) -> None:
+    """Nobody knows which it will be; each turn comes after the pause that any call has to make."""
+    qubes.add("work", policy="deny")
+    work = line(qube("work", 9100, 9256), backoff_initial=100.0, backoff_max=300.0)
+    waits = []
+    for _ in range(4):
+        await work.ask()
+        waits.append(min(slot._not_before for slot in work.channel._slots) - asyncio.get_running_loop().time())
+        for slot in work.channel._slots:
+            slot._not_before = 0.0  # time passes
+    arguments = [call[1].removeprefix(SERVICE) for call in qubes.calls()]
+    turns = [arguments[:1], sorted(arguments[1:3]), arguments[3:4], sorted(arguments[4:])]
+    assert turns == [["+9100+9256"], ["+9100", "+9256"]] * 2
+    for wait, nominal in zip(waits, (100, 200, 300, 300), strict=True):
+        assert nominal * 0.75 < wait < nominal * 1.25
 
 
 # The behaviour of upstream's service, as far as callers see it.

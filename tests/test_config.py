@@ -67,12 +67,23 @@ def test_a_full_file_is_read_whole() -> None:
     assert [target.name for target in work.targets] == ["work:process", "work:node"]
     assert (work.ports, work.transport, work.labels) == ((9100, 9256), "qrexec", (("owner", "alice"),))
     drop = work.targets[0].exporter.drop
-    assert drop is not None
-    assert [bool(drop.fullmatch(name)) for name in ("go_gc", "foo", "food")] == [True, True, False]
+    assert [any(one.fullmatch(name) for one in drop) for name in ("go_gc", "foo", "food")] == [True, True, False]
     assert net.transport == "local"
 
 
+def test_patterns_are_what_they_are_alone() -> None:
+    """Each may have flags and group names of its own."""
+    text = WORK + "[discovery]\ninclude = ['(?i)w.*', '(?P<a>x)']\nexclude = ['(?P<a>y)', '(?P<a>z)']\n"
+    discovery = config.parse(text, FILE).discovery
+    assert discovery is not None
+    assert [bool(pattern.fullmatch("WORK")) for pattern in discovery.include] == [True, False]
+
+
 FAULTS = {
+    "a label of Prometheus' own": (
+        WORK + "labels = { instance = 'x' }\n",
+        "qubes.work.labels.instance: this label has a meaning of its own",
+    ),
     "not TOML": ("[web", "/etc/here/p.toml: not TOML: "),
     "nothing": ("", "qubes: there is nothing to scrape; add a table such as [qubes.work]"),
     "an unknown table": (WORK + "[qube.x]\n", "qube: unknown key; did you mean qubes?"),

@@ -21,11 +21,12 @@ from tests.standin.qubes import Qubes
 MakeExporter = Callable[[bytes], Exporter]
 MakeDaemon = Callable[..., Daemon]
 
-# What qubesd answers, made of the folder of the stand-in.
+# What qubesd answers, made of the folder of the stand-in; it leaves out qubes that the policy does not let us list.
 ADMIN_VM_LIST = """#!/bin/sh
 printf '0\\0dom0 class=AdminVM state=Running\\n'
 for folder in {root}/qubes/*; do
-    [ "${{folder##*/}}" = dom0 ] || echo "${{folder##*/}} class=AppVM state=$(cat "$folder/state")"
+    [ "${{folder##*/}}" = dom0 ] || [ -e "$folder/hidden" ] ||
+        echo "${{folder##*/}} class=AppVM state=$(cat "$folder/state")"
 done
 """
 # Upstream's in dom0, as far as callers see it; qvm-ls is replaced.
@@ -132,7 +133,8 @@ def test_a_dom0_that_does_not_answer_leaves_configured_qubes_working(
         dom0(qubes, "admin.vm.List", SILENT)
     else:
         qubes.set_fault("dom0", trouble)
-    proxy = daemon({"work": {"x": exporter.port}}, rest=f"[discovery]\nexporters=['x']\n{SECONDS}")
+    rest, scrape = f"[discovery]\nexporters=['x']\n{SECONDS}", "timeout = '2s'\n"
+    proxy = daemon({"work": {"x": exporter.port}}, rest=rest, scrape=scrape)
     for _ in range(3):
         assert up(proxy.get().text) == {"work": "1"}
     if trouble == "silent":
@@ -253,6 +255,34 @@ def test_forward_answers_as_upstreams_proxy_does(
     good.hold.clear()
     late = proxy.get(f"/forward?target=work&port={good.port}", X_Prometheus_Scrape_Timeout_Seconds="0.5")
     assert (late.status, "timeout: " in late.text) == (504, True)
+    good.hold.set()
+    # A scraper of single exporters finds the reasons where those of pages are.
+    assert 'msg="qube is down" qube=vault reason=refused' in proxy.log
+    assert 'qubes_proxy_exporter_failures_total{reason="refused"}' in proxy.get("/metrics/proxy").text
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"n 1\nm 12", 500), (b"n 1\nm 12\n", 200), (b"", 200)])
+def test_a_text_that_is_cut_is_not_forwarded(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, body: bytes, status: int
+) -> None:
+    """Prometheus would take 12 for the value, where it was 12345."""
+    _, exporter = machine
+    exporter.body = body
+    proxy = daemon({"work": {"x": exporter.port}})
+    assert proxy.get(f"/forward?target=work&port={exporter.port}").status == status
+
+
+def test_a_qube_that_does_not_run_is_forbidden(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """As upstream answers where qrexec refuses; `work.b`, which is halted and not configured, is not `work`."""
+    qubes, exporter = machine
+    qubes.add("work.b", state="Halted")
+    qubes.set_state("vault", "Halted")
+    proxy = daemon({"work": {"x": exporter.port}, "vault": {"x": exporter.port}}, rest=f"[discovery]\n{SECONDS}")
+    answer = proxy.get(f"/forward?target=vault&port={exporter.port}")
+    assert (answer.status, "not_running: " in answer.text) == (403, True)
+    assert proxy.get(f"/forward?target=work.b&port={exporter.port}").status == 404
+    assert proxy.get(f"/forward?target=work.c&port={exporter.port}").status == 200
+    assert not qubes.calls("vault")
 
 
 def test_prometheus_scrapes_single_targets_and_the_page_and_both_agree(
@@ -285,7 +315,7 @@ def test_prometheus_scrapes_single_targets_and_the_page_and_both_agree(
 
 @pytest.mark.parametrize(
     ("host", "address"),
-    [("proxy.example:8199", "proxy.example:8199"), ("[::1]:1", "[::1]:1"), ("a/b:1", None), ("x", None), ('"', None)],
+    [("proxy.example:8199", "proxy.example:8199"), ("[::1]:1", "[::1]:1"), ("a/b:1", None), ("x", "x:80"), ('"', None)],
 )
 def test_the_address_to_come_back_to_is_the_one_that_was_asked(
     machine: tuple[Qubes, Exporter], daemon: MakeDaemon, host: str, address: str | None
@@ -310,12 +340,107 @@ def test_a_reload_keeps_what_was_discovered(machine: tuple[Qubes, Exporter], dae
     assert [call for call in qubes.calls() if call[0] != "dom0"] == calls
 
 
+def test_a_reload_does_not_ask_dom0_again(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """And what it said goes on to hold: a halted qube is not called meanwhile, which could start it."""
+    qubes, exporter = machine
+    qubes.set_state("vault", "Halted")
+    proxy = daemon({"work": {"x": exporter.port}, "vault": {"x": exporter.port}}, rest="[discovery]\n")
+    assert up(proxy.get().text) == {"work": "1", "vault": "0"}
+    for number in (1, 2):
+        proxy.process.send_signal(1)
+        eventually("reloaded", lambda: proxy.log.count("msg=reloaded") == number)  # noqa: B023 - it is called at once
+        assert up(proxy.get().text) == {"work": "1", "vault": "0"}
+    # With another setting dom0 is asked anew; what it said before holds until it answers.
+    dom0(qubes, "admin.vm.List", SILENT)
+    proxy.config.write_text(proxy.config.read_text(encoding="utf-8") + "refresh_interval = '40s'\n", encoding="utf-8")
+    proxy.process.send_signal(1)
+    eventually("reloaded", lambda: proxy.log.count("msg=reloaded") == 3)
+    assert up(proxy.get().text) == {"work": "1", "vault": "0"}
+    assert (len(qubes.calls("dom0")), qubes.calls("vault"), qubes.state("vault")) == (2, [], "Halted")
+
+
+def test_what_dom0_said_holds_for_a_while(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """One refusal, and a halted qube is still not called; after some intervals all are, and nothing is said to run."""
+    qubes, exporter = machine
+    qubes.set_state("vault", "Halted")
+    qubes.set_policy("vault", "allow autostart=no")
+    rest = "[discovery]\nrefresh_interval = '2s'\n"
+    proxy = daemon({"work": {"x": exporter.port}, "vault": {"x": exporter.port}}, rest=rest)
+    assert found(proxy.get().text, "exporter_failure") == {"vault": "not_running"}
+    qubes.set_policy("dom0", "deny")
+
+    def refused() -> bool:
+        assert not qubes.calls("vault")
+        page = proxy.get().text
+        assert found(page, "exporter_failure") == {"vault": "not_running"}
+        return "reason=refused" in proxy.log
+
+    eventually("dom0 refuses", refused)
+    eventually("it is called", lambda: found(proxy.get().text, "exporter_failure") == {"vault": "refused"})
+    assert proxy.get("/discover").status == 503
+    assert [group["labels"]["qube"] for group in json.loads(proxy.get("/sd").body)] == ["work", "vault"]
+    asked = [call for call in qubes.calls("dom0") if call[2] == "deny"]
+    assert len(asked) <= 3, "each refusal doubles the time to the next asking"
+
+
+def test_qubes_that_dom0_does_not_show_us_are_called(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """The policy of admin.vm.List decides which those are; what is not shown is not known to be halted."""
+    qubes, exporter = machine
+    for name in ("work", "extra", "other", "vault"):
+        (qubes.root / "qubes" / name / "hidden").touch()
+    proxy = daemon({"work": {"x": exporter.port}}, rest=f"[discovery]\nexporters = ['x']\n{SECONDS}")
+    assert up(proxy.get().text) == {"work": "1"}
+    assert "dom0 names no qubes: its policy may hide them" in proxy.log
+    (qubes.root / "qubes" / "extra" / "hidden").unlink()
+    eventually("extra is found", lambda: up(proxy.get().text) == {"work": "1", "extra": "1"})
+
+
+def test_we_do_not_call_ourselves(machine: tuple[Qubes, Exporter], tmp_path: Path) -> None:
+    """Qrexec denies that with a pop-up; the name is the one that dom0 knows, whatever the host name is."""
+    qubes, exporter = machine
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "qubesdb-read").write_text('#!/bin/sh\n[ "$1" = /name ] && printf work\n', encoding="utf-8")
+    (programs / "qubesdb-read").chmod(0o755)
+    text = f"[qrexec]\nclient = '{qubes.client}'\n[exporters]\nx = {exporter.port}\n[discovery]\nexporters=['x']\n"
+    environment = {**qubes.env, "PATH": f"{programs}:{os.environ['PATH']}"}
+    with Daemon(tmp_path, text, environment) as proxy:
+        assert set(up(proxy.get().text)) == {"vault", "extra", "other"}
+        words = federator("policy", f"--config.file={proxy.config}")
+        done = subprocess.run(words, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, check=True)
+        assert b" work  @tag:monitored " in done.stdout
+
+
+def test_a_scrape_of_nothing_is_no_success(machine: tuple[Qubes, Exporter], tmp_path: Path) -> None:
+    """The command line says what dom0 said, and exits with 1."""
+    qubes, exporter = machine
+    path = tmp_path / "p.toml"
+    path.write_text(
+        f"[qrexec]\nclient = '{qubes.client}'\n[exporters]\nx = {exporter.port}\n[discovery]\nexporters=['x']\n",
+        encoding="utf-8",
+    )
+
+    def scrape() -> "subprocess.CompletedProcess[str]":
+        words = federator("scrape", f"--config.file={path}")
+        environment = {**os.environ, **qubes.env}
+        return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    good = scrape()
+    assert (good.returncode, good.stderr, good.stdout.count(" up ")) == (0, "", 4)
+    qubes.set_policy("dom0", "deny")
+    done = scrape()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "dom0 does not say which qubes run: dom0's policy does not allow admin.vm.List" in done.stderr
+    assert "nothing was scraped" in done.stderr
+
+
 def test_policy_prints_what_dom0_needs(tmp_path: Path) -> None:
     """Lines that qrexec's parser takes: five fields, the exact ports, nothing started."""
     path = tmp_path / "p.toml"
     path.write_text(
         "[exporters]\nnode = 9100\nprocess = 9256\n[qubes.work]\nexporters = ['process', 'node']\n"
-        "[qubes.net]\ntransport = 'local'\nexporters = ['node']\n[discovery]\nexporters = ['node']\n",
+        "[qubes.net]\ntransport = 'local'\nexporters = ['node']\n[qubes.dom0]\nexporters = ['node']\n"
+        "[discovery]\nexporters = ['process', 'node']\n",
         encoding="utf-8",
     )
     done = subprocess.run(
@@ -325,10 +450,14 @@ def test_policy_prints_what_dom0_needs(tmp_path: Path) -> None:
     us = lines[0][2]
     assert lines == [
         ["ruddo.PrometheusProxy", "+9100+9256", us, "work", "allow", "autostart=no"],
-        ["ruddo.PrometheusProxy", "+9100", us, "@tag:monitored", "allow", "autostart=no"],
+        ["ruddo.PrometheusProxy", "+9100", us, "@adminvm", "allow"],
+        ["ruddo.PrometheusProxy", "+9100+9256", us, "@tag:monitored", "allow", "autostart=no"],
         ["admin.vm.List", "*", us, "@adminvm", "allow", "target=dom0"],
+        ["admin.vm.List", "*", us, "work", "allow", "target=dom0"],
+        ["admin.vm.List", "*", us, "@tag:monitored", "allow", "target=dom0"],
     ]
-    assert f"# ruddo.PrometheusProxy  +9256  {us}  work  allow autostart=no" in done.stdout
+    for name in ("work", "@tag:monitored"):
+        assert f"# ruddo.PrometheusProxy  +9256  {us}  {name}  allow autostart=no" in done.stdout
 
 
 def test_systemd_is_told_how_we_are(machine: tuple[Qubes, Exporter], tmp_path: Path) -> None:
@@ -368,16 +497,17 @@ def test_systemd_is_told_how_we_are(machine: tuple[Qubes, Exporter], tmp_path: P
 def test_a_qube_that_leaves_while_it_is_asked_leaves_nothing_behind(
     machine: tuple[Qubes, Exporter], daemon: MakeDaemon
 ) -> None:
-    """Its call is being opened when dom0 no longer lists it: the scrape goes on to its end, and no process stays."""
+    """Its exporter is being asked when dom0 no longer lists it: the scrape goes on to its end, and no process stays."""
     qubes, exporter = machine
-    qubes.set_fault("extra", "slow-start 2")
     rest = f"[discovery]\nexporters = ['x']\ninclude = ['extra']\n{SECONDS}"
     proxy = daemon({"work": {"x": exporter.port}}, rest=rest)
-    first = threading.Thread(target=proxy.get)
+    exporter.hold.clear()
+    first = threading.Thread(target=proxy.get, kwargs={"X_Prometheus_Scrape_Timeout_Seconds": "9"})
     first.start()
-    eventually("it is called", lambda: bool(qubes.calls("extra")))
+    eventually("its exporter is asked", lambda: len(exporter.requests) == 2)
     dom0(qubes, "admin.vm.List", "#!/bin/sh\nprintf '0\\0work class=AppVM state=Running\\n'\n")
-    eventually("it is no target any more", lambda: up(proxy.get().text) == {"work": "1"})
+    eventually("it is no target any more", lambda: "extra" not in proxy.get("/sd").text)
+    exporter.hold.set()
     first.join()
     eventually("its call has ended", lambda: not any("extra" in words for words in qubes.left_behind()))
     assert "Traceback" not in proxy.log

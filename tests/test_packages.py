@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from federator import __version__
 from tests.helpers import ROOT
 from tests.parts import Exporter, debian_program, eventually, free_port, get, process
 from tests.standin.qubes import SERVICE, Qubes
@@ -97,8 +98,9 @@ def newer(packages: Packages, copy: Path, kind: str, tmp_path_factory: pytest.Te
     assert packages
     source = tmp_path_factory.mktemp("newer") / "source"
     shutil.copytree(copy, source)
-    version = source / "federator" / "__init__.py"
-    version.write_text(re.sub(r'__version__ = ".*"', '__version__ = "99.0"', version.read_text(encoding="utf-8")))
+    for name in ("federator/__init__.py", "rpm/prometheus-qubes-proxy.spec"):
+        text = (source / name).read_text(encoding="utf-8").replace(__version__, "99.0")
+        (source / name).write_text(text, encoding="utf-8")
     for name in EDITED:
         with (source / "conf" / Path(name).name).open("a", encoding="utf-8") as file:
             file.write("# new\n")
@@ -145,9 +147,10 @@ def test_make_install_puts_everything_where_it_belongs(tmp_path: Path) -> None:
         assert files(root) == PACKAGES[f"prometheus-qubes-proxy{package}"]
     make("install", f"DESTDIR={tmp_path}/all")
     assert files(tmp_path / "all") == ALL
-    (tmp_path / "all/etc/prometheus-qubes-proxy.toml").write_text("mine")
+    for name in EDITED:
+        (tmp_path / "all" / name).write_text("mine", encoding="utf-8")
     make("install", f"DESTDIR={tmp_path}/all")
-    assert (tmp_path / "all/etc/prometheus-qubes-proxy.toml").read_text() == "mine"
+    assert [(tmp_path / "all" / name).read_text(encoding="utf-8") for name in EDITED] == ["mine", "mine"]
     make("install-proxy", f"DESTDIR={tmp_path}/local", "PREFIX=/usr/local")
     launcher = (tmp_path / "local/usr/local/bin/prometheus-qubes-proxy").read_text(encoding="utf-8")
     assert '"/usr/local/share/prometheus-qubes-proxy"' in launcher
@@ -205,6 +208,17 @@ def test_an_update_keeps_what_the_operator_wrote(
     tool(kind, root, {"rpm": "-e", "deb": "--purge"}[kind], *PACKAGES)
     left = {"etc/prometheus-qubes-proxy.toml.rpmsave", "etc/qubes/policy.d/90-prometheus-proxy.policy.rpmsave"}
     assert set(files(root)) == (left if kind == "rpm" else set())
+
+
+def test_the_source_package_builds_by_itself(copy: Path, tmp_path: Path) -> None:
+    """As mock and Copr do it, which have nothing else."""
+    debian_program("rpmbuild")
+    shutil.rmtree(copy / "dist", ignore_errors=True)
+    make("-C", copy, "srpm")
+    (source,) = (copy / "dist").glob("*.src.rpm")
+    done = run("rpmbuild", "--rebuild", "--nodeps", "--define", f"_topdir {tmp_path}", source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list(tmp_path.rglob(f"*-{__version__}-*.noarch.rpm"))) == 3
 
 
 def test_a_unit_that_was_disabled_stays_so(tmp_path: Path, copy: Path) -> None:
@@ -275,10 +289,10 @@ def _ready(url: str) -> bool:
         return False
 
 
-def test_the_unit_is_what_systemd_takes(tmp_path: Path) -> None:
-    """It verifies, and is closed as far as qrexec lets it."""
+def test_the_unit_is_what_systemd_takes(packages: Packages, tmp_path: Path) -> None:
+    """As packaged, it verifies, and is closed as far as qrexec lets it."""
     analyze = debian_program("systemd-analyze")
-    make("install-proxy", f"DESTDIR={tmp_path}")
+    install(tmp_path, packages)
     unit = tmp_path / "usr/lib/systemd/system/prometheus-qubes-proxy.service"
     text = unit.read_text(encoding="utf-8")
     # Its program is below another root here.

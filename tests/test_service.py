@@ -374,5 +374,5 @@ def test_it_is_what_it_says_it_is() -> None:
     assert first == "#!/usr/bin/python3 -ISE"
     assert os.access(SERVICE, os.X_OK)
     modules = {line.split()[1] for line in text.splitlines() if line.startswith(("import ", "from "))}
-    assert modules == {"errno", "os", "re", "select", "signal", "socket", "sys", "time"}
+    assert modules == {"__future__", "errno", "os", "re", "select", "signal", "socket", "sys", "time"}
     assert Path("/usr/bin/python3").exists()

@@ -33,7 +33,7 @@ ODD = {
     "format": b'# HELP a 100 %b\na{x="%b"} 1\na{x="%%s\r"} 2\na{x="%(x)s"} 3\n# HELP b 7 %\nb{x="%"} 1\n',
     "exemplars": b'# HELP a text\na 1 # {trace="\0"} 1\n# HELP b text\nb 2\n',
 }
-TARGET = replace(target(), exporter=Exporter("node", 9100, drop=re.compile("go_.*")))
+TARGET = replace(target(), exporter=Exporter("node", 9100, drop=(re.compile("go_.*"),)))
 VALUES = [
     b"0",
     b"1",

@@ -271,6 +271,7 @@ def test_bad_characters(machine: Machine) -> None:
         ("work", "Halted", "allow autostart=no", "refuse"),
         ("work", "Halting", "allow autostart=no", "refuse"),
         ("work", "Paused", "allow autostart=no", "refuse"),
+        ("work", "Running", "allow +9256 +9100+9256", "deny"),
         ("unknown", "Running", "allow", "refuse"),
         ("sys-net", "Running", "allow", "refuse"),
         ("dom0", "Running", "allow", "refuse"),

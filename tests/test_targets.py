@@ -30,7 +30,14 @@ STATES = {"work": "Running", "vault": "Halted", "sys-usb": "Paused", "a.b_c-d": 
 def test_the_list_of_dom0_is_read_by_its_keys() -> None:
     """Words by key, in any order; dom0 itself is no target."""
     assert states_of_list(LIST) == STATES
-    assert states_of_list(b"0\0") == {}
+    assert states_of_list(b"0\0dom0 class=AdminVM state=Running\n") == {}
+
+
+@pytest.mark.parametrize("end", [2, 10, len(LIST) - 1, LIST.index(b"vault") + 3])
+def test_a_reply_that_is_cut_is_refused(end: int) -> None:
+    """What is missing would look halted, or gone."""
+    with pytest.raises(Protocol, match="is cut"):
+        states_of_list(LIST[:end])
 
 
 @pytest.mark.parametrize("reply", [b"", b"0", b"1\0", b"work class=AppVM state=Running\n", b"\xff\n", b"0 \0"])
@@ -59,7 +66,7 @@ def test_names_that_qubes_does_not_give_are_left_out(name: bytes) -> None:
 @given(st.binary())
 def test_no_reply_makes_a_name_that_is_none(reply: bytes) -> None:
     """Whatever it is."""
-    for name in [*states_of_list(b"0\0" + reply), *states_of_names(reply)]:
+    for name in [*states_of_list(b"0\0" + reply + b"\n"), *states_of_names(reply)]:
         assert is_qube_name(name)
 
 
@@ -106,7 +113,6 @@ BAD_NAMES = [
     "`x`",
     "@dispvm",
     "@adminvm",
-    "dom0",
     "-x",
     "--help",
     "w\0rk",
@@ -140,6 +146,13 @@ def test_bad_input_is_refused_before_anything_is_done_with_it(name: str, port: s
     """Whatever its shape."""
     with pytest.raises(ValueError, match=r"port is missing, or|target is missing, or"):
         forwarded(name, port, TARGETS)
+
+
+def test_a_qube_that_is_known_is_not_taken_for_another() -> None:
+    """`work.b` is halted, and no target now: it is not `work`."""
+    assert forwarded("work.b", "9100", TARGETS, {"work", "work.b"}) is None
+    assert forwarded("work.b", "9100", TARGETS, {"work"}) == forwarded("work", "9100", TARGETS)
+    assert forwarded("dom0", "9100", TARGETS) is None
 
 
 def test_discovery_needs_no_relabelling() -> None:
