@@ -310,7 +310,8 @@ def test_the_unit_is_what_systemd_takes(packages: Packages, tmp_path: Path) -> N
 
 POLICY_LINE = re.compile(
     r"(?:ruddo\.Prometheus(?:Proxy|Discover)|admin\.vm\.List) +(?:\*|\+[0-9]+(?:\+[0-9]+)*) +(?:\*|[a-z][a-z0-9-]*) +"
-    r"(?:\*|@anyvm|@adminvm|@tag:[a-z]+|[a-z][a-z0-9-]*) +(?:allow +(?:autostart=no|target=dom0)|deny +notify=no)"
+    r"(?:\*|@(?:anyvm|adminvm|default|dispvm|tag:[a-z]+)|[a-z][a-z0-9-]*) +"
+    r"(?:allow(?: +(?:autostart=no|target=dom0))?|deny +notify=no)"
 )
 
 
@@ -325,7 +326,7 @@ def test_every_line_of_the_policy_is_one_that_qrexec_takes(name: str) -> None:
     assert [line.split()[-2:] for line in rules] == [["deny", "notify=no"]]
     assert not any(line.startswith("admin.") for line in rules)  # Qubes' own tools use that
     assert len(examples) >= 2
-    assert all("allow" in line for line in examples)
+    assert all("allow" in line or "@d" in line for line in examples)
 
 
 def test_the_firewall_snippet_is_a_script() -> None:
