@@ -386,12 +386,10 @@ class _Heads:
                 heads.append((number, untrusted_line, head))
             elif not _LOOKS_LIKE_HEAD.match(untrusted_line):
                 continue
-            elif len(untrusted_line) > MAX_LINE:
-                notes.drop(number, untrusted_line, f"longer than {MAX_LINE} bytes")
-            elif match := _HEAD.fullmatch(untrusted_line):
-                heads.append((number, untrusted_line, match))
+            elif isinstance(match := _matched_head(untrusted_line), str):
+                notes.drop(number, untrusted_line, match)
             else:
-                notes.drop(number, untrusted_line, "not a HELP or TYPE line")
+                heads.append((number, untrusted_line, match))
         accepted = iter(_accepted([untrusted_line for _, untrusted_line, head in heads if not isinstance(head, Head)]))
         for number, untrusted_line, found in heads:
             if isinstance(found, Head):
@@ -411,8 +409,6 @@ class _Heads:
             if head.text:
                 self._helps.setdefault(head.name, head.text)
             return ""
-        if head.text not in _TYPES:
-            return "no such type"
         if self._types.setdefault(head.name, head.text) != head.text:
             return f"{head.name} has another type already"
         return ""
@@ -447,6 +443,18 @@ def _slices(untrusted_lines: Sequence[bytes]) -> Iterable[tuple[int, Sequence[by
             yield start + 1, untrusted_lines[start:index]
             start, size = index, len(untrusted_line)
     yield start + 1, untrusted_lines[start:]
+
+
+def _matched_head(untrusted_line: bytes) -> re.Match[bytes] | str:
+    """Our grammar of HELP and TYPE lines, before the parser sees anything of them."""
+    if len(untrusted_line) > MAX_LINE:
+        return f"longer than {MAX_LINE} bytes"
+    match = _HEAD.fullmatch(untrusted_line)
+    if not match:
+        return "not a HELP or TYPE line"
+    if match["kind"] == b"TYPE" and _head(match).text not in _TYPES:
+        return "no such type"  # the parser's opinion of such a line depends on the lines after it
+    return match
 
 
 def _head(match: re.Match[bytes]) -> Head:

@@ -135,6 +135,7 @@ def told(reader: Reader, untrusted_body: bytes) -> tuple[object, ...]:
 
 @given(seed=st.integers(0, 2**32), body=st.sampled_from([*EXPORTERS, *ODD]))
 @example(seed=1, body="node")
+@example(seed=10484, body="format")
 @settings(max_examples=150, deadline=None)
 def test_a_text_reads_the_same_with_and_without_memory(seed: int, body: str) -> None:
     """Warm is cold, byte for byte: pages, counts, complaints and errors, whatever happens to a text."""
