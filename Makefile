@@ -9,7 +9,6 @@ SCRIPTS := vmside/ruddo.PrometheusProxy vmside/ruddo.PrometheusDiscover tests/st
 
 # Where `make install` puts things; DESTDIR before all of it, for those who build packages.
 PREFIX ?= /usr
-SYSCONFDIR ?= /etc
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 PRESETDIR ?= $(PREFIX)/lib/systemd/system-preset
 PRIVATE := $(PREFIX)/share/prometheus-qubes-proxy
@@ -26,7 +25,7 @@ help:
 	@echo "make check   lint, then test"
 	@echo "make soak    five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
 	@echo "make bench   what a scrape costs, side by side with others; some ten minutes"
-	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, SYSCONFDIR, UNITDIR"
+	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
 	@echo "make rpm, srpm, deb    the three packages, into dist/"
 	@echo "make clean   remove what these made"
 
@@ -70,7 +69,7 @@ install: install-proxy install-service install-dom0
 
 # The NetVM's: the daemon. It runs with the distribution's python3 and libraries, from a folder of its own.
 install-proxy:
-	install -d "$(DESTDIR)$(PRIVATE)/federator" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)$(SYSCONFDIR)"
+	install -d "$(DESTDIR)$(PRIVATE)/federator" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)/etc"
 	install -m 644 federator/*.py "$(DESTDIR)$(PRIVATE)/federator/"
 	install -m 755 conf/$(NAME)-firewall "$(DESTDIR)$(PRIVATE)/"
 	sed 's|/usr/share/$(NAME)|$(PRIVATE)|' conf/launcher.py >"$(DESTDIR)$(PREFIX)/bin/$(NAME)"
@@ -78,18 +77,18 @@ install-proxy:
 	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' conf/$(NAME).service >"$(DESTDIR)$(UNITDIR)/$(NAME).service"
 	chmod 644 "$(DESTDIR)$(UNITDIR)/$(NAME).service"
 	install -m 644 conf/70-$(NAME).preset "$(DESTDIR)$(PRESETDIR)/"
-	[ -e "$(DESTDIR)$(SYSCONFDIR)/$(NAME).toml" ] || install -m 644 conf/$(NAME).toml "$(DESTDIR)$(SYSCONFDIR)/"
+	[ -e "$(DESTDIR)/etc/$(NAME).toml" ] || install -m 644 conf/$(NAME).toml "$(DESTDIR)/etc/"
 
 # The scraped qubes'.
 install-service:
-	install -d "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc"
-	install -m 755 vmside/ruddo.PrometheusProxy "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc/"
+	install -d "$(DESTDIR)/etc/qubes-rpc"
+	install -m 755 vmside/ruddo.PrometheusProxy "$(DESTDIR)/etc/qubes-rpc/"
 
 install-dom0:
-	install -d "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc" "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d"
-	install -m 755 vmside/ruddo.PrometheusDiscover "$(DESTDIR)$(SYSCONFDIR)/qubes-rpc/"
+	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)/etc/qubes/policy.d"
+	install -m 755 vmside/ruddo.PrometheusDiscover "$(DESTDIR)/etc/qubes-rpc/"
 	for name in 90-prometheus-proxy.policy 90-prometheus-discover.policy; do \
-	    [ -e "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d/$$name" ] || install -m 644 conf/$$name "$(DESTDIR)$(SYSCONFDIR)/qubes/policy.d/" || exit 1; \
+	    [ -e "$(DESTDIR)/etc/qubes/policy.d/$$name" ] || install -m 644 conf/$$name "$(DESTDIR)/etc/qubes/policy.d/" || exit 1; \
 	done
 
 # What git knows of, or all there is where this is no clone.

@@ -25,7 +25,10 @@ PROGRAM = "prometheus-qubes-proxy"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (sys.argv's by default); returns the exit status."""
-    options = _parser().parse_intermixed_args(argv)
+    parser = _parser()
+    options = parser.parse_intermixed_args(argv)
+    if options.targets and options.command != "scrape":
+        parser.error(f"{options.command} takes no {options.targets[0]!a}; only scrape takes names of qubes")
     path: Path = options.config_file or config.default_path()
     try:
         if options.command in ("check", "policy"):
@@ -57,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         choices=("serve", "check", "scrape", "policy"),
         default="serve",
-        help="serve (default) runs the daemon; check reads the configuration and says what would be scraped;"
+        help="serve (default) runs the daemon; check says what would be scraped, and whether it could be;"
         " scrape does one scrape now; policy prints the lines that dom0 needs",
     )
     parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
@@ -105,6 +108,7 @@ def _check(path: Path) -> int:
     if settings.discovery:
         names = ", ".join(f"{one.name} ({one.port})" for one in settings.discovery.exporters) or "no exporters"
         print(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
+    daemon.check_programs(settings)
     return 0
 
 
@@ -112,10 +116,13 @@ def _policy(path: Path) -> int:
     """The lines in the order they have to have: the first one that matches counts."""
     settings = config.load(path)
     us = daemon.own_name() if is_qube_name(daemon.own_name()) else "sys-net"
-    print("# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`")
-    print(f"# {us} may read these ports of these qubes; halted ones are not started")
     called = [(_in_policy(qube.name), qube.ports) for qube in settings.qubes if qube.transport == "qrexec"]
     discovery = settings.discovery
+    if not called and not discovery:
+        print("# nothing is called over qrexec, so dom0 needs no line")
+        return 0
+    print("# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`")
+    print(f"# {us} may read these ports of these qubes; halted ones are not started")
     if discovery and discovery.exporters:
         called.append(("@tag:monitored", tuple(sorted(exporter.port for exporter in discovery.exporters))))
     lines = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]

@@ -144,10 +144,10 @@ def _exporter(name: str, entry: "_Entry") -> Exporter:
         return Exporter(name=name, port=entry.port())
     table = entry.as_table()
     port = table.entry("port")
-    if port is None:
-        raise table.error("port", "missing; say on which port of the qube's loopback it listens")
     drop = table.patterns("drop", default=[])
     table.done()
+    if port is None:
+        raise table.error("port", "missing; say on which port of the qube's loopback it listens")
     return Exporter(name=name, port=port.port(), drop=drop)
 
 
@@ -187,6 +187,8 @@ def _chosen(table: "_Table", entries: Sequence["_Entry"], exporters: Mapping[str
         if exporter_name not in exporters:
             raise entry.error(f"there is no exporter {exporter_name!r}; add it under [exporters] with its port")
         exporter = exporters[exporter_name]
+        if exporter_name in used.values():
+            raise entry.error(f"{exporter_name!r} is there twice; once is enough")
         if exporter.port in used:
             raise entry.error(
                 f"{exporter_name!r} and {used[exporter.port]!r} are both on port {exporter.port};"
@@ -245,7 +247,11 @@ class _Entry:
 
 
 class _Table:
-    """A TOML table being read. Every key has to be asked for; `done` names the one that nobody knows."""
+    """
+    A TOML table being read. Every key has to be asked for; `done` names the one that nobody knows.
+
+    Those that must be there are asked for last.
+    """
 
     def __init__(self, values: Mapping[str, Any], file: Path, keys: tuple[str, ...]) -> None:
         self._values = values
@@ -276,6 +282,7 @@ class _Table:
         """A list's items. `default` None: the key must be there."""
         entry = self.entry(key)
         if entry is None and default is None:
+            self.done()  # it may be there under a mistyped name
             raise self.error(key, "missing")
         values = entry.take(list) if entry else default or []
         return [_Entry(value, self._file, (*self._keys, f"{key}[{index}]")) for index, value in enumerate(values)]

@@ -6,6 +6,7 @@ Owns the life of the process. Must not know what is scraped or served.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -54,7 +55,7 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
         good = False
         systemd.notify_reloading()
         try:
-            good = _reload(path, served)
+            good = _reload(path, served, () if addresses else settings.web.listen_addresses)
         finally:  # or systemd would wait for it
             more = "" if good else "; the new configuration is not good"
             systemd.notify("READY=1", _status(served.scraper.config, more))
@@ -118,13 +119,13 @@ def check_programs(settings: Config) -> None:
         )
     if "local" in transports and not os.access(service, os.X_OK):
         raise StartError(
-            f'{settings.path}: qrexec.local_service: {service} is no program; a qube with transport = "local" needs the'
-            " package prometheus-qubes-proxy-service here too"
+            f"{settings.path}: qrexec.local_service: {service} is missing or not executable; a qube with transport ="
+            ' "local" needs the package prometheus-qubes-proxy-service here too'
         )
 
 
-def _reload(path: Path, served: Served) -> bool:
-    """Take the new file whole, or not at all."""
+def _reload(path: Path, served: Served, listening: Sequence[tuple[str, int]]) -> bool:
+    """Take the new file whole, or not at all. `listening`: on the addresses of the file, if it is they that count."""
     try:
         settings = config.load(path)
         check_programs(settings)
@@ -137,7 +138,7 @@ def _reload(path: Path, served: Served) -> bool:
     old = served.scraper
     served.scraper = Scraper(settings, served.counters, previous=old, own_name=own_name())
     served.reloaded_well, served.reloaded_at = True, time.time()
-    if settings.web != old.config.web:
+    if listening and settings.web.listen_addresses != listening:
         log.warning("web.listen_addresses changed; restart the daemon to listen there")
     log.info("reloaded", extra={"config": path, **_size(settings)})
     return True
@@ -150,9 +151,10 @@ async def _listen(runner: web.AppRunner, addresses: Sequence[tuple[str, int]]) -
             await site.start()
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
+            running = "is another prometheus-qubes-proxy running? " if error.errno == errno.EADDRINUSE else ""
             raise StartError(
-                f"cannot listen on {host}:{port}: {reason}; is another prometheus-qubes-proxy running? choose another"
-                " address with --web.listen-address=HOST:PORT or web.listen_addresses"
+                f"cannot listen on {host}:{port}: {reason}; {running}choose another address with"
+                " --web.listen-address=HOST:PORT or web.listen_addresses"
             ) from None
     return [f"{name[0]}:{name[1]}" for name in runner.addresses]
 

@@ -27,6 +27,7 @@ def set_up(level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel({"warn": "WARNING"}.get(level, level.upper()))
+    logging.getLogger("asyncio").setLevel(max(root.level, logging.INFO))  # its own debugging is none of an operator's
 
 
 class _Formatter(logging.Formatter):

@@ -80,6 +80,10 @@ def test_patterns_are_what_they_are_alone() -> None:
 
 
 FAULTS = {
+    "a mistyped key that has to be there": (
+        WORK.replace("exporters = [", "exportrs = ["),
+        "qubes.work.exportrs: unknown key; did you mean exporters?",
+    ),
     "a label of Prometheus' own": (
         WORK + "labels = { instance = 'x' }\n",
         "qubes.work.labels.instance: this label has a meaning of its own",
@@ -173,7 +177,7 @@ FAULTS = {
     ),
     "an exporter twice": (
         WORK.replace('["node"]', '["node", "node"]'),
-        "qubes.work.exporters[1]: 'node' and 'node' are both on",
+        "qubes.work.exporters[1]: 'node' is there twice",
     ),
     "two exporters on one port": (
         WORK.replace("9256", "9100").replace('["node"]', '["node", "process"]'),

@@ -82,10 +82,11 @@ def test_a_service_that_is_missing_is_named_in_one_line(served: Path) -> None:
     """The local transport needs it here."""
     text = toml({"work": {"node": 9100}}, transport="local").replace(str(SERVICE), "/nowhere/service")
     served.write_text(text, encoding="utf-8")
-    ended = run(f"--config.file={served}")
-    assert ended.returncode == 1
-    assert ended.stderr.count("\n") == 1
-    assert "qrexec.local_service: /nowhere/service is no program" in ended.stderr
+    for command in ("serve", "check"):
+        ended = run(command, f"--config.file={served}")
+        assert ended.returncode == 1
+        assert ended.stderr.count("\n") == 1
+        assert "qrexec.local_service: /nowhere/service is missing or not executable" in ended.stderr
 
 
 def test_a_port_in_use_is_named_in_one_line(served: Path) -> None:
@@ -108,7 +109,14 @@ def test_no_file_at_all_is_named_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--web.listen-address=x"], ["--web.listen-address=127.0.0.1:99999"], ["--log.level=loud"], ["scrap"]]
+    "words",
+    [
+        ["--web.listen-address=x"],
+        ["--web.listen-address=127.0.0.1:99999"],
+        ["--log.level=loud"],
+        ["scrap"],
+        ["check", "work"],
+    ],
 )
 def test_wrong_arguments(words: list[str]) -> None:
     """As every program has it: usage, exit 2."""
@@ -127,15 +135,17 @@ def test_check_shows_what_would_be_scraped(served: Path) -> None:
     assert run("check", f"--config.file={served}").stdout == (
         f"{served}: exporters: 1, qubes: 1\n  work  ruddo.PrometheusProxy+9100  node (9100)\n"
     )
-    assert run("check", "--config.file=conf/prometheus-qubes-proxy.toml").returncode == 0
+    environment = {"PATH": f"{CLIENT.parent}:{os.environ['PATH']}"}
+    assert run("check", "--config.file=conf/prometheus-qubes-proxy.toml", **environment).returncode == 0
 
 
 def test_every_key_of_the_example_is_what_it_says(tmp_path: Path) -> None:
     """Its commented lines are the defaults, or load at least."""
     text = (ROOT / "conf" / "prometheus-qubes-proxy.toml").read_text(encoding="utf-8")
     path = tmp_path / "all.toml"
-    path.write_text(re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE), encoding="utf-8")
-    ended = run("check", f"--config.file={path}")
+    text = re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE)
+    path.write_text(text.replace("/etc/qubes-rpc/ruddo.PrometheusProxy", str(SERVICE)), encoding="utf-8")
+    ended = run("check", f"--config.file={path}", PATH=f"{CLIENT.parent}:{os.environ['PATH']}")
     assert ended.returncode == 0, ended.stderr
     assert "process (9256)" not in ended.stdout  # defined, not used
     assert "sys-net  here, without qrexec" in ended.stdout

@@ -115,7 +115,7 @@ def tool(kind: str, root: Path, *words: str | Path) -> str:
     """
     Run rpm or dpkg on a root of its own. What packages depend on is the machine's, not the root's.
 
-    The scriptlets of the RPMs are Fedora's macros, which Debian's rpm does not have: they are not run.
+    The scriptlets of the RPMs want a shell and Fedora's systemd in that root: they are not run.
     """
     if os.geteuid() != 0:
         pytest.skip("only root can install packages, even into a folder")
@@ -189,6 +189,21 @@ def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> Non
     assert libraries <= needs("prometheus-qubes-proxy") <= libraries | {"/usr/bin/python3", "/bin/sh"}
     assert needs("prometheus-qubes-proxy-service") <= {"python3", "/usr/bin/python3"}
     assert needs("prometheus-qubes-proxy-dom0") <= {"python3", "/usr/bin/python3"}
+
+
+def test_rpm_scriptlets_leave_it_to_systemd(copy: Path) -> None:
+    """What Fedora's macros would say, whoever built it: the preset when it is installed, a restart at an update."""
+    package = built(copy, "rpm")["prometheus-qubes-proxy"]
+    for tag, step in (
+        ("POSTIN", "install-system-units"),
+        ("PREUN", "remove-system-units"),
+        ("POSTUN", "mark-restart-system-units"),
+    ):
+        text = run(debian_program("rpm"), "-qp", "--nosignature", "--queryformat", f"%{{{tag}}}", package).stdout
+        assert f"/usr/lib/systemd/systemd-update-helper {step} prometheus-qubes-proxy.service || :" in text
+        assert subprocess.run(["/bin/sh", "-n"], input=text, text=True, check=False).returncode == 0
+        for count in ("0", "1", "2"):  # where there is no systemd
+            assert subprocess.run(["/bin/sh", "-c", text, "scriptlet", count], check=False).returncode == 0
 
 
 def test_an_update_keeps_what_the_operator_wrote(
