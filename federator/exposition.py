@@ -41,6 +41,9 @@ MAX_LINES_PER_SAMPLE = 4
 # A slice is over after so many lines or bytes: some 2 milliseconds, 10 with the worst text, which is one line.
 SLICE_LINES = 200
 SLICE_BYTES = MAX_LINE
+# A text of which lines are dropped has no shape, but its families are most often those of the last one, by which
+# merge.Merger knows its page again; they are not kept for one that has more than any real exporter.
+MAX_KEPT_FAMILIES = 2000
 # So many lines between two turns where nothing has to be judged: some 2 milliseconds as well.
 STEP_LINES = 2000
 
@@ -123,6 +126,7 @@ class Reader:
         ours = {"qube": target.qube, "exporter": target.exporter.name, **dict(target.labels)}
         self._our_names = frozenset(ours)
         self._our_labels = _rendered(ours.items())
+        self._families: tuple[Family, ...] = ()  # of the last text of which something was dropped
 
     def read(self, untrusted_body: bytes) -> Generator[None, None, Reading]:
         """
@@ -158,16 +162,16 @@ class Reader:
         notes = _Notes()
         heads = _Heads(self._memory.heads)
         lines: list[_Line] = []
-        rested = last_piece = 0
+        rested = last_piece = 0  # rested: so many lines were read when somebody else had a turn
         cut = cut_of(untrusted_body)[1:]
         for first, untrusted_slice in _slices(untrusted_body.split(b"\n")):
             sorted_out = self._sort_out(first, untrusted_slice, cut, last_piece)
             last_piece = sorted_out.last_piece
-            heads.take(sorted_out.untrusted_heads, notes)
+            judged = heads.take(sorted_out.untrusted_heads, notes)
             self._judge_strange(sorted_out, notes)
             lines += filter(None, sorted_out.good)
-            if sorted_out.strange or len(lines) - rested >= STEP_LINES:
-                rested = len(lines)
+            if judged or sorted_out.strange or first - rested >= STEP_LINES:
+                rested = first
                 yield
         if not lines:
             raise Exposition(notes.complaint or "there is not one sample in its text")
@@ -178,7 +182,9 @@ class Reader:
         del lines
         if notes.dropped:
             self._memory.forget(self._target)
-            return _reading(rows, notes)
+            reading = _reading(rows, notes, self._families)
+            self._families = reading.families if len(reading.families) <= MAX_KEPT_FAMILIES else ()
+            return reading
         shape = yield from shape_of(untrusted_body, rows, places, families)
         self._memory.keep(self._target, shape)
         return shape.reading
@@ -254,24 +260,29 @@ class Reader:
         series = self._memory.series.get(untrusted_key)
         return series if series is not None and self._our_names.isdisjoint(series.names) else None
 
-    def _approve(self, key: bytes, understood: _Understood) -> None:
+    def _approve(self, key: bytes, understood: _Understood) -> bool:
         """Remember it, if it can be recognised by its key: where the value is next, and nothing is renamed."""
         names = tuple(name for name, _ in understood.labels)
-        if key.endswith(b" ") and self._our_names.isdisjoint(names):
-            self._memory.series.add(key, Series(key, understood.name, names, _theirs(understood.labels)))
+        if not key.endswith(b" ") or not self._our_names.isdisjoint(names):
+            return False
+        return self._memory.series.add(key, Series(key, understood.name, names, _theirs(understood.labels)))
 
     def _learn(self, untrusted_lines: Sequence[bytes]) -> Generator[None, None, None]:
-        """Judge lines, so that `_look_up` knows their series. What is wrong with the others is for `_read_lines`."""
+        """
+        Judge lines, so that `_look_up` knows their series; up to the first one that it will not know.
+
+        What is wrong with that one is for `_read_lines` to say.
+        """
         strange = [line for line in untrusted_lines if self._known(line[: line.rfind(b" ") + 1]) is None]
         for start in range(0, len(strange), SLICE_LINES):
             for verdict in self._judge(strange[start : start + SLICE_LINES]):
                 if isinstance(verdict, str):
                     return
                 match, found = verdict
-                if isinstance(found, _Understood):
-                    if self._over_limits(found):
-                        return
-                    self._approve(match["series"], found)
+                if isinstance(found, _Understood) and (
+                    self._over_limits(found) or not self._approve(match["series"], found)
+                ):
+                    return
             yield
 
     def _look_up(self, places: Places, untrusted_key: bytes) -> tuple[Family, bytes, bytes] | None:
@@ -308,6 +319,8 @@ class Reader:
         rows: list[Row] = []
         seen: set[bytes] = set()
         for number, line in enumerate(lines, 1):
+            if number % STEP_LINES == 0:
+                yield
             if line.name not in places:
                 places[line.name] = self._place(line.name, heads)
             place = places[line.name]
@@ -321,8 +334,6 @@ class Reader:
                 continue
             seen.add(prefix)
             rows.append(Row(line.piece, line.key, family, prefix, line.value))
-            if number % STEP_LINES == 0:
-                yield
         return rows
 
     def _prefix(self, name: bytes, labels: bytes) -> bytes:
@@ -378,8 +389,12 @@ class _Heads:
         self._types: dict[str, bytes] = {}
         self._helps: dict[str, bytes] = {}
 
-    def take(self, untrusted_heads: Sequence[tuple[int, bytes]], notes: _Notes) -> None:
-        """Comments of one slice, with their line numbers. Plain comments are nobody's loss, and not counted."""
+    def take(self, untrusted_heads: Sequence[tuple[int, bytes]], notes: _Notes) -> bool:
+        """
+        Comments of one slice, with their line numbers. Plain comments are nobody's loss, and not counted.
+
+        Was there anything to be judged, which takes time?
+        """
         heads: list[tuple[int, bytes, Head | re.Match[bytes]]] = []
         for number, untrusted_line in untrusted_heads:
             if head := self._approved.get(untrusted_line):
@@ -402,6 +417,7 @@ class _Heads:
                 why = "prometheus-client's parser refuses it"
             if why:
                 notes.drop(number, untrusted_line, why)
+        return any(not isinstance(head, Head) for _, _, head in heads)
 
     def _learn(self, head: Head) -> str:
         """Take it in; why not, or an empty text."""
@@ -532,14 +548,18 @@ def _theirs(labels: Iterable[tuple[str, str]]) -> bytes:
     return b"".join([b"," + _rendered([label]) for label in labels])
 
 
-def _reading(rows: Sequence[Row], notes: _Notes) -> Reading:
-    """The rows of a text of which something was dropped: there will be no shape to remember."""
+def _reading(rows: Sequence[Row], notes: _Notes, families: tuple[Family, ...]) -> Reading:
+    """
+    The rows of a text of which something was dropped: there will be no shape to remember.
+
+    `families` is what the last one had, for the sake of being the same object where it is the same.
+    """
     blocks: dict[Family, list[bytes]] = {}
     for row in rows:
         if row.family is not None:
             blocks.setdefault(row.family, []).append(row.prefix + row.value + b"\n")
     return Reading(
-        families=tuple(blocks),
+        families=families if families == tuple(blocks) else tuple(blocks),
         blocks=[b"".join(lines) for lines in blocks.values()],
         samples=sum(map(len, blocks.values())),
         lines_dropped=notes.dropped,

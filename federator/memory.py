@@ -12,8 +12,10 @@ from typing import Generic, NamedTuple, TypeVar
 from federator.model import Limits, Target
 from federator.shape import Shape
 
-# Shapes of all targets together. 20 qubes with node and process exporter take some 20 MB; or one target at its limit.
+# Shapes of all targets together, and of one. 20 qubes with node and process exporter take some 20 MB; 50,000 samples,
+# the default limit of one target, some 40 MB. Who allows more of them allows more memory.
 _SHAPES_SIZE = 256 << 20
+_SHAPE_SIZE = 64 << 20
 _SHAPES_SIZE_PER_SAMPLE = 1200
 # Approvals are shared: 20 qubes with the same exporters need those of one. Two generations of so many bytes each.
 _APPROVALS_SIZE_PER_SAMPLE = 300
@@ -62,14 +64,15 @@ class Approvals(Generic[V]):
             self.add(untrusted_key, result)
         return result
 
-    def add(self, key: bytes, result: V) -> None:
-        """Remember what was judged, if its key is not too long."""
+    def add(self, key: bytes, result: V) -> bool:
+        """Remember what was judged, if its key is not too long; is it remembered?"""
         if len(key) > MAX_KEY:
-            return
+            return False
         self._young[key] = result
         self._left -= 2 * len(key) + _APPROVAL_SIZE
         if self._left < 0:
             self._old, self._young, self._left = self._young, {}, self._size
+        return True
 
 
 class Memory:
@@ -79,6 +82,7 @@ class Memory:
         self.series: Approvals[Series] = Approvals(limits.samples * _APPROVALS_SIZE_PER_SAMPLE)
         self.heads: Approvals[Head] = Approvals(limits.samples * _APPROVALS_SIZE_PER_SAMPLE)
         self._left = max(_SHAPES_SIZE, limits.samples * _SHAPES_SIZE_PER_SAMPLE)
+        self._most = max(_SHAPE_SIZE, limits.samples * _SHAPES_SIZE_PER_SAMPLE)
         self._shapes: dict[Target, Shape] = {}
 
     def recall(self, target: Target) -> Shape | None:
@@ -86,8 +90,10 @@ class Memory:
         return self._shapes.get(target)
 
     def keep(self, target: Target, shape: Shape) -> None:
-        """In place of the target's last one."""
+        """In place of the target's last one, if it is not too large."""
         self.forget(target)
+        if shape.size > self._most:
+            return
         self._shapes[target] = shape
         self._left -= shape.size
         while self._left < 0:

@@ -24,8 +24,9 @@ from federator.model import Family, MetricType, Reading
 
 # So many families are looked at between two yields: some 5 ms.
 SLICE_FAMILIES = 2000
-# Plans kept: one for the whole page, and some for scrapers that ask for parts of it.
-MAX_PLANS = 8
+# Plans kept: the last one, which is for the whole page, and others for scrapers that ask for parts of it, as long as
+# all of them have no more steps than this, some 150 bytes each.
+MAX_STEPS = 200_000
 
 _PARTS: dict[MetricType, tuple[str, ...]] = {
     "histogram": ("_bucket", "_sum", "_count"),
@@ -66,7 +67,7 @@ class Merger:
             plan = yield from _plan(readings)
         if not plan.opened:
             self._plans[key] = plan
-            if len(self._plans) > MAX_PLANS:
+            while len(self._plans) > 1 and sum(len(kept.order) for kept in self._plans.values()) > MAX_STEPS:
                 del self._plans[next(iter(self._plans))]
         parts = [*chain.from_iterable([reading.blocks for reading in readings]), *plan.parts]
         return b"".join([parts[index] for index in plan.order])

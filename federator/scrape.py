@@ -226,6 +226,8 @@ class Scraper:
         self._states = states
         self.qubes = qubes_with_discovered(self.config, states, self._own_name)
         gone = self._channels.keys() - set(self.qubes)
+        if gone:
+            self.merger = Merger()  # its plans hold what they had
         for qube in gone:
             self._end(self._channels.pop(qube))
             for target in qube.targets:

@@ -32,11 +32,16 @@ _MARK = b"\0"
 _SLOT = b"%b"
 # From this size on, whoever follows a text lets others have a turn between the steps, each some 30 ns per sample.
 _LARGE = 512 << 10
+# A text with more new series than this part of all is better read than followed: some would be judged twice.
+_MOST_STRANGE = 0.25
 # Rows between two turns when a shape is made: some 2 ms.
 STEP_ROWS = 2000
-# What a shape takes in memory, as measured with tracemalloc over the recordings: text, prefixes and blocks.
-_BYTES_PER_BYTE = 3
-_BYTES_PER_SAMPLE = 200
+# What a shape takes in memory, as measured with tracemalloc over the recordings and over odd texts: the text and the
+# page's lines, twice each, and what Python adds to a sample, a piece and a name.
+_BYTES_PER_BYTE = 2
+_BYTES_PER_SAMPLE = 30
+_BYTES_PER_PIECE = 500
+_BYTES_PER_NAME = 250
 
 
 # Sample name -> its family and its name on the page, or None where the operator does not want it.
@@ -77,7 +82,19 @@ Learn = Callable[[Sequence[bytes]], Generator[None, None, None]]
 class Shape:
     """A text that was read: see the head of this file."""
 
-    __slots__ = ("_cut", "_homes", "_pieces", "_texts", "blocks", "families", "lines", "places", "samples", "size")
+    __slots__ = (
+        "_cut",
+        "_homes",
+        "_length",
+        "_pieces",
+        "_texts",
+        "blocks",
+        "families",
+        "lines",
+        "places",
+        "samples",
+        "size",
+    )
 
     def __init__(  # noqa: PLR0913 - all of it is what was read; only this file makes shapes
         self,
@@ -88,6 +105,7 @@ class Shape:
         blocks: list[bytes],
         *,
         size: int,
+        length: int,
         lines: int,
         samples: int,
         places: Places,
@@ -97,12 +115,13 @@ class Shape:
         self._texts = texts
         self._pieces = pieces
         self._homes = homes
+        self._length = length
         self.families = families
         self.blocks = blocks
         self.lines = lines  # sample lines in the text
         self.samples = samples  # of them, those on the page
         self.places = places
-        self.size = _BYTES_PER_BYTE * size + _BYTES_PER_SAMPLE * lines
+        self.size = size  # bytes in memory, or thereabouts
 
     @property
     def reading(self) -> Reading:
@@ -146,14 +165,15 @@ class Shape:
             all_pieces,
             self.families,
             blocks,
-            size=len(untrusted_body),
+            size=self.size + 2 * _BYTES_PER_BYTE * (len(untrusted_body) - self._length) + _BYTES_PER_SAMPLE * more,
+            length=len(untrusted_body),
             lines=self.lines + more,
             samples=self.samples + more,
             places=self.places,
             homes=self._homes,
         )
 
-    def _realigned(
+    def _realigned(  # noqa: PLR0911 - there is so much that it may not be
         self,
         changed: Sequence[bool],
         untrusted_texts: Sequence[bytes],
@@ -163,6 +183,7 @@ class Shape:
     ) -> Generator[None, None, Sequence[_Piece]]:
         """The same pieces with the series that they have now; none where they cannot have these."""
         found: list[_Piece] = []
+        left = _MOST_STRANGE * self.lines
         numbers = compress(range(len(changed)), changed)
         for number, untrusted_text, piece in zip(numbers, untrusted_texts, pieces, strict=True):
             if not untrusted_text.startswith(piece.head):
@@ -177,6 +198,9 @@ class Shape:
                 return ()
             lines = dict(zip(keys, piece.lines[len(_MARK) : -1].split(b"\n"), strict=True))
             strange = [index for index, key in enumerate(untrusted_keys) if key not in lines]
+            left -= len(strange)
+            if left < 0:
+                return ()
             yield from learn([untrusted_lines[index] for index in strange])
             for index in strange:
                 known = look_up(untrusted_keys[index])
@@ -237,7 +261,11 @@ def shape_of(
         pieces,
         families if families == tuple(new_families) else tuple(new_families),
         blocks,
-        size=len(body),
+        size=_BYTES_PER_BYTE * (len(body) + sum(map(len, blocks)))
+        + _BYTES_PER_SAMPLE * len(rows)
+        + _BYTES_PER_PIECE * len(texts)
+        + _BYTES_PER_NAME * len(places),
+        length=len(body),
         lines=len(rows),
         samples=sum(row.family is not None for row in rows),
         places=places,

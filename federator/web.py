@@ -219,10 +219,17 @@ def _own_address(request: web.Request) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def accepts_gzip(untrusted_header: str) -> bool:
+    """What Accept-Encoding says of it: `gzip` in any case of letters, unless its q is 0."""
+    codings = (part.partition(";") for part in untrusted_header.lower().split(","))
+    parameters = [parameter for coding, _, parameter in codings if coding.strip() == "gzip"]
+    return any(not re.fullmatch(r"\s*q\s*=\s*0(?:\.0*)?\s*", parameter) for parameter in parameters)
+
+
 async def _encoded(request: web.Request, page: bytes) -> tuple[dict[str, str], bytes]:
     """Headers and body of a page, compressed if the scraper likes that."""
-    headers = {"Content-Type": TEXT_FORMAT}
-    if "gzip" in request.headers.get("Accept-Encoding", ""):
+    headers = {"Content-Type": TEXT_FORMAT, "Vary": "Accept-Encoding"}
+    if accepts_gzip(request.headers.get("Accept-Encoding", "")):
         headers["Content-Encoding"] = "gzip"
         page = await asyncio.to_thread(_gzipped, page)
     return headers, page

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from federator import __version__
+from federator import __version__, config, daemon
+from federator.scrape import Scraper
+from federator.telemetry import Counters
+from federator.web import Served
 from tests.helpers import ROOT, SERVICE
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, Response, eventually, federator, free_port, process, toml
 from tests.standin.qubes import CLIENT, Qubes
@@ -123,6 +126,24 @@ def test_wrong_arguments(words: list[str]) -> None:
     ended = run(*words)
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("listening", "warned"),
+    [((("127.0.0.1", 8199),), False), ((("127.0.0.1", 1),), True), ((), False)],
+    ids=["as the file says", "elsewhere", "where the command line says"],
+)
+async def test_a_reload_says_that_an_address_needs_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, listening: tuple[tuple[str, int], ...], *, warned: bool
+) -> None:
+    """Where the daemon does not listen on it, and would after one."""
+    path = tmp_path / "p.toml"
+    text = toml({"work": {"node": 9100}}, client=CLIENT, rest="[web]\nlisten_addresses = ['127.0.0.1:8199']\n")
+    path.write_text(text, encoding="utf-8")
+    counters = Counters()
+    served = Served(Scraper(config.load(path), counters), counters)
+    assert daemon._reload(path, served, listening)
+    assert ("restart the daemon to listen there" in caplog.text) == warned
 
 
 def test_version() -> None:

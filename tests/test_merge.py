@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from federator.exposition import Reader
 from federator.memory import Memory
-from federator.merge import MAX_PLANS, Merger
+from federator.merge import Merger
 from federator.model import Limits, Reading
 from tests.helpers import finish, page, read, recording, target
 
@@ -167,7 +167,45 @@ def test_a_plan_is_used_again_only_for_what_it_was_made_for() -> None:
         bodies = {qube: chance.choice(texts).replace("1\n", f"{chance.randrange(9)}\n") for qube in asked}
         readings = [finish(readers[qube].read(body.encode())) for qube, body in bodies.items()]
         assert finish(merger.merge(readings)).decode() == page(*readings)
-    assert len(merger._plans) <= MAX_PLANS
+    assert len(merger._plans) > 1
+
+
+def test_values_are_new_where_types_disagree() -> None:
+    """Such a page has lines of its own; those of the last one must not come again."""
+    merger, memory = Merger(), Memory(Limits())
+    readers = [Reader(target(qube, "x"), Limits(), memory) for qube in "ab"]
+    for value in (1, 2, 3):
+        texts = [f"# TYPE m gauge\nm {value}\n", f"# TYPE m histogram\nm_count {value}\n"]
+        readings = [finish(one.read(text.encode())) for one, text in zip(readers, texts, strict=True)]
+        merged = finish(merger.merge(readings)).decode()
+        assert merged == page(*readings)
+        assert merged.count(f"}} {value}\n") == 2
+
+
+def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A qube with new families at every scrape fills what there is for all, and no more; the last plan is kept."""
+    monkeypatch.setattr("federator.merge.MAX_STEPS", 100)
+    merger = Merger()
+    for scrape in range(10):
+        text = "".join(f"a{scrape}_{number} 1\n" for number in range(30))
+        assert finish(merger.merge([reading("a", text)])).count(b"# TYPE") == 30
+        assert sum(len(plan.order) for plan in merger._plans.values()) <= 100
+    many = reading("a", "".join(f"b{number} 1\n" for number in range(200)))
+    finish(merger.merge([many]))
+    assert len(merger._plans) == 1
+
+
+def test_a_bad_line_does_not_cost_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One qube that always has one must not cost the others that their page is planned anew."""
+    merger, memory = Merger(), Memory(Limits())
+    readers = [Reader(target(qube, "x"), Limits(), memory) for qube in "ab"]
+    pages = []
+    for value in (1, 2):
+        texts = [f"# TYPE m gauge\nm {value}\nbad\n", f"# TYPE n gauge\nn {value}\n"]
+        readings = [finish(one.read(text.encode())) for one, text in zip(readers, texts, strict=True)]
+        pages.append(finish(merger.merge(readings)).decode())
+        monkeypatch.setattr("federator.merge._plan", None)
+    assert pages[1] == pages[0].replace("} 1\n", "} 2\n")
 
 
 def test_the_plan_of_an_unchanged_shape_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,15 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from prometheus_client.samples import Sample
 
+from federator import exposition
 from federator import shape as shapes
 from federator.errors import ScrapeError
 from federator.exposition import Reader
@@ -154,6 +156,129 @@ def test_a_text_reads_the_same_with_and_without_memory(seed: int, body: str) -> 
         untrusted = b"\n".join([*lines, b""])
 
 
+def gentle(chance: random.Random, families: list[tuple[list[bytes], list[bytes]]]) -> None:
+    """What exporters do to the lines of a family, or nearly: heads stay, so that the text is followed."""
+    _, lines = chance.choice(families)
+    kind = chance.randrange(8)
+    where = chance.randrange(len(lines)) if lines else 0
+    if kind == 0:
+        lines.insert(where, b'%b{new="%d"} 1' % (chance.choice([b"a", b"b", b"h_sum"]), chance.randrange(6)))
+    elif kind == 1 and len(lines) > 1:
+        del lines[where]
+    elif kind == 2:
+        chance.shuffle(lines)
+    elif kind == 3 and lines:
+        chance.choice(families)[1].append(lines[where])
+    elif kind == 4 and lines:
+        lines[where] = lines[where].rpartition(b" ")[2]
+    elif kind == 5 and lines:
+        lines[where] = lines[where].replace(b"} ", chance.choice([b',qube="x"} ', b',l="' + b"x" * 70 + b'"} ']))
+    else:
+        lines[:] = [line.rpartition(b" ")[0] + b" %d" % chance.randrange(100) for line in lines]
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_targets_that_share_what_was_judged_read_as_if_each_were_alone(seed: int) -> None:
+    """Texts that are nearly followed, of targets with other labels and wishes, with hardly room for approvals."""
+    chance = random.Random(seed)
+    limits = Limits(samples=chance.choice([12, 50]), label_value_length=60)
+    memory = Memory(limits)
+    memory.series = Approvals(chance.choice([1000, 10**6]))
+    targets = [TARGET, target("b", "x", new="ours"), target("c", "y", drop="a"), target("d", "z")]
+    warm = {one: Reader(one, limits, memory) for one in targets}
+    families: list[tuple[list[bytes], list[bytes]]] = [
+        ([b"# HELP a text"], [b'a{x="%d"} 1' % number for number in range(3)]),
+        ([b"# HELP b text"], [b"b 1", b'a{x="9"} 1']),
+        ([b"# HELP h text", b"# TYPE h summary"], [b"h_sum 1", b"h_count 2"]),
+        ([b"# HELP up text"], [b"up 1"]),
+    ]
+    for _ in range(8):
+        untrusted = b"".join(line + b"\n" for heads, lines in families for line in (*heads, *lines))
+        for one in targets:
+            assert told(warm[one], untrusted) == told(Reader(one, limits, Memory(limits)), untrusted)
+        for _ in range(chance.choice([1, 1, 2, 4])):
+            gentle(chance, families)
+
+
+FOLLOWED = b'# HELP a text\na{x="1"} 1\na{x="2"} 2\n# HELP b text\nb 1\na{x="3"} 3\n# HELP c text\nc 1\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'a{x="2"} 2', b"5"),
+        (b'a{x="2"} 2', b'a{x="2"} 5'),
+        (b"c 1", b'c 1\na{x="1"} 7'),
+        (b"c 1", b'a{x="1"} 7'),
+        (b'a{x="2"} 2', b'a{x="1"} 2'),
+        (b'a{x="2"} 2', b'a{x="2"} 2\na{x="2",y=""} 3'),
+        (b'b 1\na{x="3"} 3', b'a{x="3"} 3\nb 1'),
+        (b'b 1\na{x="3"} 3', b'b{n="1"} 1\na{x="3"} 3'),
+        (b'a{x="2"} 2', b'a{x="2"} 2\na{x="4"} 2\na{x="5"} 2'),
+        (b'a{x="2"} 2', b'a{x="' + b"y" * 70 + b'"} 2'),
+        (b"# HELP c text\nc 1", b"# HELP c text\nc{} 1"),
+        (b"# HELP c text\nc 1", b"# HELP c other\nc 1"),
+    ],
+    ids=[
+        "a value without a key",
+        "a value",
+        "a series of another piece, added",
+        "a series of another piece",
+        "a series twice in a piece",
+        "a series twice, by an empty label",
+        "two families in another order",
+        "two families, a new series",
+        "more samples than allowed",
+        "a label that is too long",
+        "another key of a series",
+        "another head",
+    ],
+)
+def test_what_can_happen_to_a_text_that_was_followed(old: bytes, new: bytes) -> None:
+    """One by one, what the properties above find by chance."""
+    limits = Limits(samples=6, label_value_length=60)
+    warm = Reader(target(), limits, Memory(limits))
+    for untrusted in (FOLLOWED, FOLLOWED.replace(b" 1\n", b" 9\n"), FOLLOWED.replace(old, new), FOLLOWED):
+        assert told(warm, untrusted) == told(Reader(target(), limits, Memory(limits)), untrusted)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"a 1\n", b"a " + b"9" * (1 << 20) + b"\n"),
+        (b"a 1\n" * 1, b"".join(b"# HELP a%d x\n" % number for number in range(20_000)) + b"a 1\n"),
+        (b"a 1\n" * 1, b"# HELP a " + b"\\" * 16_000 + b"\n" + b"# HELP b x\n" * 20_000 + b"a 1\n"),
+        (
+            b"".join(b'a{x="%d"} 1\n' % number for number in range(5000)),
+            b"".join(b'a{x="%d"} %b12345_\n' % (number, b"1" * 290) for number in range(5000)),
+        ),
+    ],
+    ids=["a value of a megabyte", "heads alone", "backslashes", "values that are nearly some"],
+)
+def test_no_text_keeps_others_waiting(first: bytes, second: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is done in slices, and the regular expressions never start twice at one byte."""
+    calls = 0
+
+    def counted(untrusted_value: bytes) -> bool:
+        nonlocal calls
+        calls += 1
+        return is_value(untrusted_value)
+
+    monkeypatch.setattr("federator.value.is_value", counted)
+    reader = Reader(target(), Limits(), Memory(Limits()))
+    finish(reader.read(first))
+    lines = second.count(b"\n")
+    slices = 0
+    try:
+        for _ in reader.read(second):
+            slices += 1
+    except ScrapeError:
+        pass
+    assert calls <= 2 * lines + 10
+    assert slices >= lines // (10 * 2000)
+
+
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_recorded_scrapes_read_the_same_with_and_without_memory(exporter: str) -> None:
     """Real exporters, one scrape after the other, with a restart between."""
@@ -242,22 +367,65 @@ def test_approvals_are_bounded() -> None:
     assert approvals.get(b"x" * 5000) is None
 
 
-def test_the_size_of_a_shape_is_about_what_it_takes() -> None:
+MANY = range(5000)
+SIZES = {
+    **{exporter: recording(exporter, 3) for exporter in EXPORTERS},
+    "types": b"".join(b"# TYPE a%d gauge\na%d 1\n" % (number, number) for number in MANY),
+    "no heads": b"".join(b"a%d 1\n" % number for number in MANY),
+    "one family": b"# TYPE a gauge\n" + b"".join(b'a{x="%d"} 1\n' % number for number in MANY),
+}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("label", ["x", "x" * 1000])
+def test_the_size_of_a_shape_is_about_what_it_takes(kind: str, label: str) -> None:
     """The bound counts bytes as they are: an estimate far off would bound nothing."""
     import tracemalloc  # noqa: PLC0415 - it slows down whatever is measured
 
-    for exporter in ("node", "process", "postgres"):
-        memory = Memory(Limits())
-        finish(Reader(target("other"), Limits(), memory).read(recording(exporter)))
-        body = recording(exporter, 3)
-        reader = Reader(TARGET, Limits(), memory)
-        tracemalloc.start()
-        finish(reader.read(body))
-        taken, _ = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        shape = memory.recall(TARGET)
-        assert shape is not None
-        assert 0.5 < taken / shape.size < 1.5, (exporter, taken, shape.size)
+    memory, mine = Memory(Limits()), target(owner=label)
+    finish(Reader(target("other"), Limits(), memory).read(SIZES[kind]))
+    reader = Reader(mine, Limits(), memory)
+    tracemalloc.start()
+    finish(reader.read(bytes(bytearray(SIZES[kind]))))
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    shape = memory.recall(mine)
+    assert shape is not None
+    assert 0.5 < taken / shape.size < 1.5, (taken, shape.size)
+
+
+def test_a_shape_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One qube may not have all the memory there is, even where nobody else wants it."""
+    monkeypatch.setattr("federator.memory._SHAPE_SIZE", 100_000)
+    limits = Limits(samples=50)
+    memory = Memory(limits)
+    reader = Reader(target(), limits, memory)
+    finish(reader.read(b"a 1\n"))
+    assert memory.recall(target()) is not None
+    finish(reader.read(b"# HELP a %b\na 1\n" % (b"x" * 4000) + b"# %b\n" % (b"x" * 100_000)))
+    assert memory.recall(target()) is None
+
+
+@pytest.mark.parametrize("label", ["x", "x" * 200, 'y",qube="'])
+def test_what_is_new_is_not_judged_twice(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
+    """A text of which all is new costs no more than reading it would."""
+    asked = 0
+    original = exposition._asked
+
+    def counted(untrusted_lines: Sequence[bytes]) -> list[Sample] | None:
+        nonlocal asked
+        asked += len(untrusted_lines)
+        return original(untrusted_lines)
+
+    def text(scrape: int) -> bytes:
+        return b"# HELP a t\n" + b"".join(b'a{x="%d-%d%b"} 1\n' % (scrape, n, label.encode()) for n in range(3000))
+
+    limits = Limits(samples=3000)
+    reader = Reader(target(), limits, Memory(limits))
+    finish(reader.read(text(1)))
+    monkeypatch.setattr("federator.exposition._asked", counted)
+    finish(reader.read(text(2)))
+    assert asked < 1.3 * 3000
 
 
 @given(st.lists(st.one_of(st.sampled_from(VALUES), st.from_regex(rb"[-+.0-9eEinfaNI_ ]{0,6}", fullmatch=True))))
