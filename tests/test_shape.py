@@ -210,6 +210,7 @@ FOLLOWED = b'# HELP a text\na{x="1"} 1\na{x="2"} 2\n# HELP b text\nb 1\na{x="3"}
         (b'a{x="2"} 2', b"5"),
         (b'a{x="2"} 2', b'a{x="2"} 5'),
         (b"c 1", b'c 1\na{x="1"} 7'),
+        (b'a{x="2"} 2', b'a{x="3"} 2'),
         (b"c 1", b'a{x="1"} 7'),
         (b'a{x="2"} 2', b'a{x="1"} 2'),
         (b'a{x="2"} 2', b'a{x="2"} 2\na{x="2",y=""} 3'),
@@ -224,6 +225,7 @@ FOLLOWED = b'# HELP a text\na{x="1"} 1\na{x="2"} 2\n# HELP b text\nb 1\na{x="3"}
         "a value without a key",
         "a value",
         "a series of another piece, added",
+        "a series that its family has in another piece",
         "a series of another piece",
         "a series twice in a piece",
         "a series twice, by an empty label",
@@ -241,6 +243,21 @@ def test_what_can_happen_to_a_text_that_was_followed(old: bytes, new: bytes) -> 
     warm = Reader(target(), limits, Memory(limits))
     for untrusted in (FOLLOWED, FOLLOWED.replace(b" 1\n", b" 9\n"), FOLLOWED.replace(old, new), FOLLOWED):
         assert told(warm, untrusted) == told(Reader(target(), limits, Memory(limits)), untrusted)
+
+
+def test_a_text_that_grows_is_held_to_the_limit() -> None:
+    """Series by series, each of them followed."""
+    limits = Limits(samples=22)
+    warm = Reader(target(), limits, Memory(limits))
+    for count in (20, 21, 22, 23, 24):
+        untrusted = b"# HELP a text\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(count))
+        assert told(warm, untrusted) == told(Reader(target(), limits, Memory(limits)), untrusted)
+
+
+def test_a_value_has_an_end() -> None:
+    """Whatever it would be: nobody measures anything to 400 digits."""
+    assert is_value(b"0." + b"1" * 398)
+    assert not is_value(b"0." + b"1" * 399)
 
 
 @pytest.mark.parametrize(
