@@ -5,6 +5,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,25 @@ async def test_what_a_target_was_like_is_forgotten_when_it_goes(scraper: MakeScr
         assert of._memory.recall(one) is not None
     await collect(of)
     assert of._memory.recall(one) is None
+
+
+async def test_a_qube_that_leaves_while_it_is_read_holds_no_memory(scraper: MakeScraper) -> None:
+    """Nor does the plan of a page that it was on."""
+    with Exporter(b"m 1\n") as exporter:
+        of = scraper({"sys-net": {"x": exporter.port}})
+        (one,) = of.config.targets
+        merger = of.merger
+        exporter.hold.clear()
+        collecting = asyncio.create_task(of.collect({one}, 20.0))
+        await asyncio.to_thread(eventually, "it is asked", started(exporter))
+        of.config = replace(of.config, qubes=())
+        of._follow({"other": "Running"})
+        exporter.hold.set()
+        ((outcome,),) = [qube.outcomes for qube in await collecting]
+        assert outcome.reading is not None
+        await asyncio.wait(of._tasks) if of._tasks else None
+        assert of._memory.recall(one) is None
+        assert of.merger is not merger
 
 
 @pytest.mark.parametrize(

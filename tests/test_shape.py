@@ -245,6 +245,14 @@ def test_what_can_happen_to_a_text_that_was_followed(old: bytes, new: bytes) -> 
         assert told(warm, untrusted) == told(Reader(target(), limits, Memory(limits)), untrusted)
 
 
+def test_a_series_is_not_passed_on_twice_because_its_family_is_in_two_places() -> None:
+    """Each piece knows its own series; what the others have, only a reading of all of them sees."""
+    text = b'# HELP a text\na{x="1"} 1\na{x="2"} 2\n# HELP b text\na{x="3"} 3\na{x="4"} 4\n'
+    warm = Reader(target(), Limits(), Memory(Limits()))
+    for untrusted in (text, text.replace(b'a{x="4"}', b'a{x="1"}'), text, text.replace(b'a{x="2"}', b'a{x="4"}')):
+        assert told(warm, untrusted) == told(Reader(target(), Limits(), Memory(Limits())), untrusted)
+
+
 def test_a_text_that_grows_is_held_to_the_limit() -> None:
     """Series by series, each of them followed."""
     limits = Limits(samples=22)
