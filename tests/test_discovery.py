@@ -91,6 +91,7 @@ def test_what_runs_is_scraped_and_what_does_not_is_not_called(
     assert up(page) == {"work": "1", "vault": "0", "extra": "1"}
     assert found(page, "exporter_failure") == {"vault": "not_running"}
     assert {call[0] for call in qubes.calls()} == {"dom0", "work", "extra"}
+    assert json.loads(proxy.get("/discover").body) == [{"targets": ["work", "extra"]}]
     assert 'm{qube="extra",exporter="x"} 1' in page
     # Fails once, and would not be called for five minutes: but it is started anew.
     qubes.set_state("extra", "Halted")
