@@ -35,7 +35,7 @@ _DOM0 = Qube(name=DOM0, transport="qrexec", targets=())
 
 class Discoverer:
     """
-    What dom0 said last: `states` by qube, and the `names` of all that it ever named.
+    What dom0 said last: `states` by qube, and of all that it ever named the `dotted_names`.
 
     `told`: has it ever answered? `settled`: has any asking come to an end, well or not? `error`: why the last one did
     not end well. What `previous` was told under other settings is as true as before.
@@ -45,7 +45,7 @@ class Discoverer:
         self, settings: Discovery, qrexec: Qrexec, counters: Counters, previous: "Discoverer | None" = None
     ) -> None:
         self.states: dict[str, str] = previous.states if previous else {}
-        self.names: set[str] = previous.names if previous else set()
+        self.dotted_names: set[str] = previous.dotted_names if previous else set()
         self.settled = False
         self.error: ScrapeError | None = None
         self.names_targets = bool(settings.exporters)
@@ -132,7 +132,7 @@ class Discoverer:
                     "dom0 names no qubes: its policy may hide them; `prometheus-qubes-proxy policy` prints the lines",
                     extra=fields,
                 )
-        self.names.update(self.states)
+        self.dotted_names.update(name for name in self.states if "." in name)
         self._told_at = loop.time()
         self._not_before = started + PUNCTUALITY * interval
         self._failures, self.error = 0, None

@@ -12,7 +12,7 @@ without it.
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Container, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from federator.channel import Channel, Doorman
@@ -174,8 +174,8 @@ class Scraper:
 
     @property
     def names(self) -> Container[str]:
-        """Every name of a qube that dom0 ever told."""
-        return self._discoverer.names if self._discoverer else ()
+        """Every name with a dot that dom0 ever told."""
+        return self._discoverer.dotted_names if self._discoverer else ()
 
     @property
     def discovery_error(self) -> ScrapeError | None:
@@ -205,15 +205,8 @@ class Scraper:
         old = previous._discoverer if previous else None  # noqa: SLF001 - of its kind
         if self.config.discovery is None:
             return None
-        if (
-            previous
-            and old
-            and (previous.config.discovery, previous.config.qrexec)
-            == (
-                self.config.discovery,
-                self.config.qrexec,
-            )
-        ):
+        settings = (self.config.discovery, self.config.qrexec)
+        if previous and old and settings == (previous.config.discovery, previous.config.qrexec):
             previous._discoverer = None  # noqa: SLF001 - of its kind
             return old
         return Discoverer(self.config.discovery, self.config.qrexec, self._counters, old)
@@ -318,8 +311,8 @@ class Scraper:
             error = failed
         body = answer.body if answer else b""
         outcome = Outcome(target, loop.time() - started, len(body), error=error)
-        up = answer is not None or isinstance(error, Connection)
-        self._record(QubeOutcome(qube, up, outcome.seconds, (outcome,)))
+        self._chronicle.write_exporter(outcome)
+        self._count((outcome,))
         if error is not None:
             raise error
         return body
@@ -456,8 +449,11 @@ class Scraper:
     def _record(self, qube: QubeOutcome) -> None:
         """Tell the log and the counters."""
         self._chronicle.write(qube)
+        self._count(qube.outcomes)
+
+    def _count(self, outcomes: Sequence[Outcome]) -> None:
         self._counters.scrapes.inc()
-        for outcome in qube.outcomes:
+        for outcome in outcomes:
             if outcome.error:
                 self._counters.failures.labels(outcome.error.reason).inc()
             if outcome.reading:
@@ -500,11 +496,22 @@ class _Chronicle:
         if not qube.up:
             return
         for outcome in qube.outcomes:
-            target = outcome.target
-            fields = {"qube": target.qube, "exporter": target.exporter.name}
-            self._note("exporter", target.name, outcome.error, fields)
-            if outcome.reading:
-                self._note_dropped(target.name, outcome.reading, fields)
+            self._note_exporter(outcome)
+
+    def write_exporter(self, outcome: Outcome) -> None:
+        """Of one that was asked by itself, which says little of its qube: but for one that was down, and answers."""
+        qube = outcome.target.qube
+        if qube in self._down and outcome.error is None:
+            self._note("qube", qube, None, {"qube": qube})
+        if qube not in self._down:
+            self._note_exporter(outcome)
+
+    def _note_exporter(self, outcome: Outcome) -> None:
+        target = outcome.target
+        fields = {"qube": target.qube, "exporter": target.exporter.name}
+        self._note("exporter", target.name, outcome.error, fields)
+        if outcome.reading:
+            self._note_dropped(target.name, outcome.reading, fields)
 
     def _note(self, what: str, name: str, error: ScrapeError | None, fields: dict[str, str]) -> None:
         if error is not None and name not in self._down:
