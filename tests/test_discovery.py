@@ -258,7 +258,7 @@ def test_forward_answers_as_upstreams_proxy_does(
     assert (late.status, "timeout: " in late.text) == (504, True)
     good.hold.set()
     # A scraper of single exporters finds the reasons where those of pages are.
-    assert 'msg="exporter is down" qube=vault exporter=x reason=refused' in proxy.log
+    assert 'msg="exporter is down" qube=work exporter=x reason=timeout' in proxy.log
     assert 'qubes_proxy_exporter_failures_total{reason="refused"}' in proxy.get("/metrics/proxy").text
 
 
