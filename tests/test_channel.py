@@ -296,12 +296,7 @@ async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
 ) -> None:
     """One call a port; remembered, so that the greeting it does not know is said once."""
-    parts.debian_program("curl")
-    upstream = tmp_path / "upstream"
-    upstream.write_text(UPSTREAM, encoding="utf-8")
-    upstream.chmod(0o755)
-    qubes.service = upstream
-    qubes.add("work")
+    add_with_upstreams_service(qubes, tmp_path)
     a, b = exporter(b"a 1\n"), exporter(b"b 1\n")
     work = line(qube("work", a.port, b.port), backoff_initial=0.001, backoff_max=0.001)
     for _ in range(3):
@@ -325,12 +320,7 @@ async def test_a_reload_leaves_calls_of_version_1_alone(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
 ) -> None:
     """It forgets what went wrong, not what works."""
-    parts.debian_program("curl")
-    upstream = tmp_path / "upstream"
-    upstream.write_text(UPSTREAM, encoding="utf-8")
-    upstream.chmod(0o755)
-    qubes.service = upstream
-    qubes.add("work")
+    add_with_upstreams_service(qubes, tmp_path)
     a = exporter(b"a 1\n")
     work = line(qube("work", a.port))
     await work.ask()
@@ -376,6 +366,15 @@ async def test_ports_that_are_refused_are_called_together_and_singly_in_turns(qu
     assert turns == [["+9100+9256"], ["+9100", "+9256"]] * 2
     for wait, nominal in zip(waits, (100, 200, 300, 300), strict=True):
         assert nominal * 0.75 < wait < nominal * 1.25
+
+
+def add_with_upstreams_service(qubes: Qubes, folder: Path) -> None:
+    """The qube `work`, which has upstream's service, or what behaves like it."""
+    parts.debian_program("curl")
+    qubes.service = folder / "upstream"
+    qubes.service.write_text(UPSTREAM, encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
 
 
 # The behaviour of upstream's service, as far as callers see it.
