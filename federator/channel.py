@@ -341,7 +341,7 @@ class Channel:
         self._lock = asyncio.Lock()
         self._ends: set[asyncio.Task[None]] = set()
         self._slots = [_Slot(qube.ports, Version2)]
-        self._accepted = False  # was any call, as they are made now?
+        self._accepted = False  # was any call, since they are made as they are now?
         self._forgetful = False
 
     async def ask(self, ports: Collection[int], *, deadline: float, max_body: int, tell: Tell) -> None:
@@ -409,17 +409,21 @@ class Channel:
     def _arrange(self, now: float) -> None:
         """See to it that the slots are those that calls should be made for now."""
         if self._forgetful:
-            self._forgetful = self._accepted = False
-            if not any(slot.call is not None and slot.call.usable for slot in self._slots):
+            self._forgetful = False
+            if not self._open_calls:
                 self._call_together()
             for slot in self._slots:
                 slot.succeeded()
-        elif len(self.qube.ports) > 1 and not self._accepted and all(slot.refused(now) for slot in self._slots):
-            # The other way is the next thing to try, no sooner and no more often than the same way would be.
-            if len(self._slots) == 1:
-                self._call_singly(Version2)
-            else:
-                self._call_together()
+        elif len(self.qube.ports) == 1 or self._open_calls or not any(slot.refused(now) for slot in self._slots):
+            return
+        elif len(self._slots) > 1:
+            self._call_together()
+        elif not self._accepted:  # a policy that allowed them together does so still: the qube is halted
+            self._call_singly(Version2)
+
+    @property
+    def _open_calls(self) -> bool:
+        return any(slot.call is not None and slot.call.usable for slot in self._slots)
 
     def _call_together(self) -> None:
         self._replace([_Slot(self.qube.ports, Version2, self._failures)])
@@ -434,7 +438,7 @@ class Channel:
     def _replace(self, slots: list[_Slot]) -> None:
         for slot in self._slots:
             self._drop(slot)
-        self._slots = slots
+        self._slots, self._accepted = slots, False
 
     async def _ask_slot(
         self, slot: _Slot, ports: frozenset[int], *, deadline: float, max_body: int, tell: Tell

@@ -48,7 +48,7 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
     served = Served(Scraper(settings, counters, own_name=own_name()), counters)
     runner = web.AppRunner(application(served), access_log=None)
     stop = asyncio.Event()
-    retiring: set[asyncio.Task[None]] = set()
+    retiring: dict[asyncio.Task[None], Scraper] = {}
 
     def reload() -> None:
         old = served.scraper
@@ -61,8 +61,8 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
             systemd.notify("READY=1", _status(served.scraper.config, more))
         if good:
             task = asyncio.create_task(old.retire())
-            retiring.add(task)
-            task.add_done_callback(retiring.discard)
+            retiring[task] = old
+            task.add_done_callback(retiring.pop)
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -83,9 +83,9 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
         systemd.notify("STOPPING=1", "STATUS=stopping")
     finally:
         # First, so that whoever waits is told; aiohttp 3.8 would wait for them before it stops.
-        await served.scraper.close()
-        for task in retiring:
-            task.cancel()
+        retired = list(retiring)
+        await asyncio.gather(served.scraper.close(), *(old.close() for old in retiring.values()))
+        await asyncio.gather(*retired)
         with suppress(TimeoutError):
             await asyncio.wait_for(runner.cleanup(), FAREWELL_SECONDS)
 

@@ -49,6 +49,7 @@ class Discoverer:
         self.settled = False
         self.error: ScrapeError | None = None
         self.names_targets = bool(settings.exporters)
+        self._unnamed: str = previous._unnamed if previous else RUNNING  # noqa: SLF001 - of its kind; the state of others
         self._told_at: float | None = previous._told_at if previous else None  # noqa: SLF001 - of its kind
         self._settings = settings
         self._qrexec = qrexec
@@ -71,10 +72,7 @@ class Discoverer:
 
     def state(self, name: str) -> str:
         """What dom0 said of a qube; Running where that is not known, so that it is called and answers for itself."""
-        if not self.known:
-            return RUNNING
-        # admin.vm.List leaves out what dom0's policy does not let us list; the other source names all that run.
-        return self.states.get(name, RUNNING if self._settings.source == "admin.vm.List" else "not running")
+        return self.states.get(name, self._unnamed) if self.known else RUNNING
 
     async def refresh(self, seconds: float) -> None:
         """Ask dom0, if the last answer is old, and wait `seconds` at most for what it says. Raises nothing."""
@@ -107,9 +105,9 @@ class Discoverer:
         loop = asyncio.get_running_loop()
         interval = self._settings.refresh_interval
         started = loop.time()
+        by_list = self._settings.source == "admin.vm.List"
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
-                by_list = self._settings.source == "admin.vm.List"
                 self.states = await (self._list() if by_list else self._names())
         except (ScrapeError, TimeoutError) as failed:
             error = failed if isinstance(failed, ScrapeError) else TimedOut("dom0 did not answer in time")
@@ -132,6 +130,8 @@ class Discoverer:
                     "dom0 names no qubes: its policy may hide them; `prometheus-qubes-proxy policy` prints the lines",
                     extra=fields,
                 )
+        # admin.vm.List leaves out what dom0's policy does not let us list; the other source names all that run.
+        self._unnamed = RUNNING if by_list else "not running"
         self.dotted_names.update(name for name in self.states if "." in name)
         self._told_at = loop.time()
         self._not_before = started + PUNCTUALITY * interval

@@ -223,6 +223,7 @@ class Scraper:
             self.merger = Merger()  # its plans hold what they had
         for qube in gone:
             self._end(self._channels.pop(qube))
+            self._chronicle.forget(qube)
             for target in qube.targets:
                 self._memory.forget(target)
                 self._readers.pop(target, None)
@@ -311,7 +312,7 @@ class Scraper:
             error = failed
         body = answer.body if answer else b""
         outcome = Outcome(target, loop.time() - started, len(body), error=error)
-        self._chronicle.write_exporter(outcome)
+        self._chronicle.write_forwarded(outcome)
         self._count((outcome,))
         if error is not None:
             raise error
@@ -498,13 +499,17 @@ class _Chronicle:
         for outcome in qube.outcomes:
             self._note_exporter(outcome)
 
-    def write_exporter(self, outcome: Outcome) -> None:
-        """Of one that was asked by itself, which says little of its qube: but for one that was down, and answers."""
-        qube = outcome.target.qube
-        if qube in self._down and outcome.error is None:
-            self._note("qube", qube, None, {"qube": qube})
-        if qube not in self._down:
-            self._note_exporter(outcome)
+    def write_forwarded(self, outcome: Outcome) -> None:
+        """By itself: it has other deadlines, is judged less, and says little of its qube."""
+        target = outcome.target
+        fields = {"qube": target.qube, "exporter": target.exporter.name, "path": "/forward"}
+        self._note("exporter", f"/forward {target.name}", outcome.error, fields)
+
+    def forget(self, qube: Qube) -> None:
+        """It went away, and is new when it comes again."""
+        names = [name for target in qube.targets for name in (target.name, f"/forward {target.name}")]
+        self._down.difference_update([qube.name, *names])
+        self._dropping.difference_update(names)
 
     def _note_exporter(self, outcome: Outcome) -> None:
         target = outcome.target

@@ -57,9 +57,16 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
 
 
 def states_of_names(untrusted_text: bytes) -> dict[str, str]:
-    """What ruddo.PrometheusDiscover says, ours or upstream's: the qubes that run, one name a line."""
+    """
+    What ruddo.PrometheusDiscover says, ours or upstream's: the qubes that run, one name a line.
+
+    Raises Protocol where there is none, as upstream's answers where it failed itself: at least we do run.
+    """
     names = untrusted_text.decode("ascii", "replace").split("\n")
-    return {untrusted_name: RUNNING for untrusted_name in names if is_qube_name(untrusted_name)}
+    states = {untrusted_name: RUNNING for untrusted_name in names if is_qube_name(untrusted_name)}
+    if not states:
+        raise Protocol("dom0's ruddo.PrometheusDiscover named no qube that runs, not even this one")
+    return states
 
 
 def qubes_with_discovered(config: Config, states: Mapping[str, str], own_name: str) -> tuple[Qube, ...]:

@@ -20,7 +20,7 @@ from multidict import MultiMapping
 from federator import __version__
 from federator.errors import ScrapeError, Stopping
 from federator.model import QubeOutcome, Target
-from federator.scrape import Scraper, budget
+from federator.scrape import PATIENCE_SECONDS, Scraper, budget
 from federator.targets import RUNNING, forwarded, service_discovery
 from federator.telemetry import Counters, gauges
 
@@ -107,8 +107,8 @@ async def _place(request: web.Request) -> AsyncIterator[tuple[Scraper, float]]:
         untrusted_timeout = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
         seconds = budget(untrusted_timeout, served.scraper.config.scrape)
         # A dom0 that is silent must not make the page late.
-        await served.scraper.refresh(seconds / 4)
-        yield served.scraper, seconds - (loop.time() - started)
+        scraper = await _refreshed(served, seconds / 4)
+        yield scraper, seconds - (loop.time() - started)
     finally:
         served.requests -= 1
 
@@ -187,7 +187,7 @@ def _forwarded(query: MultiMapping[str], scraper: Scraper) -> Target:
 
 async def _discover(request: web.Request) -> web.Response:
     """As upstream's proxy answers it: the qubes that run, of those that are scraped."""
-    scraper = await _refreshed(request)
+    scraper = await _patiently_refreshed(request)
     if not scraper.knows_states:
         raise web.HTTPServiceUnavailable(text="dom0 does not say which qubes run; the log says why\n")
     names = [qube.name for qube in scraper.qubes if scraper.state(qube) == RUNNING]
@@ -196,18 +196,25 @@ async def _discover(request: web.Request) -> web.Response:
 
 async def _sd(request: web.Request) -> web.Response:
     """Prometheus keeps the last list where this fails, and drops what is not on it: so fail if and only if not sure."""
-    scraper = await _refreshed(request)
+    scraper = await _patiently_refreshed(request)
     if not scraper.knows_targets:
         raise web.HTTPServiceUnavailable(text="dom0 has not said yet which qubes run; the log says why\n")
     return web.json_response(service_discovery(scraper.targets, _own_address(request)))
 
 
-async def _refreshed(request: web.Request) -> Scraper:
-    """The scraper, which knows by then what runs, if dom0 says it in the time that a scrape may take."""
+async def _patiently_refreshed(request: web.Request) -> Scraper:
     served: Served = request.app[SERVED]
     seconds = served.scraper.config.scrape.timeout
-    await served.scraper.refresh(seconds, patience=seconds)
-    return served.scraper
+    return await _refreshed(served, seconds, patience=seconds)
+
+
+async def _refreshed(served: Served, seconds: float, patience: float = PATIENCE_SECONDS) -> Scraper:
+    """The scraper, which knows by then what runs if dom0 says so in time; the new one, if there is one by then."""
+    while True:
+        scraper = served.scraper
+        await scraper.refresh(seconds, patience)
+        if scraper is served.scraper:
+            return scraper
 
 
 def _own_address(request: web.Request) -> str:

@@ -258,7 +258,7 @@ def test_forward_answers_as_upstreams_proxy_does(
     assert (late.status, "timeout: " in late.text) == (504, True)
     good.hold.set()
     # A scraper of single exporters finds the reasons where those of pages are.
-    assert 'msg="exporter is down" qube=work exporter=x reason=timeout' in proxy.log
+    assert 'msg="exporter is down" qube=work exporter=x path=/forward reason=timeout' in proxy.log
     assert 'qubes_proxy_exporter_failures_total{reason="refused"}' in proxy.get("/metrics/proxy").text
 
 
@@ -358,6 +358,61 @@ def test_a_reload_does_not_ask_dom0_again(machine: tuple[Qubes, Exporter], daemo
     eventually("reloaded", lambda: proxy.log.count("msg=reloaded") == 3)
     assert up(proxy.get().text) == {"work": "1", "vault": "0"}
     assert (len(qubes.calls("dom0")), qubes.calls("vault"), qubes.state("vault")) == (2, [], "Halted")
+
+
+def test_a_reload_while_dom0_is_asked_does_not_cut_the_list(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon
+) -> None:
+    """Whoever waits is answered by the new configuration, and with all that dom0 named."""
+    qubes, exporter = machine
+    dom0(qubes, "admin.vm.List", ADMIN_VM_LIST.replace("#!/bin/sh\n", "#!/bin/sh\nsleep 1\n"))
+    proxy = daemon({"work": {"x": exporter.port}}, rest="[discovery]\nexporters = ['x']\n")
+    answers: list[Any] = []
+    asking = threading.Thread(target=lambda: answers.append(json.loads(proxy.get("/sd").body)))
+    asking.start()
+    eventually("dom0 is asked", lambda: qubes.calls("dom0"))
+    proxy.process.send_signal(1)
+    asking.join()
+    assert {group["labels"]["qube"] for group in answers[0]} == {"work", "vault", "extra", "other"}
+    assert "msg=reloaded" in proxy.log
+
+
+def test_the_end_comes_in_the_middle_of_a_reload(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """What the old configuration still waits for is told so, and its calls are ended as well."""
+    qubes, exporter = machine
+    proxy = daemon({"work": {"x": exporter.port}, "vault": {"x": exporter.port}})
+    proxy.get()
+    exporter.hold.clear()
+    answers: list[int] = []
+    asking = threading.Thread(target=lambda: answers.append(proxy.get().status))
+    asking.start()
+    eventually("they are asked", lambda: len(exporter.requests) == 4)
+    text = proxy.config.read_text(encoding="utf-8")
+    proxy.config.write_text(text.partition('[qubes."vault"]')[0], encoding="utf-8")
+    proxy.process.send_signal(1)
+    eventually("reloaded", lambda: "msg=reloaded" in proxy.log)
+    assert proxy.stop() == 0
+    asking.join()
+    assert answers == [503]
+    assert not qubes.left_behind()
+    assert not re.search("Traceback|was destroyed|never retrieved", proxy.log)
+
+
+def test_what_a_changed_source_does_not_say_is_not_made_up(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """Who was not named by a service that names all that run, does not run: whoever is asked from now on."""
+    qubes, exporter = machine
+    qubes.set_state("vault", "Halted")
+    dom0(qubes, "ruddo.PrometheusDiscover", UPSTREAM)
+    rest = "[discovery]\nsource = 'ruddo.PrometheusDiscover'\n"
+    proxy = daemon({"work": {"x": exporter.port}, "vault": {"x": exporter.port}}, rest=rest)
+    assert up(proxy.get().text) == {"work": "1", "vault": "0"}
+    dom0(qubes, "admin.vm.List", SILENT)
+    text = proxy.config.read_text(encoding="utf-8")
+    proxy.config.write_text(text.replace("ruddo.PrometheusDiscover", "admin.vm.List"), encoding="utf-8")
+    proxy.process.send_signal(1)
+    eventually("reloaded", lambda: "msg=reloaded" in proxy.log)
+    assert up(proxy.get().text) == {"work": "1", "vault": "0"}
+    assert (qubes.calls("vault"), qubes.state("vault")) == ([], "Halted")
 
 
 def test_what_dom0_said_holds_for_a_while(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:

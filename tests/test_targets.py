@@ -47,6 +47,13 @@ def test_what_is_no_list_is_refused(reply: bytes) -> None:
         states_of_list(reply)
 
 
+@pytest.mark.parametrize("text", [b"", b"\n", b"dom0\n"])
+def test_a_list_of_nobody_is_refused(text: bytes) -> None:
+    """We run, so somebody does: upstream's service says this where qvm-ls failed."""
+    with pytest.raises(Protocol, match="named no qube"):
+        states_of_names(text)
+
+
 def test_an_error_of_dom0_is_told() -> None:
     """By its kind; the rest is in dom0's journal."""
     with pytest.raises(Protocol, match="'QubesException'"):
@@ -66,7 +73,7 @@ def test_names_that_qubes_does_not_give_are_left_out(name: bytes) -> None:
 @given(st.binary())
 def test_no_reply_makes_a_name_that_is_none(reply: bytes) -> None:
     """Whatever it is."""
-    for name in [*states_of_list(b"0\0" + reply + b"\n"), *states_of_names(reply)]:
+    for name in [*states_of_list(b"0\0" + reply + b"\n"), *states_of_names(reply + b"\nwork\n")]:
         assert is_qube_name(name)
 
 
