@@ -273,6 +273,17 @@ def test_a_text_that_is_cut_is_not_forwarded(
     assert proxy.get(f"/forward?target=work&port={exporter.port}").status == status
 
 
+def test_the_log_does_not_go_to_and_fro(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """A text that the page cannot have and a direct scrape can: each way says its own, once."""
+    _, exporter = machine
+    exporter.body = b"<html>\n"
+    proxy = daemon({"work": {"x": exporter.port}})
+    for _ in range(3):
+        assert found(proxy.get().text, "exporter_failure") == {"work": "exposition"}
+        assert proxy.get(f"/forward?target=work&port={exporter.port}").status == 200
+    assert proxy.log.count("exporter is") == 1
+
+
 def test_a_qube_that_does_not_run_is_forbidden(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
     """As upstream answers where qrexec refuses; `work.b`, which is halted and not configured, is not `work`."""
     qubes, exporter = machine
