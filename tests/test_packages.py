@@ -344,6 +344,13 @@ def test_every_line_of_the_policy_is_one_that_qrexec_takes(name: str) -> None:
     assert all("allow" in line or "@d" in line for line in examples)
 
 
+def test_every_policy_line_of_the_readme_is_one_that_qrexec_takes() -> None:
+    """People copy them; a comment behind one would deny every call of their machine."""
+    lines = re.findall(r"^    ((?:ruddo|admin)\..*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) >= 3
+    assert all(POLICY_LINE.fullmatch(line) for line in lines), lines
+
+
 def test_the_firewall_snippet_is_a_script() -> None:
     """One rule, for one address."""
     path = ROOT / "conf" / "prometheus-qubes-proxy-firewall"
