@@ -44,6 +44,9 @@ SLICE_BYTES = MAX_LINE
 # A text of which lines are dropped has no shape, but its families are most often those of the last one, by which
 # merge.Merger knows its page again; they are not kept for one that has more than any real exporter.
 MAX_KEPT_FAMILIES = 2000
+# A text may have this part of the sample limit in new series and be followed all the same. With more of them, the first
+# approvals could be forgotten by the time the last are made, and all would be judged again.
+NEW_OF_LIMIT = 4
 # So many lines between two turns where nothing has to be judged: some 2 milliseconds as well.
 STEP_LINES = 2000
 
@@ -139,7 +142,8 @@ class Reader:
         last = self._memory.recall(self._target)
         if last is not None:
             look_up = partial(self._look_up, last.places)
-            shape = yield from last.follow(untrusted_body, look_up, self._learn)
+            most_new = self._limits.samples // NEW_OF_LIMIT
+            shape = yield from last.follow(untrusted_body, look_up, self._learn, most_new)
             if shape is not None and shape.lines <= self._limits.samples:
                 self._memory.keep(self._target, shape)
                 return shape.reading

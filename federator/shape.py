@@ -32,8 +32,6 @@ _MARK = b"\0"
 _SLOT = b"%b"
 # From this size on, whoever follows a text lets others have a turn between the steps, each some 30 ns per sample.
 _LARGE = 512 << 10
-# A text with more new series than this part of all is better read than followed: some would be judged twice.
-_MOST_STRANGE = 0.25
 # Rows between two turns when a shape is made: some 2 ms.
 STEP_ROWS = 2000
 # What a shape takes in memory, as measured with tracemalloc over the recordings and over odd texts: the text and the
@@ -128,8 +126,14 @@ class Shape:
         """What goes on the page."""
         return Reading(families=self.families, blocks=self.blocks, samples=self.samples)
 
-    def follow(self, untrusted_body: bytes, look_up: LookUp, learn: Learn) -> Generator[None, None, "Shape | None"]:
-        """The shape of the next text, or None where it has to be read line by line. Yields where that takes long."""
+    def follow(
+        self, untrusted_body: bytes, look_up: LookUp, learn: Learn, most_new: int
+    ) -> Generator[None, None, "Shape | None"]:
+        """
+        The shape of the next text, or None where it has to be read line by line. Yields where that takes long.
+
+        `most_new`: so many lines may be learned, and are sure to be known when they are looked up.
+        """
         large = len(untrusted_body) > _LARGE
         untrusted_texts = untrusted_body[:-1].split(self._cut)
         if len(untrusted_texts) != len(self._texts) or _MARK in untrusted_body:
@@ -146,7 +150,7 @@ class Shape:
         pieces: Sequence[_Piece] = known
         new_blocks = yield from _filled(untrusted_changed, pieces, large=large)
         if new_blocks is None:
-            pieces = yield from self._realigned(changed, untrusted_changed, known, look_up, learn)
+            pieces = yield from self._realigned(changed, untrusted_changed, known, look_up, learn, most_new)
             new_blocks = yield from _filled(untrusted_changed, pieces, large=large)
         if new_blocks is None:
             return None
@@ -173,17 +177,17 @@ class Shape:
             homes=self._homes,
         )
 
-    def _realigned(  # noqa: PLR0911 - there is so much that it may not be
+    def _realigned(  # noqa: PLR0911, PLR0913, PLR0917 - there is so much that it may not be
         self,
         changed: Sequence[bool],
         untrusted_texts: Sequence[bytes],
         pieces: Sequence[_Piece],
         look_up: LookUp,
         learn: Learn,
+        left: int,
     ) -> Generator[None, None, Sequence[_Piece]]:
         """The same pieces with the series that they have now; none where they cannot have these."""
         found: list[_Piece] = []
-        left = _MOST_STRANGE * self.lines
         numbers = compress(range(len(changed)), changed)
         for number, untrusted_text, piece in zip(numbers, untrusted_texts, pieces, strict=True):
             if not untrusted_text.startswith(piece.head):
