@@ -191,19 +191,28 @@ def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> Non
     assert needs("prometheus-qubes-proxy-dom0") <= {"python3", "/usr/bin/python3"}
 
 
-def test_rpm_scriptlets_leave_it_to_systemd(copy: Path) -> None:
+def test_rpm_scriptlets_leave_it_to_systemd(copy: Path, tmp_path: Path) -> None:
     """What Fedora's macros would say, whoever built it: the preset when it is installed, a restart at an update."""
     package = built(copy, "rpm")["prometheus-qubes-proxy"]
-    for tag, step in (
-        ("POSTIN", "install-system-units"),
-        ("PREUN", "remove-system-units"),
-        ("POSTUN", "mark-restart-system-units"),
+    # Never this machine's own, which would act on it.
+    helper, told = tmp_path / "helper", tmp_path / "told"
+    for tag, step, when in (
+        ("POSTIN", "install-system-units", {"1"}),
+        ("PREUN", "remove-system-units", {"0"}),
+        ("POSTUN", "mark-restart-system-units", {"1", "2"}),
     ):
         text = run(debian_program("rpm"), "-qp", "--nosignature", "--queryformat", f"%{{{tag}}}", package).stdout
         assert f"/usr/lib/systemd/systemd-update-helper {step} prometheus-qubes-proxy.service || :" in text
-        assert subprocess.run(["/bin/sh", "-n"], input=text, text=True, check=False).returncode == 0
-        for count in ("0", "1", "2"):  # where there is no systemd
-            assert subprocess.run(["/bin/sh", "-c", text, "scriptlet", count], check=False).returncode == 0
+        text = text.replace("/usr/lib/systemd/systemd-update-helper", str(helper))
+        for count in ("0", "1", "2"):  # of this package that there are after the step, as rpm says it
+            helper.unlink(missing_ok=True)  # where there is no systemd
+            assert run("/bin/sh", "-c", text, "scriptlet", count).returncode == 0
+            helper.write_text(f'#!/bin/sh\necho "$@" >{told}\nexit 1\n', encoding="utf-8")
+            helper.chmod(0o755)
+            told.unlink(missing_ok=True)
+            assert run("/bin/sh", "-c", text, "scriptlet", count).returncode == 0
+            assert told.exists() == (count in when)
+            assert not told.exists() or told.read_text() == f"{step} prometheus-qubes-proxy.service\n"
 
 
 def test_an_update_keeps_what_the_operator_wrote(

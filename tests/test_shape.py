@@ -272,8 +272,8 @@ def test_a_value_has_an_end() -> None:
     ("first", "second"),
     [
         (b"a 1\n", b"a " + b"9" * (1 << 20) + b"\n"),
-        (b"a 1\n" * 1, b"".join(b"# HELP a%d x\n" % number for number in range(20_000)) + b"a 1\n"),
-        (b"a 1\n" * 1, b"# HELP a " + b"\\" * 16_000 + b"\n" + b"# HELP b x\n" * 20_000 + b"a 1\n"),
+        (b"a 1\n", b"".join(b"# HELP a%d x\n" % number for number in range(20_000)) + b"a 1\n"),
+        (b"a 1\n", b"# HELP a " + b"\\" * 16_000 + b"\n" + b"# HELP b x\n" * 20_000 + b"a 1\n"),
         (
             b"".join(b'a{x="%d"} 1\n' % number for number in range(5000)),
             b"".join(b'a{x="%d"} %b12345_\n' % (number, b"1" * 290) for number in range(5000)),
