@@ -302,11 +302,10 @@ def median_us(values: Sequence[float], samples: int) -> float:
 
 @dataclass(frozen=True)
 class Measured:
-    """One size of machine. CPU in µs per sample; None where the peer is not installed."""
+    """One size of machine. CPU in µs per sample, by server; the peer is not among them where it is not installed."""
 
-    name: str
     samples: int
-    cpu: dict[str, float | None]
+    cpu: dict[str, float]
     row: str
 
 
@@ -327,18 +326,16 @@ def compare_daemons(name: str, count: int, bodies: Mapping[str, Sequence[bytes]]
             for one in everybody:
                 one.round(SCRAPES if one in (proxy, join) else 1 if few else 2)
         new_calls = _calls(proxy) - calls
-        cpu = {one.name: median_us(one.cpu, samples) if one else None for one in (proxy, join, parse)}
-        cpu["pushgateway"] = median_us(peer.cpu, samples) if peer else None
+        cpu = {one.name: median_us(one.cpu, samples) for one in everybody}
+        ours = cpu["proxy"]
         latency = " / ".join(f"{statistics.median(one.latency) * 1e3:.0f}" for one in everybody)
         peak = " / ".join(f"{one.peak():.0f}" for one in everybody)
-        ours = median_us(proxy.cpu, samples)
-        ratios = (ours / median_us(join.cpu, samples), median_us(parse.cpu, samples) / ours)
-        of_peer = f"1/{median_us(peer.cpu, samples) / ours:.1f}" if peer else "not installed"
+        of_peer = f"1/{cpu[peer.name] / ours:.1f}" if peer else "not installed"
         row = (
-            f"| {name} | {samples:,} | {ours:.2f} | 1/{ratios[1]:.1f} | {of_peer} | {ratios[0]:.1f} | {latency} |"
-            f" {median_us(proxy.tree, samples):.2f} | {peak} | {new_calls} |"
+            f"| {name} | {samples:,} | {ours:.2f} | 1/{cpu['parse'] / ours:.1f} | {of_peer} | {ours / cpu['join']:.1f} |"
+            f" {latency} | {median_us(proxy.tree, samples):.2f} | {peak} | {new_calls} |"
         )
-        return Measured(name, samples, cpu, row)
+        return Measured(samples, cpu, row)
 
 
 def _calls(proxy: Server) -> int:
@@ -363,7 +360,7 @@ def daemons() -> Iterator[str]:
         yield compare_daemons(f"20 × node + process, {share:.0%} of series new", 20, bodies, rounds=4).row
     giant = {"large": [texts.large(LARGE, CHANCE) for _ in range(3)]}
     yield compare_daemons(f"one target, {LARGE:,} samples", 1, giant, rounds=1).row
-    growth = (results[200, 2].cpu["proxy"] or 0) / (results[20, 2].cpu["proxy"] or 1)
+    growth = results[200, 2].cpu["proxy"] / results[20, 2].cpu["proxy"]
     yield f"\nFrom 20 to 200 qubes × node + process, a sample costs {growth:.2f} times as much."
     draw(results[20, 2])
 
@@ -436,14 +433,14 @@ def at_rest() -> Iterator[str]:
 def draw(measured: Measured) -> None:
     """The picture in the README."""
     bars = [
-        (label, measured.cpu[name] or 0.0, color)
+        (label, measured.cpu[name], color)
         for label, name, color in (
             ("prometheus-client alone", "parse", "#c9302c"),
             ("pushgateway (Go)", "pushgateway", "#e08b3a"),
             ("prometheus-qubes-proxy", "proxy", "#2a6fbb"),
             ("joining without looking", "join", "#999999"),
         )
-        if measured.cpu[name] is not None
+        if name in measured.cpu
     ]
     widest = max(value for _, value, _ in bars)
     rows = "".join(
