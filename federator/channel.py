@@ -22,7 +22,16 @@ from contextlib import asynccontextmanager, suppress
 from typing import Protocol as TypingProtocol
 from typing import cast
 
-from federator.errors import Closed, Connection, NoService, Protocol, Refused, ScrapeError, TimedOut, shown
+from federator.errors import (
+    ClosedError,
+    ExporterUnreachableError,
+    NoServiceError,
+    ProtocolError,
+    RefusedError,
+    ScrapeError,
+    TimedOutError,
+    shown,
+)
 from federator.model import Answer, Qrexec, Qube
 from federator.wire import SERVICE, Version1, Version2, Wire, argument
 
@@ -120,7 +129,7 @@ class Call(asyncio.SubprocessProtocol):
             # A session of its own: Ctrl-C at a terminal is for the daemon to act on, and `_end` may signal the lot.
             await self._loop.subprocess_exec(lambda: self, *command, env=dict(environment), start_new_session=True)
         except OSError as error:
-            raise Closed(f"{command[0]} cannot be started: {error.strerror}") from None
+            raise ClosedError(f"{command[0]} cannot be started: {error.strerror}") from None
         self._write(self._wire.greeting)
         await self._wait()
 
@@ -216,7 +225,7 @@ class Call(asyncio.SubprocessProtocol):
         del self._stderr[:-STDERR_KEPT]
         self._stderr_allowance -= len(untrusted)
         if self._stderr_allowance < 0:
-            self._fail(Protocol(f"sent more than {STDERR_LIMIT} bytes on stderr: {shown(self._last_words())}"))
+            self._fail(ProtocolError(f"sent more than {STDERR_LIMIT} bytes on stderr: {shown(self._last_words())}"))
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         """A pipe was closed at the other end; after the exit, the last words are in once both are."""
@@ -245,7 +254,7 @@ class Call(asyncio.SubprocessProtocol):
         return bytes(self._stderr).strip().rpartition(b"\n")[2]
 
 
-class _OnlyVersion1(Closed):
+class _OnlyVersion1Error(ClosedError):
     """The service ended at the greeting of version 2, as upstream's does."""
 
 
@@ -262,7 +271,7 @@ def explain(  # noqa: PLR0911, PLR0913 - there are so many ways to end, and so m
     words = f": {shown(untrusted_words)}" if untrusted_words else ""
     if qube.transport == "qrexec" and not spoke:
         if status == 126 and untrusted_words.endswith(b"Request refused"):
-            return Refused(
+            return RefusedError(
                 f"dom0's policy does not allow {service}; `prometheus-qubes-proxy policy` prints the line for it"
                 if service != SERVICE
                 else f"qrexec refused the call to {name}: dom0's policy does not allow it, or the qube does not run or"
@@ -270,21 +279,23 @@ def explain(  # noqa: PLR0911, PLR0913 - there are so many ways to end, and so m
             )
         if status == 127:
             where = name if name == "dom0" else f"the template of {name}"
-            return NoService(f"{service} is not installed in {name}; install it in {where}")
+            return NoServiceError(f"{service} is not installed in {name}; install it in {where}")
         if status == 125:
-            return NoService(f"{service} is in {name}, but cannot be run there; is it executable?{words}")
+            return NoServiceError(f"{service} is in {name}, but cannot be run there; is it executable?{words}")
         if status == 1 and b"connect: No such file" in untrusted_words:
-            return Closed("there is no qrexec agent here; the daemon has to run in a qube")
+            return ClosedError("there is no qrexec agent here; the daemon has to run in a qube")
         if status == 1 and b"Data vchan connection failed" in untrusted_words:
-            return Closed(f"{name} accepted the call but did not connect; restart the qube if it stays so")
+            return ClosedError(f"{name} accepted the call but did not connect; restart the qube if it stays so")
     if not wire.greeted and not spoke and wire.version == 2 and status in VERSION_1_STATUSES:
-        return _OnlyVersion1(f"the service in {name} speaks version 1 only")
+        return _OnlyVersion1Error(f"the service in {name} speaks version 1 only")
     if wire.version == 1 and wire.pending and status in {0, 1, 116, 117}:
-        return Connection(f"upstream's service in {name} ended at the request; is the exporter up?{words}")
+        return ExporterUnreachableError(
+            f"upstream's service in {name} ended at the request; is the exporter up?{words}"
+        )
     if qube.transport == "qrexec" and status == 255:
-        return Closed(f"{name} went away in the middle of the call; was it shut down or killed?{words}")
+        return ClosedError(f"{name} went away in the middle of the call; was it shut down or killed?{words}")
     how = f"killed by signal {-status}" if status is not None and status < 0 else f"status {status}"
-    return Closed(f"the call to {name} ended by itself ({how}){words}")
+    return ClosedError(f"the call to {name} ended by itself ({how}){words}")
 
 
 class _Slot:
@@ -308,7 +319,7 @@ class _Slot:
 
     def refused(self, now: float) -> bool:
         """Was its last call refused, and may another one be made?"""
-        return isinstance(self._last_error, Refused) and now >= self._not_before
+        return isinstance(self._last_error, RefusedError) and now >= self._not_before
 
     def failed(self, error: ScrapeError, *, now: float, settings: Qrexec) -> None:
         wait = min(settings.backoff_initial * 2 ** min(self.failures, 32), settings.backoff_max)
@@ -363,7 +374,7 @@ class Channel:
         except TimeoutError:
             pass
         for port in sorted(owed):
-            tell_once(port, TimedOut(f"{self.qube.name}'s turn did not come in time: others were being called"))
+            tell_once(port, TimedOutError(f"{self.qube.name}'s turn did not come in time: others were being called"))
 
     async def close(self) -> None:
         """End all calls; returns when their processes are gone, or have had every chance to."""
@@ -387,7 +398,7 @@ class Channel:
         if len(self._slots[0].ports) > 1:
             try:
                 await self._ask_slot(self._slots[0], ports, deadline=deadline, max_body=max_body, tell=tell)
-            except _OnlyVersion1:
+            except _OnlyVersion1Error:
                 self._call_singly(Version1)
             else:
                 return
@@ -401,7 +412,7 @@ class Channel:
     ) -> None:
         try:
             await self._ask_slot(slot, ports, deadline=deadline, max_body=max_body, tell=tell)
-        except _OnlyVersion1:
+        except _OnlyVersion1Error:
             self._drop(slot)
             slot.version = Version1
             await self._ask_slot(slot, ports, deadline=deadline, max_body=max_body, tell=tell)
@@ -450,7 +461,7 @@ class Channel:
             milliseconds = max(1, int((left - min(ANSWER_MARGIN_SECONDS, left / 4)) * 1000))
             await call.ask(ports, milliseconds=milliseconds, max_body=max_body, tell=tell)
             slot.succeeded()
-        except _OnlyVersion1:
+        except _OnlyVersion1Error:
             raise
         except ScrapeError as error:
             self._failed(slot, error, ports, tell)
@@ -459,7 +470,7 @@ class Channel:
             # waiting for its turn to be made is not the qube's fault.
             if slot.call is not None:
                 self._failed(
-                    slot, TimedOut(f"no answer of {self.qube.name} in time; is it paused, or busy?"), ports, tell
+                    slot, TimedOutError(f"no answer of {self.qube.name} in time; is it paused, or busy?"), ports, tell
                 )
             raise
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from federator import __version__, config, daemon, journal
+from federator.counters import Counters
 from federator.errors import ConfigError, FederatorError
 from federator.model import Config, Outcome, Target
 from federator.scrape import Scraper, budget
 from federator.targets import DOM0, is_qube_name
-from federator.telemetry import Counters
 from federator.wire import SERVICE, argument
 
 PROGRAM = "prometheus-qubes-proxy"

@@ -23,10 +23,10 @@ from pathlib import Path
 from aiohttp import web
 
 from federator import __version__, config, systemd
+from federator.counters import Counters
 from federator.errors import ConfigError, StartError
 from federator.model import Config
 from federator.scrape import Scraper
-from federator.telemetry import Counters
 from federator.web import Served, application
 
 # Whoever is still being sent a page when the daemon ends has so long to take it.

@@ -15,7 +15,7 @@ import os
 from contextlib import suppress
 
 from federator.channel import Call, Counters, explain
-from federator.errors import ScrapeError, TimedOut
+from federator.errors import ScrapeError, TimedOutError
 from federator.model import Answer, Discovery, Qrexec, Qube
 from federator.targets import DOM0, RUNNING, states_of_list, states_of_names
 from federator.wire import Version1
@@ -110,7 +110,7 @@ class Discoverer:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 self.states = await (self._list() if by_list else self._names())
         except (ScrapeError, TimeoutError) as failed:
-            error = failed if isinstance(failed, ScrapeError) else TimedOut("dom0 did not answer in time")
+            error = failed if isinstance(failed, ScrapeError) else TimedOutError("dom0 did not answer in time")
             wait = min(interval * 2**self._failures, max(interval, self._qrexec.backoff_max))
             self._not_before = loop.time() + wait
             if self.error is None:
@@ -146,7 +146,7 @@ class Discoverer:
                 *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
             )
         except OSError as error:
-            raise TimedOut(f"{words[0]} cannot be started: {error.strerror}") from None
+            raise TimedOutError(f"{words[0]} cannot be started: {error.strerror}") from None
         self._counters.call_started()
         try:
             untrusted_reply, untrusted_words = await process.communicate()

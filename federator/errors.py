@@ -5,20 +5,20 @@ Every exception raised on purpose. Anything else is a bug of ours: it is not cau
     FederatorError
         StartError           the daemon cannot start: no such program, port in use
         ConfigError          "FILE: key.path: what is wrong; what to do"
-        Stopping             the daemon is being stopped while somebody waits for a scrape
+        StoppingError        the daemon is being stopped while somebody waits for a scrape
         ScrapeError          one target or qube failed; the page stands
-            Refused          qrexec refused the call
-            NoService        the qube has no (working) ruddo.PrometheusProxy
-            NotRunning       the qube is known not to run; it was not called
-            Closed           the channel ended, or could not be opened
-            TimedOut         the time was over
-            Protocol         the qube's end broke the protocol
-            Connection       the service could not get an answer out of the exporter
-            Http             the exporter answered with another status than 200
-            Exposition       no line of its text could be passed on, or the text is cut
-            BodySizeLimit    } the target exceeds the limit of that name
-            SampleLimit      }
-            LabelLimit       }
+            RefusedError              qrexec refused the call
+            NoServiceError            the qube has no (working) ruddo.PrometheusProxy
+            NotRunningError           the qube is known not to run; it was not called
+            ClosedError               the channel ended, or could not be opened
+            TimedOutError             the time was over
+            ProtocolError             the qube's end broke the protocol
+            ExporterUnreachableError  the service could not get an answer out of the exporter
+            HttpError                 the exporter's answer is not the HTTP that a scrape needs
+            ExpositionError           no line of its text could be passed on, or the text is cut
+            BodySizeLimitError        }
+            SampleLimitError          } the target exceeds the limit of that name
+            LabelLimitError           }
 
 The message of a ScrapeError is for people: one line, in Qubes' words, with the remedy where there is one. Bytes of a
 qube stand in it only through `shown`.
@@ -42,7 +42,7 @@ class ConfigError(FederatorError):
     """The configuration is not usable; names file, key and remedy."""
 
 
-class Stopping(FederatorError):
+class StoppingError(FederatorError):
     """The daemon is being stopped."""
 
 
@@ -52,73 +52,73 @@ class ScrapeError(FederatorError):
     reason: ClassVar[str]
 
 
-class Refused(ScrapeError):
+class RefusedError(ScrapeError):
     """Qrexec refused the call."""
 
     reason = "refused"
 
 
-class NoService(ScrapeError):
+class NoServiceError(ScrapeError):
     """The service is not in the qube, or cannot be run there."""
 
     reason = "no_service"
 
 
-class NotRunning(ScrapeError):
+class NotRunningError(ScrapeError):
     """The qube does not run, and was not called."""
 
     reason = "not_running"
 
 
-class Closed(ScrapeError):
+class ClosedError(ScrapeError):
     """The channel ended, or could not be opened."""
 
     reason = "closed"
 
 
-class TimedOut(ScrapeError):
+class TimedOutError(ScrapeError):
     """The time was over."""
 
     reason = "timeout"
 
 
-class Protocol(ScrapeError):
+class ProtocolError(ScrapeError):
     """The qube's end broke the protocol."""
 
     reason = "protocol"
 
 
-class Connection(ScrapeError):
+class ExporterUnreachableError(ScrapeError):
     """The service got no HTTP answer from the exporter."""
 
     reason = "connection"
 
 
-class Http(ScrapeError):
+class HttpError(ScrapeError):
     """The exporter answered with another status than 200."""
 
     reason = "http"
 
 
-class Exposition(ScrapeError):
+class ExpositionError(ScrapeError):
     """Nothing of the exporter's text could be passed on."""
 
     reason = "exposition"
 
 
-class BodySizeLimit(ScrapeError):
+class BodySizeLimitError(ScrapeError):
     """The exporter's text exceeds scrape.body_size_limit."""
 
     reason = "body_size_limit"
 
 
-class SampleLimit(ScrapeError):
+class SampleLimitError(ScrapeError):
     """The exporter's text exceeds scrape.sample_limit."""
 
     reason = "sample_limit"
 
 
-class LabelLimit(ScrapeError):
+class LabelLimitError(ScrapeError):
     """A series exceeds one of the scrape.label_* limits."""
 
     reason = "label_limit"

@@ -16,24 +16,24 @@ from collections.abc import Callable, Container, Generator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from federator.channel import Channel, Doorman
+from federator.counters import Counters
 from federator.discovery import Discoverer
 from federator.errors import (
-    BodySizeLimit,
-    Connection,
-    Exposition,
-    Http,
-    NotRunning,
+    BodySizeLimitError,
+    ExporterUnreachableError,
+    ExpositionError,
+    HttpError,
+    NotRunningError,
     ScrapeError,
-    Stopping,
-    TimedOut,
+    StoppingError,
+    TimedOutError,
     shown,
 )
-from federator.exposition import Reader
-from federator.memory import Memory
-from federator.merge import Merger
 from federator.model import Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape, Target
 from federator.targets import DOM0, RUNNING, qubes_with_discovered
-from federator.telemetry import Counters
+from federator.text.exposition import Reader
+from federator.text.memory import Memory
+from federator.text.merge import Merger
 
 # Prometheus' own timeouts are seconds; a header that says more than this is a mistake, and would hold channels long.
 MAX_TIMEOUT_SECONDS = 600.0
@@ -113,7 +113,7 @@ class _QubeScrape:
     def outcome(self, now: float) -> QubeOutcome:
         """As it stands: what has not come by now is late."""
         seconds = (self.finished if self.finished is not None else now) - self.started
-        late = TimedOut(f"no answer of {self.qube.name} in time; is it paused, or busy?")
+        late = TimedOutError(f"no answer of {self.qube.name} in time; is it paused, or busy?")
         return QubeOutcome(
             qube=self.qube,
             up=self.up,
@@ -255,10 +255,10 @@ class Scraper:
         Ask the wanted targets now; what came of it within `seconds`, in the order of the configuration.
 
         `told` hears of each target as soon as it is done. Scrapers who come at the same time share the asking.
-        Raises Stopping where the daemon ends meanwhile: half a page would look like qubes that went down.
+        Raises StoppingError where the daemon ends meanwhile: half a page would look like qubes that went down.
         """
         if self._closing:
-            raise Stopping("the proxy is being stopped")
+            raise StoppingError("the proxy is being stopped")
         loop = asyncio.get_running_loop()
         now = loop.time()
         # The page goes out in the scraper's time; the qubes have at least the configured time, or one impatient
@@ -280,7 +280,7 @@ class Scraper:
             if tasks:
                 await asyncio.wait(tasks, timeout=now + seconds - loop.time())
             if self._closing:
-                raise Stopping("the proxy is being stopped")
+                raise StoppingError("the proxy is being stopped")
             outcomes = halted | {scrape.qube.name: scrape.outcome(loop.time()) for scrape in scrapes}
             return tuple(outcomes[qube.name] for qube, _, _ in asked)
         finally:
@@ -295,7 +295,7 @@ class Scraper:
         Raises ScrapeError where there is none within `seconds`, and Stopping.
         """
         if self._closing:
-            raise Stopping("the proxy is being stopped")
+            raise StoppingError("the proxy is being stopped")
         loop = asyncio.get_running_loop()
         (qube,) = (one for one in self.qubes if target in one.targets)
         started = loop.time()
@@ -307,7 +307,7 @@ class Scraper:
             check(answer, self.config.scrape.limits.body_size)
             if answer.body and not answer.body.endswith(b"\n"):
                 # Prometheus would take the beginning of a number for the whole.
-                raise Exposition("its text is cut: there is no newline at the end")
+                raise ExpositionError("its text is cut: there is no newline at the end")
         except ScrapeError as failed:
             error = failed
         body = answer.body if answer else b""
@@ -337,9 +337,9 @@ class Scraper:
         either: set[asyncio.Future[Any]] = {answered, asking}
         await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if self._closing:
-            raise Stopping("the proxy is being stopped")
+            raise StoppingError("the proxy is being stopped")
         if not answered.done():
-            raise TimedOut(f"no answer of {qube.name} in time; is it paused, or busy?")
+            raise TimedOutError(f"no answer of {qube.name} in time; is it paused, or busy?")
         result = answered.result()
         if isinstance(result, ScrapeError):
             raise result
@@ -408,7 +408,7 @@ class Scraper:
             def tell(port: int, result: Answer | ScrapeError) -> None:
                 target, seconds = targets[port], loop.time() - scrape.started
                 # Upstream's service ends where ours answers "Connection refused": it was there all the same.
-                scrape.up = scrape.up or isinstance(result, Answer | Connection)
+                scrape.up = scrape.up or isinstance(result, Answer | ExporterUnreachableError)
                 if isinstance(result, Answer):
                     reading.create_task(self._read(scrape, target, result, seconds=seconds, until=until))
                 else:
@@ -437,11 +437,11 @@ class Scraper:
         except ScrapeError as failed:
             error = failed
         except TimeoutError:
-            error = TimedOut("its text came too late to be read in time")
+            error = TimedOutError("its text came too late to be read in time")
         except Exception:
             # A bug of ours. It is shown as one; but a text that can trigger it must not cost the others their page.
             log.exception("bug in reading an exposition", extra={"qube": target.qube, "exporter": target.exporter.name})
-            error = Exposition("a bug in the proxy; its log has the details, please report them")
+            error = ExpositionError("a bug in the proxy; its log has the details, please report them")
         if error is not None:
             self._memory.forget(target)
         body_size = len(answer.body) if answer.status else 0
@@ -461,8 +461,10 @@ class Scraper:
                 self._counters.lines_dropped.inc(outcome.reading.lines_dropped)
 
 
-def _not_running(qube: Qube, state: str) -> NotRunning:
-    return NotRunning(f"{qube.name} does not run (dom0: {state}), and was not called; start it, or leave it as it is")
+def _not_running(qube: Qube, state: str) -> NotRunningError:
+    return NotRunningError(
+        f"{qube.name} does not run (dom0: {state}), and was not called; start it, or leave it as it is"
+    )
 
 
 def check(answer: Answer, body_size_limit: int) -> None:
@@ -471,13 +473,15 @@ def check(answer: Answer, body_size_limit: int) -> None:
         return
     if answer.status:
         untrusted_start = f": {shown(answer.body[:80])}" if answer.body else ""
-        raise Http(f"the exporter answered with HTTP status {answer.status}{untrusted_start}")
+        raise HttpError(f"the exporter answered with HTTP status {answer.status}{untrusted_start}")
     untrusted_reason = answer.body
     if untrusted_reason.startswith(b"timed out"):
-        raise TimedOut("the exporter did not answer in time")
+        raise TimedOutError("the exporter did not answer in time")
     if untrusted_reason.startswith(b"body larger"):
-        raise BodySizeLimit(f"larger than {body_size_limit} bytes (scrape.body_size_limit)")
-    raise Connection(f"no answer of the exporter on port {answer.port}: {shown(untrusted_reason)}; does it run there?")
+        raise BodySizeLimitError(f"larger than {body_size_limit} bytes (scrape.body_size_limit)")
+    raise ExporterUnreachableError(
+        f"no answer of the exporter on port {answer.port}: {shown(untrusted_reason)}; does it run there?"
+    )
 
 
 class _Chronicle:

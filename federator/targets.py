@@ -9,7 +9,7 @@ is asked, nor when.
 import re
 from collections.abc import Container, Mapping, Sequence
 
-from federator.errors import Protocol, shown
+from federator.errors import ProtocolError, shown
 from federator.model import Config, Qube, Target
 
 DOM0 = "dom0"
@@ -40,13 +40,13 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
     """
     if untrusted_reply.startswith(b"2\0"):
         untrusted_kind = untrusted_reply[2:].partition(b"\0")[0]
-        raise Protocol(
+        raise ProtocolError(
             f"dom0 answered admin.vm.List with an error: {shown(untrusted_kind)}; its journal has the details"
         )
     if not untrusted_reply.startswith(b"0\0"):
-        raise Protocol(f"dom0's answer is no reply of admin.vm.List: {shown(untrusted_reply[:80])}")
+        raise ProtocolError(f"dom0's answer is no reply of admin.vm.List: {shown(untrusted_reply[:80])}")
     if not untrusted_reply.endswith(b"\n"):
-        raise Protocol("dom0's reply of admin.vm.List is cut")
+        raise ProtocolError("dom0's reply of admin.vm.List is cut")
     states: dict[str, str] = {}
     for untrusted_line in untrusted_reply[2:].decode("ascii", "replace").split("\n"):
         untrusted_name, *untrusted_words = untrusted_line.split(" ")
@@ -60,12 +60,12 @@ def states_of_names(untrusted_text: bytes) -> dict[str, str]:
     """
     What ruddo.PrometheusDiscover says, ours or upstream's: the qubes that run, one name a line.
 
-    Raises Protocol where there is none, as upstream's answers where it failed itself: at least we do run.
+    Raises ProtocolError where there is none, as upstream's answers where it failed itself: at least we do run.
     """
     names = untrusted_text.decode("ascii", "replace").split("\n")
     states = {untrusted_name: RUNNING for untrusted_name in names if is_qube_name(untrusted_name)}
     if not states:
-        raise Protocol("dom0's ruddo.PrometheusDiscover named no qube that runs, not even this one")
+        raise ProtocolError("dom0's ruddo.PrometheusDiscover named no qube that runs, not even this one")
     return states
 
 

@@ -18,11 +18,12 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from federator import __version__
-from federator.errors import ScrapeError, Stopping
+from federator.counters import Counters
+from federator.errors import ScrapeError, StoppingError
+from federator.gauges import gauges
 from federator.model import QubeOutcome, Target
 from federator.scrape import PATIENCE_SECONDS, Scraper, budget
 from federator.targets import RUNNING, forwarded, service_discovery
-from federator.telemetry import Counters, gauges
 
 # Every Prometheus takes this for every Accept header (3.x takes nothing less exact).
 TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
@@ -124,7 +125,7 @@ async def _scraped(request: web.Request, scraper: Scraper, seconds: float) -> by
     served: Served = request.app[SERVED]
     try:
         qubes = await scraper.collect(wanted(request.query, scraper.targets), seconds)
-    except Stopping as stopping:
+    except StoppingError as stopping:
         raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
     # Scrapers who share the answers share the page. Who goes away meanwhile must not take it from the others.
     key = tuple(id(outcome) for qube in qubes for outcome in qube.outcomes)
@@ -167,7 +168,7 @@ async def _forward(request: web.Request) -> web.StreamResponse:
         target = _forwarded(request.query, scraper)
         try:
             text = await scraper.fetch(target, seconds)
-        except Stopping as stopping:
+        except StoppingError as stopping:
             raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
         except ScrapeError as error:
             return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")

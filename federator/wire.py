@@ -11,16 +11,16 @@ Owns the grammar of versions 1 and 2, and which bytes may come when. Must not kn
     "+\n"                        "=\n"                                                version 1: one port a channel
     "?\n"                        "LENGTH\n" + body
 
-Whatever `receive` is fed, it returns answers or raises `Protocol` (or `BodySizeLimit`, where version 1 announces more
-than was wanted). After that the wire is of no more use, since nobody knows where the next answer would begin. Bytes
-that nobody asked for are a breach too: they could be taken for the next answer.
+Whatever `receive` is fed, it returns answers or raises `ProtocolError` (or `BodySizeLimitError`, where version 1
+announces more than was wanted). After that the wire is of no more use, since nobody knows where the next answer would
+begin. Bytes that nobody asked for are a breach too: they could be taken for the next answer.
 """
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 
-from federator.errors import BodySizeLimit, Protocol, shown
+from federator.errors import BodySizeLimitError, ProtocolError, shown
 from federator.model import Answer
 
 SERVICE = "ruddo.PrometheusProxy"
@@ -85,7 +85,7 @@ class Wire(ABC):
         """
         Take what came, however the pipe cut it; return the answers it completed.
 
-        Raises Protocol for anything the service may not say now.
+        Raises ProtocolError for anything the service may not say now.
         """
         answers: list[Answer] = []
         start, end = 0, len(untrusted)
@@ -94,9 +94,9 @@ class Wire(ABC):
                 newline = untrusted.find(b"\n", start, start + MAX_HEADER)
                 stop = newline if newline >= 0 else end
                 if len(self._line) + stop - start > MAX_HEADER:
-                    raise Protocol(f"a header without an end: {shown(bytes(self._line) or untrusted[start:])}")
+                    raise ProtocolError(f"a header without an end: {shown(bytes(self._line) or untrusted[start:])}")
                 if not self._may_speak:
-                    raise Protocol(f"sent what nobody asked for: {shown(untrusted[start:])}")
+                    raise ProtocolError(f"sent what nobody asked for: {shown(untrusted[start:])}")
                 self._line += untrusted[start:stop]
                 if newline < 0:
                     break
@@ -119,13 +119,13 @@ class Wire(ABC):
     def _header(self, untrusted_line: bytes) -> None:
         if not self.greeted:
             if untrusted_line != self._welcome:
-                raise Protocol(f"did not greet with {self._welcome.decode()}: {shown(untrusted_line)}")
+                raise ProtocolError(f"did not greet with {self._welcome.decode()}: {shown(untrusted_line)}")
             self.greeted = True
             return
         port, status, length, seconds, content_type = self._parse(untrusted_line)
         limit = self._max_body if status else MAX_REASON
         if length > limit:
-            raise Protocol(f"announced {length} bytes for port {port}, where at most {limit} were asked for")
+            raise ProtocolError(f"announced {length} bytes for port {port}, where at most {limit} were asked for")
         self._answer = (port, status, seconds, content_type)
         self._missing = length
 
@@ -158,10 +158,10 @@ class Version2(Wire):
     def _parse(self, untrusted_line: bytes) -> tuple[int, int, int, float | None, str]:
         match = _HEADER_V2.fullmatch(untrusted_line)
         if not match:
-            raise Protocol(f"not a header of version 2: {shown(untrusted_line)}")
+            raise ProtocolError(f"not a header of version 2: {shown(untrusted_line)}")
         port = int(match["port"])
         if port not in self._pending:
-            raise Protocol(f"answered for port {port}, which is not (or no longer) asked for")
+            raise ProtocolError(f"answered for port {port}, which is not (or no longer) asked for")
         return port, int(match["status"]), int(match["length"]), float(match["seconds"]), match["content_type"].decode()
 
 
@@ -179,8 +179,10 @@ class Version1(Wire):
 
     def _parse(self, untrusted_line: bytes) -> tuple[int, int, int, float | None, str]:
         if not _HEADER_V1.fullmatch(untrusted_line):
-            raise Protocol(f"not a length of version 1: {shown(untrusted_line)}")
+            raise ProtocolError(f"not a length of version 1: {shown(untrusted_line)}")
         if int(untrusted_line) > self._max_body:
-            raise BodySizeLimit(f"larger than {self._max_body} bytes (scrape.body_size_limit): {int(untrusted_line)}")
+            raise BodySizeLimitError(
+                f"larger than {self._max_body} bytes (scrape.body_size_limit): {int(untrusted_line)}"
+            )
         (port,) = self._pending
         return port, 200, int(untrusted_line), None, "-"

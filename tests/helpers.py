@@ -5,10 +5,10 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TypeVar
 
-from federator.exposition import Reader
-from federator.memory import Memory
-from federator.merge import Merger
 from federator.model import Exporter, Limits, Reading, Target
+from federator.text.exposition import Reader
+from federator.text.memory import Memory
+from federator.text.merge import Merger
 
 ROOT = Path(__file__).parent.parent
 SERVICE = ROOT / "vmside" / "ruddo.PrometheusProxy"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from federator import __version__, config, daemon
+from federator.counters import Counters
 from federator.scrape import Scraper
-from federator.telemetry import Counters
 from federator.web import Served
 from tests.helpers import ROOT, SERVICE
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, Response, eventually, federator, free_port, process, toml

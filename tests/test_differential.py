@@ -16,8 +16,8 @@ from threading import Thread
 from typing import Any
 
 from federator.errors import ScrapeError
+from federator.gauges import gauges
 from federator.model import Outcome, Qube, QubeOutcome, Reading
-from federator.telemetry import gauges
 from tests.helpers import page, read, target
 from tests.hostile import bodies
 from tests.parts import PATIENCE_SECONDS, debian_program, eventually, free_port, get, process

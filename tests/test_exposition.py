@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federator.errors import BodySizeLimit, Exposition, LabelLimit, SampleLimit, ScrapeError
-from federator.exposition import MAX_LINE
+from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, ScrapeError
 from federator.model import Exporter, Limits, Target
-from federator.value import is_value
+from federator.text.exposition import MAX_LINE
+from federator.text.value import is_value
 from tests.helpers import RECORDINGS, lines, read, recording, target
 
 # One line as any Prometheus from 2.42 on takes it: the last line of defence, written down once more and more narrowly.
@@ -162,21 +162,21 @@ def test_bytes_that_are_not_utf8_cost_their_line() -> None:
 @pytest.mark.parametrize(
     ("body", "error", "why"),
     [
-        (b"", Exposition, "empty"),
-        (b"foo 1", Exposition, "cut"),
-        (b"foo 1\nbar 2", Exposition, "cut"),
-        (b"\n\n", Exposition, "not one sample"),
-        (b"# TYPE foo gauge\n", Exposition, "not one sample"),
-        (b"<html>\n</html>\n", Exposition, "line 1: not a sample line: '<html>'"),
-        (b"\x1f\x8b\x08\x00\xff\n", Exposition, "line 1"),
-        (b"a" * 2000 + b"\n", BodySizeLimit, "1024 bytes"),
-        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimit, "4 samples"),
-        (b"\n" * 1000, SampleLimit, "1000 lines"),
-        (b'foo{a="1",b="2",c="3"} 1\n', LabelLimit, "2 labels"),
-        (b'foo{abcdefghijk="1"} 1\n', LabelLimit, "10 bytes"),
-        (b'foo{a="0123456789abcdefg"} 1\n', LabelLimit, "16 bytes"),
-        ('foo{a="äääääääää"} 1\n'.encode(), LabelLimit, "16 bytes"),
-        (b"a_name_of_twenty_bytes 1\n", LabelLimit, "16 bytes"),
+        (b"", ExpositionError, "empty"),
+        (b"foo 1", ExpositionError, "cut"),
+        (b"foo 1\nbar 2", ExpositionError, "cut"),
+        (b"\n\n", ExpositionError, "not one sample"),
+        (b"# TYPE foo gauge\n", ExpositionError, "not one sample"),
+        (b"<html>\n</html>\n", ExpositionError, "line 1: not a sample line: '<html>'"),
+        (b"\x1f\x8b\x08\x00\xff\n", ExpositionError, "line 1"),
+        (b"a" * 2000 + b"\n", BodySizeLimitError, "1024 bytes"),
+        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimitError, "4 samples"),
+        (b"\n" * 1000, SampleLimitError, "1000 lines"),
+        (b'foo{a="1",b="2",c="3"} 1\n', LabelLimitError, "2 labels"),
+        (b'foo{abcdefghijk="1"} 1\n', LabelLimitError, "10 bytes"),
+        (b'foo{a="0123456789abcdefg"} 1\n', LabelLimitError, "16 bytes"),
+        ('foo{a="äääääääää"} 1\n'.encode(), LabelLimitError, "16 bytes"),
+        (b"a_name_of_twenty_bytes 1\n", LabelLimitError, "16 bytes"),
     ],
 )
 def test_a_target_is_down_where_nothing_is_left_or_too_much_came(

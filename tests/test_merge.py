@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federator.exposition import Reader
-from federator.memory import Memory
-from federator.merge import Merger
 from federator.model import Limits, Reading
+from federator.text.exposition import Reader
+from federator.text.memory import Memory
+from federator.text.merge import Merger
 from tests.helpers import finish, page, read, recording, target
 
 
@@ -184,7 +184,7 @@ def test_values_are_new_where_types_disagree() -> None:
 
 def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A qube with new families at every scrape fills what there is for all, and no more; the last plan is kept."""
-    monkeypatch.setattr("federator.merge.MAX_STEPS", 100)
+    monkeypatch.setattr("federator.text.merge.MAX_STEPS", 100)
     merger = Merger()
     for scrape in range(10):
         text = "".join(f"a{scrape}_{number} 1\n" for number in range(30))
@@ -204,7 +204,7 @@ def test_a_bad_line_does_not_cost_the_plan(monkeypatch: pytest.MonkeyPatch) -> N
         texts = [f"# TYPE m gauge\nm {value}\nbad\n", f"# TYPE n gauge\nn {value}\n"]
         readings = [finish(one.read(text.encode())) for one, text in zip(readers, texts, strict=True)]
         pages.append(finish(merger.merge(readings)).decode())
-        monkeypatch.setattr("federator.merge._plan", None)
+        monkeypatch.setattr("federator.text.merge._plan", None)
     assert pages[1] == pages[0].replace("} 1\n", "} 2\n")
 
 
@@ -213,7 +213,7 @@ def test_the_plan_of_an_unchanged_shape_is_not_made_again(monkeypatch: pytest.Mo
     merger, memory = Merger(), Memory(Limits())
     readers = [Reader(target(qube, "x"), Limits(), memory) for qube in "ab"]
     finish(merger.merge([finish(one.read(recording("node", 2))) for one in readers]))
-    monkeypatch.setattr("federator.merge._plan", None)
+    monkeypatch.setattr("federator.text.merge._plan", None)
     second = finish(merger.merge([finish(one.read(recording("node", 3))) for one in readers]))
     monkeypatch.undo()
     assert second.decode() == page(*(read(recording("node", 3), target(qube, "x")) for qube in "ab"))

@@ -11,11 +11,18 @@ from pathlib import Path
 import pytest
 
 from federator import config, daemon
-from federator.errors import Connection, Exposition, Http, ScrapeError, Stopping, TimedOut
-from federator.exposition import Reader
+from federator.counters import Counters
+from federator.errors import (
+    ExporterUnreachableError,
+    ExpositionError,
+    HttpError,
+    ScrapeError,
+    StoppingError,
+    TimedOutError,
+)
 from federator.model import Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape
 from federator.scrape import Scraper, Turns, _Chronicle, budget, check
-from federator.telemetry import Counters
+from federator.text.exposition import Reader
 from tests.helpers import target
 from tests.parts import Exporter, eventually, free_port, toml
 
@@ -143,7 +150,7 @@ async def test_a_partial_page_in_time(scraper: MakeScraper, exporter: MakeExport
     assert [(qube.qube.name, qube.up) for qube in qubes] == [("work", False), ("personal", True)]
     (late,) = qubes[0].outcomes
     assert late.reading is None
-    assert isinstance(late.error, TimedOut)
+    assert isinstance(late.error, TimedOutError)
     assert [outcome.target.exporter.name for outcome in told] == ["fast"]
 
 
@@ -177,9 +184,9 @@ async def test_whoever_waits_when_the_daemon_stops_is_told(scraper: MakeScraper,
     waiting = asyncio.create_task(collect(of))
     await asyncio.to_thread(eventually, "the exporter is asked", started(slow))
     await of.close()
-    with pytest.raises(Stopping):
+    with pytest.raises(StoppingError):
         await waiting
-    with pytest.raises(Stopping):
+    with pytest.raises(StoppingError):
         await collect(of)
     assert len(slow.requests) == 1, "nothing is asked any more"
 
@@ -197,7 +204,7 @@ async def test_a_bug_in_reading_costs_one_target(
 
     monkeypatch.setattr(Reader, "read", buggy)
     outcomes = await collect(scraper({"work": {"bad": exporter(b"bad 1\n").port, "good": exporter(b"good 1\n").port}}))
-    assert isinstance(outcomes["bad"].error, Exposition)
+    assert isinstance(outcomes["bad"].error, ExpositionError)
     assert outcomes["good"].reading is not None
     assert "ZeroDivisionError" in caplog.text
 
@@ -239,13 +246,13 @@ async def test_large_texts_take_turns_with_small_ones() -> None:
 @pytest.mark.parametrize(
     ("status", "body", "error"),
     [
-        (503, b"gone \x1b[2J", Http),
-        (404, b"", Http),
-        (204, b"", Http),
-        (0, b"timed out", TimedOut),
-        (0, b"Connection refused", Connection),
-        (0, b"", Connection),
-        (0, b"\xff", Connection),
+        (503, b"gone \x1b[2J", HttpError),
+        (404, b"", HttpError),
+        (204, b"", HttpError),
+        (0, b"timed out", TimedOutError),
+        (0, b"Connection refused", ExporterUnreachableError),
+        (0, b"", ExporterUnreachableError),
+        (0, b"\xff", ExporterUnreachableError),
     ],
 )
 def test_what_is_no_answer_of_an_exporter_that_is_up(status: int, body: bytes, error: type[ScrapeError]) -> None:
@@ -274,7 +281,7 @@ def test_the_log_is_told_of_changes_only(caplog: pytest.LogCaptureFixture) -> No
     """A qube going down once, with its reason, and not its exporters; once when it is back."""
     caplog.set_level(logging.INFO)
     chronicle = _Chronicle()
-    late, refused = TimedOut("late"), Connection("refused")
+    late, refused = TimedOutError("late"), ExporterUnreachableError("refused")
     for one in (outcome(None), outcome(late, up=False), outcome(late, up=False), outcome(None), outcome(None)):
         chronicle.write(one)
     for one in (outcome(None, refused), outcome(None, refused), outcome(None, None)):
@@ -311,4 +318,4 @@ async def test_a_qube_without_exporters_that_answer_is_up(scraper: MakeScraper) 
     of = scraper({"work": {"none": free_port()}})
     (qube,) = await of.collect(frozenset(of.config.targets), 20.0)
     assert qube.up
-    assert isinstance(qube.outcomes[0].error, Connection)
+    assert isinstance(qube.outcomes[0].error, ExporterUnreachableError)

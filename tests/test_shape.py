@@ -11,13 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prometheus_client.samples import Sample
 
-from federator import exposition
-from federator import shape as shapes
 from federator.errors import ScrapeError
-from federator.exposition import Reader
-from federator.memory import Approvals, Memory
 from federator.model import Exporter, Limits, Target
-from federator.value import are_values, is_value
+from federator.text import exposition
+from federator.text import shape as shapes
+from federator.text.exposition import Reader
+from federator.text.memory import Approvals, Memory
+from federator.text.value import are_values, is_value
 from tests.helpers import RECORDINGS, finish, page, read, recording, target
 
 EXPORTERS = sorted({path.name.rpartition("-")[0] for path in RECORDINGS.glob("*.prom")})
@@ -290,7 +290,7 @@ def test_no_text_keeps_others_waiting(first: bytes, second: bytes, monkeypatch: 
         calls += 1
         return is_value(untrusted_value)
 
-    monkeypatch.setattr("federator.value.is_value", counted)
+    monkeypatch.setattr("federator.text.value.is_value", counted)
     reader = Reader(target(), Limits(), Memory(Limits()))
     finish(reader.read(first))
     lines = second.count(b"\n")
@@ -344,7 +344,7 @@ def test_two_targets_share_what_was_judged_but_not_their_names(monkeypatch: pyte
     first, second = Target("work", Exporter("node", 9100)), Target("personal", Exporter("node", 9100))
     finish(Reader(first, Limits(), memory).read(recording("node")))
     alone = page(read(recording("node"), second))
-    monkeypatch.setattr("federator.exposition._asked", lambda lines: None if lines else [])
+    monkeypatch.setattr("federator.text.exposition._asked", lambda lines: None if lines else [])
     assert page(finish(Reader(second, Limits(), memory).read(recording("node")))) == alone
 
 
@@ -360,8 +360,8 @@ def test_a_target_with_a_label_of_that_name_is_not_given_what_was_judged_for_ano
 
 def test_memory_forgets_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A qube that sends more than others pays for it itself."""
-    monkeypatch.setattr("federator.memory._SHAPES_SIZE", 300_000)
-    monkeypatch.setattr("federator.memory._SHAPES_SIZE_PER_SAMPLE", 0)
+    monkeypatch.setattr("federator.text.memory._SHAPES_SIZE", 300_000)
+    monkeypatch.setattr("federator.text.memory._SHAPES_SIZE_PER_SAMPLE", 0)
     memory = Memory(Limits())
     small, large = target("small"), target("large")
     finish(Reader(small, Limits(), memory).read(b"a 1\n"))
@@ -421,7 +421,7 @@ def test_the_size_of_a_shape_is_about_what_it_takes(kind: str, label: str) -> No
 
 def test_a_shape_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """One qube may not have all the memory there is, even where nobody else wants it."""
-    monkeypatch.setattr("federator.memory._SHAPE_SIZE", 100_000)
+    monkeypatch.setattr("federator.text.memory._SHAPE_SIZE", 100_000)
     limits = Limits(samples=50)
     memory = Memory(limits)
     reader = Reader(target(), limits, memory)
@@ -448,7 +448,7 @@ def test_what_is_new_is_not_judged_twice(monkeypatch: pytest.MonkeyPatch, label:
     limits = Limits(samples=3000)
     reader = Reader(target(), limits, Memory(limits))
     finish(reader.read(text(1)))
-    monkeypatch.setattr("federator.exposition._asked", counted)
+    monkeypatch.setattr("federator.text.exposition._asked", counted)
     finish(reader.read(text(2)))
     assert asked < 1.3 * 3000
 

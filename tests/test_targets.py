@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federator import config
-from federator.errors import Protocol
+from federator.errors import ProtocolError
 from federator.model import Exporter, Target
 from federator.targets import (
     forwarded,
@@ -36,27 +36,27 @@ def test_the_list_of_dom0_is_read_by_its_keys() -> None:
 @pytest.mark.parametrize("end", [2, 10, len(LIST) - 1, LIST.index(b"vault") + 3])
 def test_a_reply_that_is_cut_is_refused(end: int) -> None:
     """What is missing would look halted, or gone."""
-    with pytest.raises(Protocol, match="is cut"):
+    with pytest.raises(ProtocolError, match="is cut"):
         states_of_list(LIST[:end])
 
 
 @pytest.mark.parametrize("reply", [b"", b"0", b"1\0", b"work class=AppVM state=Running\n", b"\xff\n", b"0 \0"])
 def test_what_is_no_list_is_refused(reply: bytes) -> None:
     """An answer that was cut at once must not look like a machine without qubes."""
-    with pytest.raises(Protocol, match=r"no reply of admin\.vm\.List"):
+    with pytest.raises(ProtocolError, match=r"no reply of admin\.vm\.List"):
         states_of_list(reply)
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"dom0\n"])
 def test_a_list_of_nobody_is_refused(text: bytes) -> None:
     """We run, so somebody does: upstream's service says this where qvm-ls failed."""
-    with pytest.raises(Protocol, match="named no qube"):
+    with pytest.raises(ProtocolError, match="named no qube"):
         states_of_names(text)
 
 
 def test_an_error_of_dom0_is_told() -> None:
     """By its kind; the rest is in dom0's journal."""
-    with pytest.raises(Protocol, match="'QubesException'"):
+    with pytest.raises(ProtocolError, match="'QubesException'"):
         states_of_list(b"2\0QubesException\0\0it is \x1b[2J\0\0")
 
 

@@ -13,8 +13,8 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 
 from federator import config, daemon
+from federator.counters import Counters
 from federator.scrape import Scraper
-from federator.telemetry import Counters
 from federator.web import TEXT_FORMAT, Served, application
 from tests.parts import Exporter, eventually, toml
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federator.errors import BodySizeLimit, Protocol
+from federator.errors import BodySizeLimitError, ProtocolError
 from federator.model import Answer
 from federator.wire import MAX_HEADER, MAX_REASON, Version1, Version2, Wire, argument
 
@@ -62,7 +62,7 @@ def test_answers_are_the_same_whole_and_byte_by_byte(answers: list[Answer]) -> N
 def test_a_tail_after_the_last_answer_is_a_breach(answers: list[Answer]) -> None:
     """Bytes that nobody asked for could be taken for the next answer."""
     wire = asked(*(answer.port for answer in answers))
-    with pytest.raises(Protocol, match="nobody asked"):
+    with pytest.raises(ProtocolError, match="nobody asked"):
         wire.receive(b"".join(map(spoken, answers)) + b"9")
 
 
@@ -107,9 +107,9 @@ BREACHES = {
 @pytest.mark.parametrize("data", BREACHES.values(), ids=BREACHES.keys())
 def test_a_breach_is_said_whole_and_byte_by_byte(data: bytes) -> None:
     """What the service may not say ends the conversation, as an error of our own."""
-    with pytest.raises(Protocol):
+    with pytest.raises(ProtocolError):
         fed(asked(9100, 9256), [data])
-    with pytest.raises(Protocol):
+    with pytest.raises(ProtocolError):
         fed(asked(9100, 9256), one_by_one(data))
 
 
@@ -118,7 +118,7 @@ def test_a_breach_is_said_whole_and_byte_by_byte(data: bytes) -> None:
 )
 def test_a_wrong_greeting_is_a_breach(greeting: bytes) -> None:
     """Nobody may speak before being asked, and only the agreed greeting counts."""
-    with pytest.raises(Protocol):
+    with pytest.raises(ProtocolError):
         Version2().receive(greeting)
 
 
@@ -143,13 +143,13 @@ def test_version_1_answers_with_a_length_and_a_body() -> None:
 @pytest.mark.parametrize("data", [b"x\n", b"-1\n", b"12345678\n", b"\n", b" 4\n", b"4 \n", b"4\na 1\n4"])
 def test_version_1_breaches(data: bytes) -> None:
     """At most seven digits and a newline, and nothing after the body."""
-    with pytest.raises(Protocol):
+    with pytest.raises(ProtocolError):
         fed(version_1(), [data])
 
 
 def test_version_1_names_the_limit_it_exceeds() -> None:
     """Version 1 cannot be told the limit, so its length is where it shows."""
-    with pytest.raises(BodySizeLimit, match="1000"):
+    with pytest.raises(BodySizeLimitError, match="1000"):
         version_1().receive(b"1001\n")
 
 
@@ -166,7 +166,7 @@ def test_no_bytes_raise_anything_but_our_own_error(data: bytes, cuts: list[int],
         for cut in [*cuts, len(data)]:
             wire.receive(data[:cut])
             data = data[cut:]
-    except (Protocol, BodySizeLimit):
+    except (ProtocolError, BodySizeLimitError):
         pass
 
 

@@ -23,10 +23,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from federator.exposition import Reader
-from federator.memory import Memory
-from federator.merge import Merger
 from federator.model import Exporter, Limits, Target
+from federator.text.exposition import Reader
+from federator.text.memory import Memory
+from federator.text.merge import Merger
 from tests.bench import texts
 from tests.bench.plain import parsed
 from tests.helpers import ROOT, finish

@@ -19,10 +19,10 @@ from prometheus_client.samples import Sample
 
 from federator import config
 from federator.channel import Channel, Doorman
+from federator.counters import Counters
 from federator.daemon import watch_children
 from federator.errors import ScrapeError
 from federator.model import Answer
-from federator.telemetry import Counters
 from federator.web import SEND_BYTES
 
 # qube, exporter, body

@@ -10,7 +10,7 @@ Must not know what is in it.
 from typing import Generic, NamedTuple, TypeVar
 
 from federator.model import Limits, Target
-from federator.shape import Shape
+from federator.text.shape import Shape
 
 # Shapes of all targets together, and of one. 20 qubes with node and process exporter take some 20 MB; 50,000 samples,
 # the default limit of one target, some 40 MB. Who allows more of them allows more memory.

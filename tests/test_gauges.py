@@ -2,9 +2,9 @@
 """Our own gauges: names, labels and values as the contract has them."""
 
 from federator import __version__
-from federator.errors import Refused
+from federator.errors import RefusedError
+from federator.gauges import HELPS, gauges
 from federator.model import Outcome, Qube, QubeOutcome, Reading
-from federator.telemetry import HELPS, gauges
 from tests.helpers import lines, page, target
 
 
@@ -15,7 +15,7 @@ def test_every_gauge_of_one_scrape() -> None:
     qube = Qube(name="work", transport="qrexec", targets=(up, down), labels=(("owner", "alice"),))
     outcomes = (
         Outcome(target=up, seconds=0.25, body_size=100, reading=reading),
-        Outcome(target=down, seconds=0.5, error=Refused("no")),
+        Outcome(target=down, seconds=0.5, error=RefusedError("no")),
     )
     ours = gauges(
         [QubeOutcome(qube=qube, up=True, seconds=0.75, outcomes=outcomes)], reloaded_well=False, reloaded_at=1.5

@@ -22,7 +22,7 @@ from operator import attrgetter, ne
 from typing import NamedTuple
 
 from federator.model import Family, Reading
-from federator.value import are_values
+from federator.text.value import are_values
 
 # A piece starts at every line that starts so: the first of these that is in the text.
 _CUTS = (b"\n# HELP ", b"\n# TYPE ")

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-The daemon's own metrics: every name and help text, in two tables.
+The gauges of our own on /metrics: every name, its help text, and its value in one scrape.
 
-`gauges` turns one scrape's outcomes into the qubes_proxy_* families of /metrics. `Counters` counts what the daemon
-itself does, for /metrics/proxy, which is kept apart so that it never mixes with the qubes'. Must not know how any of it
-came about.
+Owns the qubes_proxy_* families. Must not know how the outcomes that they tell of came about.
 """
 
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, PlatformCollector, ProcessCollector
-from prometheus_client.exposition import generate_latest
-
 from federator import __version__
 from federator.model import Family, Outcome, QubeOutcome, Reading
+from federator.text.escaping import labels_text
 
 # name -> help. All of them are gauges: they tell of this scrape, and of nothing before it.
 HELPS = {
@@ -38,7 +34,7 @@ def gauges(qubes: Sequence[QubeOutcome], *, reloaded_well: bool, reloaded_at: fl
     lines: dict[str, list[str]] = {name: [] for name in HELPS}
 
     def add(name: str, labels: Iterable[tuple[str, str]], value: float) -> None:
-        pairs = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels)
+        pairs = labels_text(labels)
         lines[name].append(f"{name}{{{pairs}}} {value!r}\n" if pairs else f"{name} {value!r}\n")
 
     build = (("version", __version__), ("pythonversion", platform.python_version()))
@@ -75,53 +71,3 @@ def _add_exporter(add: Callable[[str, Iterable[tuple[str, str]], float], None], 
     add("qubes_proxy_exporter_scrape_lines_dropped", labels, reading.lines_dropped if reading else 0)
     if error is not None:
         add("qubes_proxy_exporter_failure", (*labels, ("reason", error.reason)), 1)
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-class Counters:
-    """What /metrics/proxy shows. A registry of its own: nothing a library registers globally gets in."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
-        self.requests = Counter(
-            "qubes_proxy_http_requests_total", "HTTP requests answered.", ["path", "code"], registry=self.registry
-        )
-        self._calls = Counter(
-            "qubes_proxy_qrexec_calls_total",
-            "Calls made to qubes, each of which dom0 had to decide on (or, for local qubes, a process started).",
-            registry=self.registry,
-        )
-        self._calls_open = Gauge("qubes_proxy_qrexec_calls_open", "Calls open now.", registry=self.registry)
-        self.scrapes = Counter(
-            "qubes_proxy_qube_scrapes_total",
-            "Scrapes of a qube; requests at one time share one.",
-            registry=self.registry,
-        )
-        self.failures = Counter(
-            "qubes_proxy_exporter_failures_total",
-            "Scrapes of an exporter that failed.",
-            ["reason"],
-            registry=self.registry,
-        )
-        self.lines_dropped = Counter(
-            "qubes_proxy_lines_dropped_total", "Lines that could not be passed on.", registry=self.registry
-        )
-
-    def call_started(self) -> None:
-        """A process was started."""
-        self._calls.inc()
-        self._calls_open.inc()
-
-    def call_ended(self) -> None:
-        """A process is gone."""
-        self._calls_open.dec()
-
-    def page(self) -> bytes:
-        """The page of /metrics/proxy."""
-        return generate_latest(self.registry)

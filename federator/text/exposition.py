@@ -28,11 +28,12 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from federator.errors import BodySizeLimit, Exposition, LabelLimit, SampleLimit, shown
-from federator.memory import Approvals, Head, Memory, Series
+from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, shown
 from federator.model import Family, Limits, MetricType, Reading, Target
-from federator.shape import Places, Row, cut_of, shape_of
-from federator.value import are_values, is_value
+from federator.text.escaping import help_text, labels_text
+from federator.text.memory import Approvals, Head, Memory, Series
+from federator.text.shape import Places, Row, cut_of, shape_of
+from federator.text.value import are_values, is_value
 
 # The parser's time grows with the square of a line's length: 16 KiB of the worst kind take it some 2 ms, 1 MB 10 s.
 MAX_LINE = 16 << 10
@@ -128,15 +129,16 @@ class Reader:
         self._drop = target.exporter.drop
         ours = {"qube": target.qube, "exporter": target.exporter.name, **dict(target.labels)}
         self._our_names = frozenset(ours)
-        self._our_labels = _rendered(ours.items())
+        self._our_labels = labels_text(ours.items()).encode()
         self._families: tuple[Family, ...] = ()  # of the last text of which something was dropped
 
     def read(self, untrusted_body: bytes) -> Generator[None, None, Reading]:
         """
         The text as finished blocks. Yields whenever a slice of the work is done; returns the reading.
 
-        Raises Exposition where nothing is left to pass on or the text is cut; BodySizeLimit, SampleLimit or LabelLimit
-        where the target exceeds what it may send. Nothing else, whatever the bytes are.
+        Raises ExpositionError where nothing is left to pass on or the text is cut; BodySizeLimitError,
+        SampleLimitError or LabelLimitError where the target exceeds what it may send. Nothing else, whatever the bytes
+        are.
         """
         self._check_size(untrusted_body)
         last = self._memory.recall(self._target)
@@ -152,14 +154,14 @@ class Reader:
     def _check_size(self, untrusted_body: bytes) -> None:
         limits = self._limits
         if len(untrusted_body) > limits.body_size:
-            raise BodySizeLimit(f"larger than {limits.body_size} bytes (scrape.body_size_limit)")
+            raise BodySizeLimitError(f"larger than {limits.body_size} bytes (scrape.body_size_limit)")
         if not untrusted_body:
-            raise Exposition("its text is empty")
+            raise ExpositionError("its text is empty")
         if not untrusted_body.endswith(b"\n"):
-            raise Exposition("its text is cut: there is no newline at the end")
+            raise ExpositionError("its text is cut: there is no newline at the end")
         most = limits.samples * MAX_LINES_PER_SAMPLE + SLICE_LINES
         if len(untrusted_body) > most and (count := untrusted_body.count(b"\n")) > most:
-            raise SampleLimit(f"{count} lines, far more than {limits.samples} samples need (scrape.sample_limit)")
+            raise SampleLimitError(f"{count} lines, far more than {limits.samples} samples need (scrape.sample_limit)")
 
     def _read_lines(self, untrusted_body: bytes, families: tuple[Family, ...]) -> Generator[None, None, Reading]:
         """Read every line, and remember what the text was like if all of it was good."""
@@ -178,9 +180,9 @@ class Reader:
                 rested = first
                 yield
         if not lines:
-            raise Exposition(notes.complaint or "there is not one sample in its text")
+            raise ExpositionError(notes.complaint or "there is not one sample in its text")
         if len(lines) > self._limits.samples:
-            raise SampleLimit(f"{len(lines)} samples, more than {self._limits.samples} (scrape.sample_limit)")
+            raise SampleLimitError(f"{len(lines)} samples, more than {self._limits.samples} (scrape.sample_limit)")
         places: Places = {}
         rows = yield from self._rows(lines, heads, notes, places)
         del lines
@@ -229,7 +231,7 @@ class Reader:
             key, value = match["series"], match["value"]
             if isinstance(found, _Understood):
                 if over := self._over_limits(found):
-                    raise LabelLimit(f"line {number}: {over}")
+                    raise LabelLimitError(f"line {number}: {over}")
                 self._approve(key, found)
                 name, labels = found.name, self._their_labels(found)
             else:
@@ -479,9 +481,7 @@ def _matched_head(untrusted_line: bytes) -> re.Match[bytes] | str:
 
 def _head(match: re.Match[bytes]) -> Head:
     text = (match["text"] or b"").strip(b" \t\r")
-    return Head(
-        match["kind"], match["name"].decode(), _rendered_help(text.decode()) if match["kind"] == b"HELP" else text
-    )
+    return Head(match["kind"], match["name"].decode(), help_text(text.decode()) if match["kind"] == b"HELP" else text)
 
 
 def _matched(untrusted_line: bytes) -> re.Match[bytes] | str:
@@ -549,7 +549,7 @@ def _is_reserved(name: str) -> bool:
 
 
 def _theirs(labels: Iterable[tuple[str, str]]) -> bytes:
-    return b"".join([b"," + _rendered([label]) for label in labels])
+    return b"".join([b"," + labels_text([label]).encode() for label in labels])
 
 
 def _reading(rows: Sequence[Row], notes: _Notes, families: tuple[Family, ...]) -> Reading:
@@ -569,17 +569,3 @@ def _reading(rows: Sequence[Row], notes: _Notes, families: tuple[Family, ...]) -
         lines_dropped=notes.dropped,
         complaint=notes.complaint,
     )
-
-
-def _rendered(labels: Iterable[tuple[str, str]]) -> bytes:
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in labels).encode()
-
-
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
-
-
-def _rendered_help(text: str) -> bytes:
-    """HELP knows two escapes; a backslash before anything else stands for itself and is written as such."""
-    plain = re.sub(r"\\([\\n])", lambda match: "\n" if match[1] == "n" else "\\", text)
-    return plain.replace("\\", "\\\\").replace("\n", "\\n").encode()

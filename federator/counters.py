@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+What the daemon itself does, counted for /metrics/proxy.
+
+Owns every name and help text of that page, which is kept apart so that it never mixes with the qubes'. Must not know
+who counts, nor why.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client.exposition import generate_latest
+
+
+class Counters:
+    """What /metrics/proxy shows. A registry of its own: nothing a library registers globally gets in."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.requests = Counter(
+            "qubes_proxy_http_requests_total", "HTTP requests answered.", ["path", "code"], registry=self.registry
+        )
+        self._calls = Counter(
+            "qubes_proxy_qrexec_calls_total",
+            "Calls made to qubes, each of which dom0 had to decide on (or, for local qubes, a process started).",
+            registry=self.registry,
+        )
+        self._calls_open = Gauge("qubes_proxy_qrexec_calls_open", "Calls open now.", registry=self.registry)
+        self.scrapes = Counter(
+            "qubes_proxy_qube_scrapes_total",
+            "Scrapes of a qube; requests at one time share one.",
+            registry=self.registry,
+        )
+        self.failures = Counter(
+            "qubes_proxy_exporter_failures_total",
+            "Scrapes of an exporter that failed.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.lines_dropped = Counter(
+            "qubes_proxy_lines_dropped_total", "Lines that could not be passed on.", registry=self.registry
+        )
+
+    def call_started(self) -> None:
+        """A process was started."""
+        self._calls.inc()
+        self._calls_open.inc()
+
+    def call_ended(self) -> None:
+        """A process is gone."""
+        self._calls_open.dec()
+
+    def page(self) -> bytes:
+        """The page of /metrics/proxy."""
+        return generate_latest(self.registry)
