@@ -21,7 +21,10 @@ PROXY = {
     "usr/lib/systemd/system/prometheus-qubes-proxy.service": 0o644,
     "usr/lib/systemd/system-preset/70-prometheus-qubes-proxy.preset": 0o644,
     "usr/share/prometheus-qubes-proxy/prometheus-qubes-proxy-firewall": 0o755,
-    **{f"usr/share/prometheus-qubes-proxy/federator/{path.name}": 0o644 for path in (ROOT / "federator").glob("*.py")},
+    **{
+        f"usr/share/prometheus-qubes-proxy/{path.relative_to(ROOT)}": 0o644
+        for path in (ROOT / "federator").rglob("*.py")
+    },
 }
 PACKAGES = {
     "prometheus-qubes-proxy": PROXY,
