@@ -2,7 +2,11 @@
 """What several test files need: running the generators of the core, and the recorded texts."""
 
 from collections.abc import Generator
+from functools import cache
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
 from federator.model import Exporter, Limits, Reading, Target
@@ -25,6 +29,17 @@ def finish(work: Generator[None, None, T]) -> T:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+
+@cache
+def service_module() -> ModuleType:
+    """The qubes' service, as a module: it is a program without an extension."""
+    loader = SourceFileLoader("service", str(SERVICE))
+    spec = spec_from_loader("service", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def recording(exporter: str, number: int = 2) -> bytes:

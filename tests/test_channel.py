@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from federator import daemon
-from federator.channel import END_SECONDS, Channel, Doorman, explain
+from federator import host
+from federator.call import END_SECONDS, ConnectionLimiter
+from federator.channel import Channel, Deadline
 from federator.errors import ScrapeError
-from federator.model import Answer, Exporter, Qrexec, Qube, Target
-from federator.wire import SERVICE, Version1, Version2, Wire
+from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
+from federator.reasons import call_ended
+from federator.wire import SERVICE, PortWire, Version1, Version2
 from tests import parts
 from tests.standin.qubes import Qubes
 
@@ -49,12 +51,19 @@ def qube(name: str, *ports: int) -> Qube:
     return Qube(name=name, transport="qrexec", targets=targets)
 
 
+def until(seconds: float) -> Deadline:
+    """A deadline so many seconds from now."""
+    now = asyncio.get_running_loop().time()
+    return Deadline(now + seconds, now + seconds)
+
+
 class Line:
-    """A channel of the test, its doorman and its counters."""
+    """A channel of the test, its connection limiter and its counters."""
 
     def __init__(self, to: Qube, settings: Qrexec) -> None:
         self.counters = Counted()
-        self.channel = Channel(to, settings, Doorman(settings.connect_limit), self.counters)
+        self.limiter = ConnectionLimiter(settings.connect_limit)
+        self.channel = Channel(to, settings, self.limiter, self.counters)
         self._ports = to.ports
 
     async def ask(self, *ports: int, seconds: float = PATIENT, max_body: int = 1 << 20) -> Heard:
@@ -66,8 +75,7 @@ class Line:
             told.append(port)
             heard[port] = result
 
-        deadline = asyncio.get_running_loop().time() + seconds
-        await self.channel.ask(ports or self._ports, deadline=deadline, max_body=max_body, tell=tell)
+        await self.channel.ask(ports or self._ports, deadline=until(seconds), max_body=max_body, tell=tell)
         assert sorted(told) == sorted(ports or self._ports), "each port is told of exactly once"
         return heard
 
@@ -82,7 +90,7 @@ class Line:
 @pytest.fixture
 async def line(qubes: Qubes) -> AsyncIterator[MakeLine]:
     """Makes channels; at the end all are closed, and every process is gone."""
-    daemon.watch_children()
+    host.watch_children()
     lines: list[Line] = []
 
     def make(to: Qube, **settings: float | str) -> Line:
@@ -94,6 +102,26 @@ async def line(qubes: Qubes) -> AsyncIterator[MakeLine]:
         await one.channel.close()
         assert one.counters.started == one.counters.ended
     assert not qubes.left_behind()
+
+
+class Clock:
+    """The event loop's clock, which a test can advance."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        time_of_loop = loop.time
+        self._ahead = 0.0
+        monkeypatch.setattr(loop, "time", lambda: time_of_loop() + self._ahead)
+
+    def advance(self, seconds: float) -> None:
+        """So much time passes at once."""
+        self._ahead += seconds
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the test's event loop."""
+    return Clock(monkeypatch)
 
 
 def bodies(heard: Heard) -> dict[int, bytes]:
@@ -198,8 +226,8 @@ async def test_a_service_that_lies_about_its_answer(
         # The answer came whole, as far as anybody can tell; what came behind it ends the call.
         assert isinstance(error, Answer) or error.reason == "protocol"
         await asyncio.sleep(0.3)
-        (slot,) = work.channel._slots
-        assert slot.call is None or not slot.call.usable
+        await work.ask(seconds=IMPATIENT)
+        assert len(qubes.calls()) == 2
     else:
         assert isinstance(error, ScrapeError)
         assert error.reason == reason
@@ -278,16 +306,16 @@ async def test_a_refused_qube_is_called_again_only_now_and_then(qubes: Qubes, li
     assert len(qubes.calls()) == 2
 
 
-async def test_backoff_doubles_up_to_its_limit(qubes: Qubes, line: MakeLine) -> None:
+async def test_backoff_doubles_up_to_its_limit(qubes: Qubes, line: MakeLine, clock: Clock) -> None:
     """Told by what the error says: the next call in so many seconds."""
     qubes.add("work", policy="deny")
     work = line(qube("work", 9100), backoff_initial=100.0, backoff_max=300.0)
-    (slot,) = work.channel._slots
     waits = []
     for _ in range(4):
         await work.fails()
-        waits.append(slot._not_before - asyncio.get_running_loop().time())
-        slot._not_before = 0.0  # time passes
+        (call,) = work.channel.calls()
+        waits.append(call.wait)
+        clock.advance(call.wait)
     for wait, nominal in zip(waits, (100, 200, 300, 300), strict=True):
         assert nominal * 0.75 < wait < nominal * 1.25
 
@@ -381,8 +409,9 @@ async def test_one_port_that_is_asked_for_is_enough_to_find_the_way(
 
     async def ask() -> list[Answer | ScrapeError]:
         heard: list[Answer | ScrapeError] = []
-        deadline = asyncio.get_running_loop().time() + PATIENT
-        await work.channel.ask(ports[:1], deadline=deadline, max_body=100, tell=lambda _, told: heard.append(told))
+        await work.channel.ask(
+            ports[:1], deadline=until(PATIENT), max_body=100, tell=lambda _, told: heard.append(told)
+        )
         await asyncio.sleep(0.025)
         return heard
 
@@ -394,16 +423,17 @@ async def test_one_port_that_is_asked_for_is_enough_to_find_the_way(
     assert len(bodies(await work.ask())) == 4
 
 
-async def test_ports_that_are_refused_are_called_together_and_singly_in_turns(qubes: Qubes, line: MakeLine) -> None:
+async def test_ports_that_are_refused_are_called_together_and_singly_in_turns(
+    qubes: Qubes, line: MakeLine, clock: Clock
+) -> None:
     """Nobody knows which it will be; each turn comes after the pause that any call has to make."""
     qubes.add("work", policy="deny")
     work = line(qube("work", 9100, 9256), backoff_initial=100.0, backoff_max=300.0)
     waits = []
     for _ in range(4):
         await work.ask()
-        waits.append(min(slot._not_before for slot in work.channel._slots) - asyncio.get_running_loop().time())
-        for slot in work.channel._slots:
-            slot._not_before = 0.0  # time passes
+        waits.append(min(call.wait for call in work.channel.calls()))
+        clock.advance(max(call.wait for call in work.channel.calls()))
     arguments = [call[1].removeprefix(SERVICE) for call in qubes.calls()]
     turns = [arguments[:1], sorted(arguments[1:3]), arguments[3:4], sorted(arguments[4:])]
     assert turns == [["+9100+9256"], ["+9100", "+9256"]] * 2
@@ -439,15 +469,15 @@ done
 async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, exporter: MakeExporter) -> None:
     """`connect_limit` of them; but one that hangs gives its place away, or it would hold up the others."""
     served = exporter(b"m 1\n")
-    daemon.watch_children()
-    counters, doorman = Counted(), Doorman(1)
+    host.watch_children()
+    counters, limiter = Counted(), ConnectionLimiter(1)
     settings = Qrexec(client=str(qubes.client))
     channels = {}
     for name in ("paused", "work"):
         qubes.add(name)
-        channels[name] = Channel(qube(name, served.port), settings, doorman, counters)
+        channels[name] = Channel(qube(name, served.port), settings, limiter, counters)
     qubes.set_state("paused", "Paused")
-    deadline = asyncio.get_running_loop().time() + 4
+    deadline = until(4)
     heard: dict[str, Answer | ScrapeError] = {}
 
     async def ask(name: str) -> None:
@@ -467,12 +497,13 @@ async def test_a_call_that_waits_for_its_turn_is_not_the_qubes_fault(qubes: Qube
     """It says so, and does not back off."""
     qubes.add("work")
     work = line(qube("work", 9100), connect_limit=1)
-    async with work.channel._doorman.turn():
+    async with work.limiter.place():
         reason, text = await work.fails(seconds=0.2)
     assert reason == "timeout"
     assert "turn did not come" in text
     assert not qubes.calls()
-    assert work.channel._slots[0]._last_error is None
+    (call,) = work.channel.calls()
+    assert (call.failures, call.wait) == (0, 0.0)
 
 
 @pytest.mark.parametrize("fault", ["ignore-eof", "ignore-term"])
@@ -583,7 +614,10 @@ async def test_out_of_processes(
     assert len(bodies(await work.ask())) == 1
 
 
-def waiting(version: type[Wire]) -> Wire:
+WORK = Callee("work", "qrexec", SERVICE)
+
+
+def waiting(version: type[PortWire]) -> PortWire:
     """A wire on which an answer is owed."""
     wire = version()
     wire.receive(wire.greeting.replace(b"+", b"="))
@@ -609,9 +643,9 @@ def waiting(version: type[Wire]) -> Wire:
         (5, b"\x1b[2Jevil\xff", waiting(Version2), True, "closed", r"'\x1b[2Jevil\\xff'"),
     ],
 )
-def test_why_a_call_ended(status: int, words: bytes, wire: Wire, spoke: bool, reason: str, text: str) -> None:  # noqa: FBT001
+def test_why_a_call_ended(status: int, words: bytes, wire: PortWire, spoke: bool, reason: str, text: str) -> None:  # noqa: FBT001
     """The service's own statuses are not taken for qrexec's once it has spoken; its words are escaped."""
-    error = explain(status, words, qube("work", 9100), wire, spoke=spoke)
+    error = call_ended(status, words, WORK, wire, spoke=spoke)
     assert error.reason == reason
     assert text in str(error)
 
@@ -619,4 +653,4 @@ def test_why_a_call_ended(status: int, words: bytes, wire: Wire, spoke: bool, re
 def test_upstreams_statuses_at_the_greeting_mean_version_1() -> None:
     """0, 116 and 117, by release."""
     for status in (0, 116, 117):
-        assert "version 1" in str(explain(status, b"", qube("work", 9100), Version2(), spoke=False))
+        assert "version 1" in str(call_ended(status, b"", WORK, Version2(), spoke=False))
