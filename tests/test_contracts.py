@@ -12,6 +12,7 @@ from federator import errors, web
 from federator.counters import Counters
 from federator.gauges import HELPS
 from tests.helpers import ROOT
+from tests.test_layers import ALLOWED
 
 assert web  # importing it imports every module that can define a ScrapeError
 
@@ -63,6 +64,12 @@ def test_metrics_are_documented() -> None:
     # The library adds when each counter began, on a line of its own.
     counters = re.findall(r"^# TYPE (qubes_proxy_\w+)(?<!_created) ", page, re.MULTILINE)
     assert sorted(documented("docs/metrics.md")) == sorted([*HELPS, *counters])
+
+
+def test_files_are_documented() -> None:
+    """ARCHITECTURE.md has a row for each module of the table of who may import whom, and no other."""
+    files = [name for name in documented("ARCHITECTURE.md") if name.endswith(".py")]
+    assert sorted(files) == sorted(f"{module.replace('.', '/')}.py" for module in ALLOWED)
 
 
 def _anchors(path: Path) -> set[str]:
