@@ -11,10 +11,13 @@ import pytest
 from federator import errors, web
 from federator.counters import Counters
 from federator.gauges import HELPS
+from tests import test_web
 from tests.helpers import ROOT
 from tests.test_layers import ALLOWED
 
 assert web  # importing it imports every module that can define a ScrapeError
+
+client = test_web.client  # the fixture: a client of the whole application
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 # The closed set that dashboards and alerts rely on.
@@ -64,6 +67,18 @@ def test_metrics_are_documented() -> None:
     # The library adds when each counter began, on a line of its own.
     counters = re.findall(r"^# TYPE (qubes_proxy_\w+)(?<!_created) ", page, re.MULTILINE)
     assert sorted(documented("docs/metrics.md")) == sorted([*HELPS, *counters])
+
+
+async def test_paths_are_documented(client: test_web.Client) -> None:
+    """docs/http.md, the text of the 404 and the links of the front page have all paths, and no other."""
+    assert client.app is not None
+    paths = {resource.canonical for resource in client.app.router.resources()}
+    assert paths == set(documented("docs/http.md"))
+    async with client.get("/no-such-path") as answer:
+        named = set(re.findall(r"(?<!\S)/[\w/-]*", await answer.text()))
+    async with client.get("/") as answer:
+        linked = set(re.findall(r'href="(/[^"?]*)', await answer.text()))
+    assert named - {"/"} == linked - {"/"} == paths - {"/"}
 
 
 def test_files_are_documented() -> None:
