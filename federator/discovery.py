@@ -161,17 +161,21 @@ class Discoverer:
         """One answer of dom0. Raises ScrapeError."""
         replies: list[bytes] = []
         try:
-            if self._call is None or not self._call.usable or self._called != (source, self._qrexec):
-                await self._open(source)
-            assert self._call is not None, "it was opened"
-            await self._call.ask(self._wire.ask(), replies.append)
+            if self._call is not None and self._call.usable and self._called == (source, self._qrexec):
+                await self._call.ask(self._wire.ask(), replies.append)
+            else:
+                async with (
+                    self._limiter.place()
+                ):  # the first answer is the end of the set-up: one service greets nobody
+                    call = await self._open(source)
+                    await call.ask(self._wire.ask(), replies.append)
         except BaseException:  # late answers included: such a call is never used again
             await self._drop()
             raise
         (untrusted_reply,) = replies
         return states_of_list(untrusted_reply) if source == "admin.vm.List" else states_of_names(untrusted_reply)
 
-    async def _open(self, source: Source) -> None:
+    async def _open(self, source: Source) -> Call[bytes]:
         """
         A new call.
 
@@ -181,9 +185,9 @@ class Discoverer:
         self._wire = OneReply(MAX_REPLY) if source == "admin.vm.List" else Names(MAX_REPLY)
         self._called = (source, self._qrexec)
         callee = Callee(DOM0, "qrexec", source)
-        async with self._limiter.place():
-            self._call = Call(callee, self._wire, self._counter)
-            await self._call.open(*command(self._qrexec, callee))
+        self._call = Call(callee, self._wire, self._counter)
+        await self._call.open(*command(self._qrexec, callee))
+        return self._call
 
     async def _drop(self) -> None:
         if self._call is not None:

@@ -63,10 +63,8 @@ class Fleet:
         self.reconfigure(config)
 
     def __repr__(self) -> str:
-        open_calls = sum(
-            state.open_seconds is not None for name in self._members for state in self.channel(name).calls()
-        )
-        return f"<Fleet of {len(self.qubes)} qubes, {len(self.targets)} targets, {open_calls} calls open>"
+        channels = [member.channel for member in self._members.values()]
+        return f"<Fleet of {len(self.qubes)} qubes, {len(self.targets)} targets: {channels}>"
 
     def reconfigure(self, config: Config) -> None:
         """
