@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from federator import host
-from federator.call import END_SECONDS, ConnectionLimiter
+from federator.call import END_SECONDS, STAGGER_SECONDS, STDERR_LIMIT, ConnectionLimiter
 from federator.channel import Channel, Deadline
 from federator.errors import ScrapeError
 from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
@@ -93,7 +94,7 @@ async def line(qubes: Qubes) -> AsyncIterator[MakeLine]:
     host.watch_children()
     lines: list[Line] = []
 
-    def make(to: Qube, **settings: float | str) -> Line:
+    def make(to: Qube, **settings: float | str | Path) -> Line:
         lines.append(Line(to, replace(Qrexec(client=str(qubes.client)), **settings)))  # type: ignore[arg-type]
         return lines[-1]
 
@@ -654,3 +655,153 @@ def test_upstreams_statuses_at_the_greeting_mean_version_1() -> None:
     """0, 116 and 117, by release."""
     for status in (0, 116, 117):
         assert "version 1" in str(call_ended(status, b"", WORK, Version2(), spoke=False))
+
+
+# Greets before it is greeted, and answers each request.
+HASTY = """#!/bin/sh
+printf '=2\\n'
+read -r greeting
+while read -r request; do printf '9100 200 4 0.1 -\\nm 1\\n'; done
+"""
+
+
+async def test_a_service_that_greets_before_it_is_greeted(
+    qubes: Qubes, line: MakeLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its greeting may be here before anybody waits for it; it is not waited for until the deadline then."""
+    qubes.service = tmp_path / "hasty"
+    qubes.service.write_text(HASTY, encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    loop = asyncio.get_running_loop()
+    start = loop.subprocess_exec
+
+    async def start_and_do_something_else(*words: Any, **more: Any) -> Any:
+        started = await start(*words, **more)
+        await asyncio.sleep(0.5)
+        return started
+
+    monkeypatch.setattr(loop, "subprocess_exec", start_and_do_something_else)
+    work = line(qube("work", 9100))
+    assert bodies(await work.ask(seconds=1000.0)) == {9100: b"m 1\n"}
+
+
+async def test_a_good_answer_resets_the_backoff(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """The next failure waits as the first one did."""
+    qubes.add("work")
+    qubes.set_fault("work", "crash 3")
+    served = exporter(b"m 1\n")
+    work = line(qube("work", served.port), backoff_initial=0.001, backoff_max=1000.0)
+    for failures in range(1, 4):
+        await work.fails()
+        await asyncio.sleep(0.02)
+        assert work.channel.calls()[0].failures == failures
+    qubes.set_fault("work", None)
+    assert bodies(await work.ask()) == {served.port: b"m 1\n"}
+    assert work.channel.calls()[0].failures == 0
+    assert work.channel.calls()[0].wait == 0.0
+
+
+# Writes half of what a scrape may write to stderr, before each answer.
+TALKATIVE = """#!/bin/sh
+read -r greeting
+printf '=2\\n'
+while read -r request; do
+    head -c {half} /dev/zero | tr '\\0' x >&2
+    printf '9100 200 4 0.1 -\\nm 1\\n'
+done
+"""
+
+
+async def test_what_a_service_may_write_to_stderr_is_counted_for_each_scrape(
+    qubes: Qubes, line: MakeLine, tmp_path: Path
+) -> None:
+    """One that complains a little at each scrape is not cut off after some of them."""
+    qubes.service = tmp_path / "talkative"
+    qubes.service.write_text(TALKATIVE.format(half=STDERR_LIMIT // 2), encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    work = line(qube("work", 9100))
+    for _ in range(5):
+        assert bodies(await work.ask()) == {9100: b"m 1\n"}
+    assert len(qubes.calls()) == 1
+
+
+async def test_the_local_service_gets_only_the_environment_that_it_should(
+    line: MakeLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What qrexec would give it, and nothing of the daemon's: no secret, and nothing that Python or a shell heeds."""
+    monkeypatch.setenv("SECRET", "1")
+    monkeypatch.setenv("QREXEC_REMOTE_DOMAIN", "evil")
+    service = tmp_path / "service"
+    service.write_text(
+        f'#!/bin/sh\nenv >"{tmp_path}/environment"\necho "$@" >"{tmp_path}/words"\nexit 3\n', encoding="utf-8"
+    )
+    service.chmod(0o755)
+    here = replace(qube("sys-net", 9256, 9100), transport="local")
+    local = line(here, local_service=service)
+    await local.fails()
+    environment = dict(one.split("=", 1) for one in (tmp_path / "environment").read_text(encoding="utf-8").splitlines())
+    for of_the_shell in ("PWD", "SHLVL", "_", "OLDPWD"):
+        environment.pop(of_the_shell, None)
+    assert environment == {
+        "PATH": os.environ["PATH"],
+        "QREXEC_REMOTE_DOMAIN": "sys-net",
+        "QREXEC_SERVICE_FULL_NAME": "ruddo.PrometheusProxy+9100+9256",
+        "QREXEC_SERVICE_ARGUMENT": "9100+9256",
+    }
+    assert (tmp_path / "words").read_text(encoding="utf-8") == "9100+9256\n"
+
+
+async def test_no_two_calls_are_made_in_the_same_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits a random part of STAGGER_SECONDS: calls made at one time collide in xenstore."""
+    waits: list[float] = []
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("federator.call.asyncio.sleep", note)
+    limiter = ConnectionLimiter(4)
+    for _ in range(20):
+        async with limiter.place():
+            pass
+    assert len(waits) == len(set(waits)) == 20
+    assert 0 <= min(waits) < max(waits) <= STAGGER_SECONDS
+
+
+async def test_a_place_of_the_limiter_is_not_lost() -> None:
+    """One that waits and is cancelled, at the moment when it is its turn, leaves the turn to the next."""
+    limiter = ConnectionLimiter(1)
+    order: list[str] = []
+
+    async def hold(name: str) -> None:
+        async with limiter.place():
+            order.append(name)
+
+    async with limiter.place():
+        gone, next_one = asyncio.create_task(hold("gone")), asyncio.create_task(hold("next"))
+        await asyncio.sleep(0)
+    gone.cancel()
+    async with asyncio.timeout(PATIENT):
+        await next_one
+    assert order == ["next"]
+    limiter.limit = 2
+    async with asyncio.timeout(PATIENT), limiter.place(), limiter.place():
+        assert "2 of 2 used, 0 waiting" in repr(limiter)
+
+
+async def test_a_call_is_ended_where_what_it_told_raises(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """A bug of ours in taking an answer leaves nobody waiting for the call."""
+    qubes.add("work")
+    served = exporter(b"m 1\n")
+    work = line(qube("work", served.port))
+    heard: list[Answer | ScrapeError] = []
+
+    def tell(_: int, result: Answer | ScrapeError) -> None:
+        heard.append(result)
+        if isinstance(result, Answer):
+            raise ZeroDivisionError
+
+    await work.channel.ask([served.port], deadline=until(1000.0), max_body=100, tell=tell)
+    assert isinstance(heard[0], Answer)
+    assert work.channel.calls()[0].failures == 1

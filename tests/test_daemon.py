@@ -211,6 +211,29 @@ def test_a_signal_ends_a_scrape_in_flight_and_all_children(
     assert "Traceback" not in proxy.log
 
 
+def test_sighup_while_stopping_does_not_revive_the_daemon(
+    qubes: Qubes, exporter: MakeExporter, daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After STOPPING=1 systemd hears no READY=1, nothing is reloaded, and no call is made that nobody closes."""
+    qubes.add("work")
+    qubes.set_fault("work", "ignore-eof")  # it takes a while to end
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(PATIENCE_SECONDS)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        proxy = daemon({"work": {"node": exporter(b"m 1\n").port}})
+        assert proxy.get().status == 200
+        proxy.process.send_signal(signal.SIGTERM)
+        while b"STOPPING=1" not in systemd.recv(4096):
+            pass
+        proxy.process.send_signal(signal.SIGHUP)
+        assert proxy.process.wait(PATIENCE_SECONDS) == 0
+        systemd.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            systemd.recv(4096)
+    assert "msg=reloaded" not in proxy.log
+
+
 def test_sighup_takes_the_new_file_whole_or_not_at_all(
     qubes: Qubes, exporter: MakeExporter, daemon: Callable[..., Daemon]
 ) -> None:

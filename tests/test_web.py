@@ -16,7 +16,7 @@ from federator import config, host
 from federator.counters import Counters
 from federator.text.content_type import TEXT_FORMAT
 from federator.web import Served, application
-from tests.parts import Exporter, eventually, toml
+from tests.parts import Exporter, eventually, free_port, toml
 
 if TYPE_CHECKING:
     Client = TestClient[Any, Any]
@@ -31,7 +31,7 @@ async def client(
     """A client of a daemon with two qubes and two exporters."""
     host.watch_children()
     ports = {"node": exporter(b"n 1\n").port, "app": exporter(b"a 1\n").port}
-    text = toml({"work": ports, "personal": ports}, transport="local")
+    text = toml({"work": ports, "personal": {**ports, "extra": free_port()}}, transport="local")
     served = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
     yield await aiohttp_client(application(served), auto_decompress=False)
     await served.fleet.close()
@@ -67,7 +67,7 @@ async def test_the_page_is_the_text_format_for_everybody(client: Client) -> None
     ("query", "count", "gauges"),
     [
         ("?qube=work", 2, 2),
-        ("?qube=work&qube=personal", 4, 4),
+        ("?qube=work&qube=personal", 4, 5),
         ("?exporter=node", 2, 2),
         ("?qube=work&exporter=node", 1, 1),
         ("?exporter=node&exporter=app&qube=personal", 2, 2),
@@ -86,6 +86,7 @@ async def test_the_page_can_be_narrowed(client: Client, query: str, count: int, 
         ("?qube=vault", "no qube 'vault' is configured"),
         ("?exporter=x%0Ay", r"no exporter 'x\ny' is configured"),
         ("?target=work", "no parameter 'target'"),
+        ("?qube=work&exporter=extra", "none of these qubes has any of these exporters"),
     ],
 )
 async def test_a_name_nobody_configured_is_refused(client: Client, query: str, words: str) -> None:
