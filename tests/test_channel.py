@@ -22,6 +22,7 @@ from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
 from federator.reasons import call_ended
 from federator.wire import SERVICE, PortWire, Version1, Version2
 from tests import parts
+from tests.helpers import Clock
 from tests.standin.qubes import Qubes
 
 MakeExporter = Callable[[bytes], parts.Exporter]
@@ -103,20 +104,6 @@ async def line(qubes: Qubes) -> AsyncIterator[MakeLine]:
         await one.channel.close()
         assert one.counters.started == one.counters.ended
     assert not qubes.left_behind()
-
-
-class Clock:
-    """The event loop's clock, which a test can advance."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        loop = asyncio.get_running_loop()
-        time_of_loop = loop.time
-        self._ahead = 0.0
-        monkeypatch.setattr(loop, "time", lambda: time_of_loop() + self._ahead)
-
-    def advance(self, seconds: float) -> None:
-        """So much time passes at once."""
-        self._ahead += seconds
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 """One fleet, reconfigured in place: what stays, what goes, and what one limit for all calls means."""
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from federator.fleet import Fleet
 from federator.model import Config, Limits
 from federator.scrape import Scraper
 from federator.statelog import StateLog
-from tests.helpers import SERVICE
+from tests.helpers import SERVICE, Clock
 from tests.parts import Exporter, eventually, toml
+from tests.standin.qubes import Qubes
 
 MakeExporter = Callable[[bytes], Exporter]
 MakeFleet = Callable[[Config], tuple[Fleet, Scraper]]
@@ -157,3 +159,27 @@ async def test_the_state_is_shown_to_a_debugger(make: MakeFleet, exporter: MakeE
     assert "Channel to work: free" in repr(fleet)
     assert "opened=1" in repr(fleet.channel("work"))
     assert "Scraper of <Fleet" in repr(scraper)
+
+
+@pytest.mark.parametrize("source", ["admin.vm.List", "ruddo.PrometheusDiscover"])
+async def test_dom0_that_refuses_is_asked_later_and_later(
+    make: MakeFleet, qubes: Qubes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    """Each question costs it as much as one that it answers: after 10 s, 20 s, 40 s, and so on up to backoff_max."""
+    clock = Clock(monkeypatch)
+    qubes.add("dom0", policy="deny", install=False)
+    rest = f"[discovery]\nrefresh_interval = '10s'\nsource = '{source}'\n"
+    text = toml({"work": {"x": 9100}}, client=qubes.client, rest=rest, qrexec="backoff_max = '1m'\n")
+    fleet, _ = make(config.parse(text, tmp_path / "x.toml"))
+    asked_at = []
+    for second in range(300):
+        calls = len(qubes.calls("dom0"))
+        await fleet.refresh(20.0)
+        asked_at += [second] if len(qubes.calls("dom0")) > calls else []
+        clock.advance(1.0)
+    waits = [later - earlier for earlier, later in itertools.pairwise(asked_at)]
+    for wait, nominal in zip(waits, (10, 20, 40, 60, 60), strict=False):
+        assert nominal * 0.75 < wait < nominal * 1.25 + 2
+    assert len(waits) >= 4
+    assert fleet.discovery_error is not None
+    assert fleet.discovery_error.reason == "refused"
