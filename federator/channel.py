@@ -13,8 +13,8 @@ A call costs dom0 a policy decision, allowed or not, and may start the qube; a r
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection
+from contextlib import suppress
 
 from federator import reasons
 from federator.backoff import Backoff
@@ -43,25 +43,21 @@ class Deadline:
     def __init__(self, wanted_by: float, ends_at: float) -> None:
         self.wanted_by = wanted_by
         self.ends_at = max(ends_at, wanted_by)
-        self._running: set[asyncio.Timeout] = set()
+        self._timeouts: list[asyncio.Timeout] = []  # one for the call, and one for each text that is read
 
     def extend(self, wanted_by: float) -> None:
         """Somebody waits until then, too."""
         self.wanted_by = max(self.wanted_by, wanted_by)
         self.ends_at = max(self.ends_at, wanted_by)
-        for timeout in self._running:
-            if not timeout.expired():
+        for timeout in self._timeouts:
+            with suppress(RuntimeError):  # what it limits is over already
                 timeout.reschedule(self.ends_at)
 
-    @asynccontextmanager
-    async def limit(self) -> AsyncIterator[None]:
-        """What is done here ends at `ends_at`, wherever that is by then. Raises TimeoutError."""
-        async with asyncio.timeout_at(self.ends_at) as timeout:
-            self._running.add(timeout)
-            try:
-                yield
-            finally:
-                self._running.discard(timeout)
+    def limit(self) -> asyncio.Timeout:
+        """`async with` this: what is done there ends at `ends_at`, wherever that is by then. Raises TimeoutError."""
+        timeout = asyncio.timeout_at(self.ends_at)
+        self._timeouts.append(timeout)
+        return timeout
 
 
 class _Request:

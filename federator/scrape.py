@@ -14,7 +14,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Container, Mapping
-from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from federator import reasons
@@ -22,7 +21,7 @@ from federator.channel import Channel, Deadline
 from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
-from federator.model import Answer, Outcome, Qube, QubeOutcome, Scrape, Snapshot, Target
+from federator.model import Answer, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
 from federator.scheduler import Scheduler
 from federator.statelog import StateLog
 from federator.targets import RUNNING
@@ -290,18 +289,16 @@ class Scraper:
 
 def without_texts(snapshot: Snapshot) -> Snapshot:
     """The same, but for the lines of the page: what is kept for people to look at must not hold these."""
-    return replace(
-        snapshot,
-        qubes=tuple(
-            replace(
-                qube,
-                outcomes=tuple(
-                    replace(outcome, reading=replace(outcome.reading, families=(), blocks=()))
-                    if outcome.reading
-                    else outcome
-                    for outcome in qube.outcomes
-                ),
-            )
-            for qube in snapshot.qubes
-        ),
+    qubes = tuple(
+        QubeOutcome(qube.qube, qube.up, qube.seconds, tuple(map(_without_text, qube.outcomes)))
+        for qube in snapshot.qubes
     )
+    return Snapshot(snapshot.at, snapshot.seconds, snapshot.allowed, qubes)
+
+
+def _without_text(outcome: Outcome) -> Outcome:
+    reading = outcome.reading
+    if reading is None:
+        return outcome
+    said = Reading((), (), reading.samples, reading.lines_dropped, reading.complaint)
+    return Outcome(outcome.target, outcome.seconds, outcome.body_size, said, outcome.error)
