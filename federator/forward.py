@@ -10,11 +10,11 @@ import logging
 from typing import Any
 
 from federator import reasons
-from federator.channel import Deadline
 from federator.counters import Counters
 from federator.errors import ExpositionError, HttpError, ScrapeError, shown
 from federator.fleet import Fleet
 from federator.model import Answer, Outcome, Qube, Target
+from federator.request import Deadline
 from federator.scrape import budget
 from federator.statelog import StateLog
 from federator.targets import RUNNING

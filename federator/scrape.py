@@ -17,11 +17,12 @@ from collections.abc import Callable, Container, Mapping
 from weakref import WeakValueDictionary
 
 from federator import reasons
-from federator.channel import Channel, Deadline
+from federator.channel import Channel
 from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
 from federator.model import Answer, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
+from federator.request import Deadline
 from federator.scheduler import Scheduler
 from federator.statelog import StateLog
 from federator.targets import RUNNING

@@ -16,10 +16,11 @@ import pytest
 
 from federator import host
 from federator.call import END_SECONDS, STAGGER_SECONDS, STDERR_LIMIT, ConnectionLimiter
-from federator.channel import Channel, Deadline
+from federator.channel import Channel
 from federator.errors import ScrapeError
 from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
 from federator.reasons import call_ended
+from federator.request import Deadline
 from federator.wire import SERVICE, PortWire, Version1, Version2
 from tests import parts
 from tests.helpers import Clock

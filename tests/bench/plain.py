@@ -19,11 +19,12 @@ from prometheus_client.samples import Sample
 
 from federator import config
 from federator.call import ConnectionLimiter
-from federator.channel import Channel, Deadline
+from federator.channel import Channel
 from federator.counters import Counters
 from federator.errors import ScrapeError
 from federator.host import watch_children
 from federator.model import Answer
+from federator.request import Deadline
 from federator.web import SEND_BYTES
 
 # qube, exporter, body
