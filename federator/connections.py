@@ -6,14 +6,18 @@ Owns the listening sockets and the log of what is no HTTP. Must not know what is
 library does, and tells when a request begins and ends.
 
 Anybody on the network may open connections, and each takes a file descriptor that a call to a qube could need. So there
-is a limit, and where it is reached a new connection takes the place of the one that has been without a request for the
-longest time.
+is a limit, for all and for one address. Where it is reached, a new connection takes the place of the one that has been
+without a request for the longest time.
+
+One request of a connection is in hand at one time. What comes behind it is not read until its answer is made: a client
+that sends requests and reads no answers costs no more than one that waits. A request whose client is gone ends at once.
 """
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import cast
 
@@ -23,12 +27,19 @@ from federator.errors import shown
 
 # Prometheus' own --web.max-connections.
 MAX_CONNECTIONS = 512
+# A pair of Prometheus, a browser and a few scripts, each with some connections, come from one address.
+MAX_PER_ADDRESS = 64
 # A scraper sends its request at once. The head of one that has begun must be complete in this time, too.
 HEAD_SECONDS = 10.0
 # After an answer the connection is kept for the next request. Prometheus scrapes once a minute, or more often.
 IDLE_SECONDS = 75.0
 # Bad requests are one line in the log, and one more in so many seconds.
 BAD_REQUEST_SECONDS = 60.0
+
+
+# Where the head of a request ends. All that we serve has no body.
+_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_HEAD_END_LENGTH = 4
 
 
 class Connection(asyncio.Protocol):
@@ -41,19 +52,29 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._head_expected = False
         self._transport: asyncio.Transport | None = None
-        self.busy = False
+        self._handler: asyncio.Task[object] | None = None
+        self._untrusted_tail = b""  # the last bytes of a head that has not ended
+        self._untrusted_held = b""  # what came behind the request in hand
+        self._in_hand = False  # was the head of a request passed on that is not answered yet?
+        self.address = ""
+
+    @property
+    def busy(self) -> bool:
+        """Is a request being answered?"""
+        return self._handler is not None
 
     def request_begins(self) -> None:
-        """Its head is complete, and it is being answered."""
-        self.busy = True
+        """Its head is complete, and the current task answers it."""
+        self._handler = asyncio.current_task()
         self._stop_timer()
 
     def request_ends(self) -> None:
         """The answer is made."""
-        self.busy = False
+        self._handler = None
         self._head_expected = False
         self._connections.becomes_idle(self)
         self._start_timer(IDLE_SECONDS)
+        self._loop.call_soon(self._next_request)
 
     def close(self) -> None:
         """End it when what was written is sent."""
@@ -68,6 +89,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client is there."""
         self._transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         self._head_expected = True
         self._start_timer(HEAD_SECONDS)
         self._connections.opened(self)
@@ -75,10 +98,39 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
-        if not self.busy and not self._head_expected:
+        if self._in_hand:
+            self._untrusted_held += data
+            if self._transport is not None:
+                self._transport.pause_reading()
+        else:
+            self._pass_on(data)
+
+    def _pass_on(self, untrusted: bytes) -> None:
+        """Up to the end of a request's head; the rest waits."""
+        if not self._head_expected:
             self._head_expected = True
             self._start_timer(HEAD_SECONDS)
-        self._inner.data_received(data)
+        tail = self._untrusted_tail
+        end = _HEAD_END.search(tail + untrusted)
+        if end is None:
+            self._untrusted_tail = (tail + untrusted)[1 - _HEAD_END_LENGTH :]
+            self._inner.data_received(untrusted)
+            return
+        length = end.end() - len(tail)
+        self._untrusted_tail, self._untrusted_held = b"", untrusted[length:]
+        self._in_hand = True
+        self._inner.data_received(untrusted[:length])
+
+    def _next_request(self) -> None:
+        """The answer is made: what came behind its request is next."""
+        untrusted, self._untrusted_held = self._untrusted_held, b""
+        self._in_hand = False
+        if self._transport is None or self._transport.is_closing():
+            return
+        if untrusted:
+            self._pass_on(untrusted)
+        if not self._untrusted_held:
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool | None:
         """The client sends no more."""
@@ -88,6 +140,8 @@ class Connection(asyncio.Protocol):
         """It is closed."""
         self._stop_timer()
         self._connections.closed(self)
+        if self._handler is not None:
+            self._handler.cancel()
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -157,10 +211,16 @@ class Connections:
     def opened(self, connection: Connection) -> None:
         """There is one more. Where there are too many, one of them goes."""
         self._open[connection] = None
-        if len(self._open) > self._most:
-            idle = next(one for one in self._open if not one.busy)  # the new one, where all others are busy
-            del self._open[idle]
-            idle.abort()
+        of_address = [one for one in self._open if one.address == connection.address]
+        if connection.address and len(of_address) > MAX_PER_ADDRESS:  # all of a Unix socket are one reverse proxy's
+            self._make_room(of_address)
+        elif len(self._open) > self._most:
+            self._make_room(self._open)
+
+    def _make_room(self, among: Iterable[Connection]) -> None:
+        idle = next(one for one in among if not one.busy)  # the new one, where all others are busy
+        del self._open[idle]
+        idle.abort()
 
     def becomes_idle(self, connection: Connection) -> None:
         """It is the last in the line of those that may have to go."""

@@ -190,6 +190,11 @@ class Daemon:
         """GET from it; `_` in the names of headers stands for `-`."""
         return get(self.url + path, {name.replace("_", "-"): value for name, value in headers.items()})
 
+    def memory(self) -> int:
+        """Bytes that it has in memory now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
     def stop(self, number: int = signal.SIGTERM) -> int | None:
         """Its exit status after a signal, or None where it does not end."""
         self.process.send_signal(number)

@@ -5,6 +5,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,80 @@ async def test_a_connection_that_is_being_answered_stays(
     assert (await busy[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     for _, writer in (busy, new):
         writer.close()
+
+
+async def test_no_address_takes_all_places(
+    served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One client that opens many connections loses its own, and no other client's."""
+    monkeypatch.setattr(connections, "MAX_PER_ADDRESS", 3)
+    listening = await served(100)
+    host_name, port = listening.addresses[0]
+    other = await asyncio.open_connection(host_name, port, local_addr=("127.0.0.2", 0))
+    assert await healthy(other)
+    greedy = [await connected(listening) for _ in range(10)]
+    assert await healthy(greedy[-1])
+    assert await is_cut(greedy[0])
+    assert len(listening) == 4
+    assert await healthy(other)
+    for _, writer in (*greedy, other):
+        writer.close()
+
+
+async def test_requests_that_come_together_are_answered_one_after_the_other(
+    served: Callable[..., "asyncio.Task[Connections]"],
+) -> None:
+    """However the network cuts them."""
+    listening = await served()
+    reader, writer = await connected(listening)
+    for pieces in ([HEALTHY * 5], [bytes([one]) for one in HEALTHY * 3], [HEALTHY + HEALTHY[:7], HEALTHY[7:]]):
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0)
+        for _ in range(b"".join(pieces).count(b"GET")):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.readuntil(b"healthy.\n")
+    writer.close()
+
+
+async def test_a_client_that_is_gone_gives_its_place_back(
+    served: Callable[..., "asyncio.Task[Connections]"], held: Exporter
+) -> None:
+    """What it asked for is of no more use; an honest scraper finds a place at once."""
+    listening = await served()
+    gone = [await connected(listening) for _ in range(40)]
+    for _, writer in gone:
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 600\r\n\r\n")
+    await asyncio.to_thread(eventually, "the exporter is asked", lambda: held.requests)
+    for _, writer in gone:
+        writer.transport.abort()
+    await asyncio.to_thread(eventually, "they are gone", lambda: len(listening) == 0)
+    held.hold.set()
+    honest = await connected(listening)
+    honest[1].write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await honest[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    honest[1].close()
+
+
+def test_requests_whose_answers_are_not_read_cost_no_memory(
+    exporter: Callable[[bytes], Exporter], tmp_path: Path
+) -> None:
+    """One connection sends 20 MB of requests and reads nothing: the daemon reads one request of it at a time."""
+    folder = tmp_path / "daemon"
+    folder.mkdir()
+    with Daemon(folder, toml({"work": {"x": exporter(b"m 1\n").port}}, transport="local")) as proxy:
+        assert proxy.get().status == 200
+        before = proxy.memory()
+        with socket.create_connection(("127.0.0.1", proxy.port)) as sock:
+            sock.settimeout(1.0)
+            sent = 0
+            with suppress(TimeoutError):
+                while sent < 20_000_000:
+                    sent += sock.send(HEALTHY * 1000)
+            for _ in range(5):
+                assert proxy.get().status == 200
+            assert proxy.memory() - before < 20_000_000
+            assert sent < 20_000_000, "the daemon reads no more of it"
 
 
 @pytest.mark.parametrize(
