@@ -33,8 +33,16 @@ class Backoff:
         self.failures += 1
         self._not_before = now + wait * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - spreads calls, guards nothing
 
+    def tried(self, now: float) -> None:
+        """It is tried, and whatever comes of it, the next try is not earlier than after `initial` seconds."""
+        self._not_before = max(self._not_before, now + self.initial)
+
+    def succeeded(self) -> None:
+        """The failures before say nothing of the next one. The wait after the last try stays."""
+        self.failures = 0
+
     def reset(self) -> None:
-        """It succeeded, or somebody says that it may succeed now."""
+        """Somebody says that it may succeed now."""
         self.failures = 0
         self._not_before = 0.0
 

@@ -152,6 +152,11 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         """May a request be sent?"""
         return self._error is None and self._ending is None and self._wire.idle
 
+    @property
+    def error(self) -> ScrapeError | None:
+        """Why it is of no more use, if it failed."""
+        return self._error
+
     async def open(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the process and greet. Raises ScrapeError; if it is cancelled, `end` the call."""
         try:
@@ -212,7 +217,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
                 await self._waiting
             finally:
                 self._waiting = None
-        if self._error is not None:
+        if self._error is not None and not self._wire.idle:  # it may have said all, and ended then
             raise self._error.bare()
 
     def _wake(self) -> None:

@@ -113,8 +113,7 @@ class Channel:
         try:
             await slot.ask(request)
         except OnlyVersion1Error:
-            slot.drop()
-            slot.version = Version1
+            slot.speak(Version1)
             await slot.ask(request)
 
     # Which slots there are:

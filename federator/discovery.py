@@ -154,7 +154,7 @@ class Discoverer:
         self.dotted_names.update(name for name in states if "." in name)
         self._told_at = asyncio.get_running_loop().time()
         self._next_at = started + PUNCTUALITY * self._settings.refresh_interval
-        self._backoff.reset()
+        self._backoff.succeeded()
         self.error = None
 
     async def _ask(self, source: Source) -> dict[str, str]:

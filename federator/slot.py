@@ -96,9 +96,15 @@ class Slot:
         )
 
     def forgive(self) -> None:
-        """What went wrong says nothing of the next call."""
+        """What went wrong says nothing of the next call, which may be made now."""
         self.backoff.reset()
         self._last_error = None
+
+    def speak(self, version: type[PortWire]) -> None:
+        """Greet in this version from now on. The call that showed that it has to be is not held against the qube."""
+        self.drop()
+        self.version = version
+        self.backoff.reset()
 
     def drop(self) -> None:
         """End its call, if there is one."""
@@ -127,7 +133,8 @@ class Slot:
             self.drop()
             raise
         else:
-            self.forgive()
+            self.backoff.succeeded()
+            self._last_error = None
             return
         self._failed(error, ports, request)
 
@@ -136,6 +143,8 @@ class Slot:
         if self._call is not None and self._call.usable:
             return self._call
         loop = asyncio.get_running_loop()
+        if self._call is not None and self._call.error is not None:
+            self._last_error = self._call.error  # it ended while nobody asked
         wait = self.backoff.wait(loop.time())
         if self._last_error is not None and wait:
             raise type(self._last_error)(f"{self._last_error} (next call in {wait:.0f} s)")
@@ -145,6 +154,7 @@ class Slot:
             call = self._call = self._caller.new(self._wire)
             self._opened += 1
             self._open_since = loop.time()
+            self.backoff.tried(self._open_since)
             await self._caller.open(call, self.ports)
         self.accepted = True
         return call

@@ -39,6 +39,19 @@ def test_a_success_begins_anew() -> None:
     assert backoff.wait(now=0.0) <= 10.0 * (1 + JITTER)
 
 
+def test_each_try_has_a_wait_behind_it_whatever_comes_of_it() -> None:
+    """A success does not take it away, and forgets the failures; a failure makes it longer."""
+    backoff = Backoff(initial=10.0, maximum=1000.0, failures=3)
+    backoff.tried(now=0.0)
+    backoff.succeeded()
+    assert (backoff.failures, backoff.wait(now=0.0), backoff.wait(now=10.0)) == (0, 10.0, 0.0)
+    for _ in range(2):
+        backoff.failed(now=0.0)
+    wait = backoff.wait(now=0.0)
+    backoff.tried(now=0.0)
+    assert backoff.wait(now=0.0) == wait > 10.0
+
+
 def test_a_thousand_failures_are_no_overflow() -> None:
     """A qube may be halted for months."""
     backoff = Backoff(initial=5.0, maximum=300.0, failures=1000)

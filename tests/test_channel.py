@@ -793,3 +793,33 @@ async def test_a_call_is_ended_where_what_it_told_raises(qubes: Qubes, line: Mak
     await work.channel.ask([served.port], deadline=until(1000.0), max_body=100, tell=tell)
     assert isinstance(heard[0], Answer)
     assert work.channel.calls()[0].failures == 1
+
+
+# Answers one request, and ends.
+ONCE = """#!/bin/sh
+read -r greeting
+printf '=2\\n'
+read -r request
+printf '9100 200 4 0.1 -\\nm 1\\n'
+exit 3
+"""
+
+
+async def test_a_qube_that_answers_and_ends_is_called_only_now_and_then(
+    qubes: Qubes, line: MakeLine, tmp_path: Path, clock: Clock
+) -> None:
+    """Each call costs dom0 a decision, whether it succeeds or not; in between, the qube is down and says why."""
+    qubes.service = tmp_path / "once"
+    qubes.service.write_text(ONCE, encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    work = line(qube("work", 9100), backoff_initial=50.0, backoff_max=50.0)
+    for calls in range(1, 4):
+        assert bodies(await work.ask()) == {9100: b"m 1\n"}
+        await asyncio.to_thread(parts.eventually, "the service has ended", lambda: not qubes.left_behind())
+        await asyncio.sleep(0.1)
+        for _ in range(5):
+            reason, text = await work.fails()
+            assert (reason, "ended by itself (status 3)" in text, "next call in" in text) == ("closed", True, True)
+        assert len(qubes.calls()) == calls
+        clock.advance(51.0)
