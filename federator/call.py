@@ -139,6 +139,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         self._exited = asyncio.Event()
         self._waiting: asyncio.Future[None] | None = None  # for the greeting or for answers
         self._tell: Callable[[A], None] | None = None
+        self._complete = False  # has all been said that was asked for?
         self._error: ScrapeError | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -174,6 +175,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         Raises ScrapeError where not all of them came.
         """
         self._tell = tell
+        self._complete = False
         self._stderr_allowance = STDERR_LIMIT
         self._write(request)
         if self._wire.asks_once:
@@ -217,7 +219,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
                 await self._waiting
             finally:
                 self._waiting = None
-        if self._error is not None and not self._wire.idle:  # it may have said all, and ended then
+        if self._error is not None and not self._complete:  # it may have said all, and ended then
             raise self._error.bare()
 
     def _wake(self) -> None:
@@ -265,6 +267,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             assert self._tell is not None, "the wire takes no answer that nobody asked for"
             self._tell(answer)
         if self._wire.idle:
+            self._complete = True
             self._wake()
 
     def _take_stderr(self, untrusted: bytes) -> None:

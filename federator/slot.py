@@ -145,10 +145,10 @@ class Slot:
         loop = asyncio.get_running_loop()
         if self._call is not None and self._call.error is not None:
             self._last_error = self._call.error  # it ended while nobody asked
+        self.drop()
         wait = self.backoff.wait(loop.time())
         if self._last_error is not None and wait:
             raise type(self._last_error)(f"{self._last_error} (next call in {wait:.0f} s)")
-        self.drop()
         async with self._caller.limiter.place():
             self._wire = self.version()
             call = self._call = self._caller.new(self._wire)

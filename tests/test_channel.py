@@ -820,6 +820,8 @@ async def test_a_qube_that_answers_and_ends_is_called_only_now_and_then(
         await asyncio.sleep(0.1)
         for _ in range(5):
             reason, text = await work.fails()
-            assert (reason, "ended by itself (status 3)" in text, "next call in" in text) == ("closed", True, True)
+            assert reason == "closed"
+            assert "ended by itself (status 3)" in text
+            assert text.count("next call in") == 1
         assert len(qubes.calls()) == calls
         clock.advance(51.0)
