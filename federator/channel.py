@@ -11,20 +11,26 @@ Must not know how one call is made, nor what an answer is for.
 """
 
 import asyncio
-from collections.abc import Collection
 
 from federator import reasons
 from federator.call import CallCounter, ConnectionLimiter
 from federator.model import Callee, CallState, Qrexec, Qube
+from federator.pace import Pace
 from federator.reasons import OnlyVersion1Error
-from federator.request import Deadline, Request, Tell
+from federator.request import Request
 from federator.slot import Caller, Slot
+from federator.turns import Turns
 from federator.wire import SERVICE, PortWire, Version1, Version2
+
+# Each exporter is asked so many times at once, by clients that come one after the other; then once a second at most.
+ASKED_AT_ONCE = 10
+ASKED_EVERY_SECONDS = 1.0
 
 
 class Channel:
     """
-    The way to one qube. Requests go one after the other; each is over when every port is answered or the time is.
+    The way to one qube. Requests go one after the other, those that give way last; each is over when every port is
+    answered or the time is.
 
     One call is made for all ports, in version 2. Where the service there knows only version 1, or where dom0's policy
     refuses that call, since it was written for upstream's proxy and allows each port by itself, there is one for each.
@@ -35,12 +41,13 @@ class Channel:
     def __init__(self, qube: Qube, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter) -> None:
         self.qube = qube
         self._caller = Caller(Callee(qube.name, qube.transport, SERVICE), settings, limiter, counter)
-        self._lock = asyncio.Lock()
+        self._turns = Turns()
+        self._pace = Pace(ASKED_EVERY_SECONDS, ASKED_AT_ONCE)
         self._slots = [Slot(qube.ports, Version2, self._caller)]
         self._forgetful = False
 
     def __repr__(self) -> str:
-        busy = "busy" if self._lock.locked() else "free"
+        busy = "busy" if self._turns.taken else "free"
         return f"<Channel to {self.qube.name}: {busy}, {', '.join(map(repr, self.calls()))}>"
 
     def calls(self) -> list[CallState]:
@@ -65,15 +72,16 @@ class Channel:
             slot.backoff.initial, slot.backoff.maximum = settings.backoff_initial, settings.backoff_max
         self.forget()
 
-    async def ask(self, ports: Collection[int], *, deadline: Deadline, max_body: int, tell: Tell) -> None:
+    async def ask(self, request: Request) -> None:
         """
-        Ask the qube for its exporters on `ports`; `tell` hears of each port exactly once, until the deadline.
+        Ask the qube for the exporters of a request, which hears of each port exactly once, until its deadline.
 
         Raises nothing of its own: whatever goes wrong is told.
         """
-        request = Request(ports, deadline, max_body, tell)
         try:
-            async with deadline.limit(), self._lock:
+            async with request.deadline.limit(), self._turns.turn(first=not request.gives_way):
+                await self._keep_pace(request)
+                request.deadline.asked_at = asyncio.get_running_loop().time()
                 await self._ask(request)
         except TimeoutError:
             pass
@@ -87,13 +95,19 @@ class Channel:
 
     async def retire(self) -> None:
         """Close when the last request is over: a request might open a call after `close`."""
-        async with self._lock:
+        async with self._turns.turn(first=False):
             pass
         await self.close()
 
     def forget(self) -> None:
         """Before the next request, forget what went wrong: somebody may have mended it. Calls that are open stay."""
         self._forgetful = True
+
+    async def _keep_pace(self, request: Request) -> None:
+        """No client makes an exporter work all the time. Clients that come meanwhile share what comes of it."""
+        now = asyncio.get_running_loop().time()
+        if wait := max(self._pace.reserve(port, now) for port in request.owed):
+            await asyncio.sleep(min(wait, max(0.0, request.deadline.wanted_by - now)))
 
     async def _ask(self, request: Request) -> None:
         self._choose_slots(asyncio.get_running_loop().time())

@@ -7,14 +7,14 @@ Owns what may be passed on of it. Must not know HTTP, nor how a qube is reached.
 
 import asyncio
 import logging
-from typing import Any
+from dataclasses import dataclass
 
 from federator import reasons
 from federator.counters import Counters
 from federator.errors import ExpositionError, HttpError, ScrapeError, shown
 from federator.fleet import Fleet
 from federator.model import Answer, Outcome, Qube, Target
-from federator.request import Deadline
+from federator.request import Deadline, Request
 from federator.scrape import budget
 from federator.statelog import StateLog
 from federator.targets import RUNNING
@@ -30,22 +30,20 @@ class Forwarder:
         self._fleet = fleet
         self._state_log = state_log
         self._counters = counters
+        self._askings: dict[Target, _Asking] = {}
 
     async def fetch(self, target: Target, seconds: float) -> tuple[str, bytes]:
         """
-        The Content-Type of one exporter's own text, and the text as it is.
+        The Content-Type of one exporter's own text, and the text as it is. Clients that come at one time share it.
 
         Raises ScrapeError where there is none within `seconds`, and StoppingError.
         """
         self._fleet.check_running()
         loop = asyncio.get_running_loop()
-        (qube,) = (one for one in self._fleet.qubes if target in one.targets)
         started = loop.time()
         answer, error, content_type = None, None, None
         try:
-            if (state := self._fleet.state(qube)) != RUNNING:
-                raise reasons.not_running(qube.name, state)
-            answer = await self._answer(qube, target, seconds)
+            answer = await self._answer(target, started + seconds)
             content_type = _forwardable(answer, self._fleet.config.scrape.limits.body_size)
         except ScrapeError as failed:
             error = failed.bare()
@@ -58,34 +56,57 @@ class Forwarder:
             raise error
         return content_type, body
 
-    async def _answer(self, qube: Qube, target: Target, seconds: float) -> Answer:
+    async def _answer(self, target: Target, wanted_by: float) -> Answer:
         """What the qube's service says of one exporter. Raises ScrapeError and StoppingError."""
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        deadline = Deadline(now + seconds, now + budget(None, self._fleet.config.scrape))
-        answered: asyncio.Future[Answer | ScrapeError] = loop.create_future()
-
-        def tell(_: int, result: Answer | ScrapeError) -> None:
-            if not answered.done():
-                answered.set_result(result)
-
-        max_body = self._fleet.config.scrape.limits.body_size
-        channel = self._fleet.channel(qube.name)
-        asking = self._fleet.start(
-            channel.ask((target.exporter.port,), deadline=deadline, max_body=max_body, tell=tell)
-        )
-        either: set[asyncio.Future[Any]] = {answered, asking}
-        await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        (qube,) = (one for one in self._fleet.qubes if target in one.targets)
+        if (state := self._fleet.state(qube)) != RUNNING:
+            raise reasons.not_running(qube.name, state)
+        asking = self._askings.get(target)
+        if asking is None or not asking.shareable(loop.time(), wanted_by):
+            deadline = Deadline(wanted_by, loop.time() + budget(None, self._fleet.config.scrape))
+            asking = self._askings[target] = _Asking(deadline, loop.create_future())
+            asking.task = self._fleet.start(self._ask(asking, qube, target))
+        asking.deadline.extend(wanted_by)
+        await asyncio.wait({asking.answered}, timeout=wanted_by - loop.time())
         self._fleet.check_running()
-        if asking.done() and not asking.cancelled() and (bug := asking.exception()) is not None:
-            log.error("bug in asking a qube", extra={"qube": qube.name}, exc_info=bug)
-            raise reasons.bug()
-        if not answered.done():
+        if not asking.answered.done():
             raise reasons.late(qube.name)
-        result = answered.result()
+        result = asking.answered.result()
         if isinstance(result, ScrapeError):
             raise result.bare()
         return result
+
+    async def _ask(self, asking: "_Asking", qube: Qube, target: Target) -> None:
+        """Ask the qube to its end. Whatever happens, there is an answer then, or why there is none."""
+
+        def tell(_: int, result: Answer | ScrapeError) -> None:
+            if not asking.answered.done():
+                asking.answered.set_result(result)
+
+        max_body = self._fleet.config.scrape.limits.body_size
+        request = Request([target.exporter.port], asking.deadline, max_body, tell, gives_way=True)
+        try:
+            await self._fleet.channel(qube.name).ask(request)
+        except Exception:  # a bug of ours: it costs this fetch, and no other
+            log.exception("bug in asking a qube", extra={"qube": qube.name})
+            tell(0, reasons.bug())
+        finally:
+            if self._askings.get(target) is asking:
+                del self._askings[target]  # the answer is for those who wait, and for nobody else
+
+
+@dataclass(slots=True)
+class _Asking:
+    """One exporter being asked, for all clients that wait for it."""
+
+    deadline: Deadline
+    answered: "asyncio.Future[Answer | ScrapeError]"
+    task: "asyncio.Task[None] | None" = None
+
+    def shareable(self, now: float, wanted_by: float) -> bool:
+        """May a client that comes now, and waits until then, have the same answer?"""
+        return self.deadline.answers_are_new(now) and (not self.answered.done() or wanted_by <= self.deadline.wanted_by)
 
 
 def _forwardable(answer: Answer, body_size_limit: int) -> str:

@@ -12,6 +12,10 @@ from contextlib import suppress
 from federator.errors import ScrapeError
 from federator.model import Answer
 
+# A scraper that comes within this time after a qube was asked shares the answers; later, they would be older than a
+# scraper expects.
+SHARE_SECONDS = 1.0
+
 # Told for each port, once: an answer, or why there is none.
 Tell = Callable[[int, Answer | ScrapeError], None]
 
@@ -22,12 +26,18 @@ class Deadline:
 
     `wanted_by`: after this nobody wants the answers any more; the service is told. `ends_at`: a call that is silent
     until then is ended. It is never earlier, and later where scrapers are impatient: they must not end calls for all.
+    `asked_at`: when the qube was asked; None while the request waits for its turn.
     """
 
     def __init__(self, wanted_by: float, ends_at: float) -> None:
         self.wanted_by = wanted_by
         self.ends_at = max(ends_at, wanted_by)
+        self.asked_at: float | None = None
         self._timeouts: list[asyncio.Timeout] = []  # one for the call, and one for each text that is read
+
+    def answers_are_new(self, now: float) -> bool:
+        """For somebody who comes now: will the answers be no older than SHARE_SECONDS?"""
+        return self.asked_at is None or now - self.asked_at < SHARE_SECONDS
 
     def extend(self, wanted_by: float) -> None:
         """Somebody waits until then, too."""
@@ -45,12 +55,19 @@ class Deadline:
 
 
 class Request:
-    """What is asked for, and who hears of it. Each port is told of once."""
+    """
+    What is asked for, and who hears of it. Each port is told of once.
 
-    def __init__(self, ports: Collection[int], deadline: Deadline, max_body: int, tell: Tell) -> None:
+    `gives_way`: other requests to the same qube go first.
+    """
+
+    def __init__(
+        self, ports: Collection[int], deadline: Deadline, max_body: int, tell: Tell, *, gives_way: bool = False
+    ) -> None:
         self.owed = set(ports)
         self.deadline = deadline
         self.max_body = max_body
+        self.gives_way = gives_way
         self._tell = tell
 
     def tell(self, port: int, result: Answer | ScrapeError) -> None:

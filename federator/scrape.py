@@ -22,7 +22,7 @@ from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
 from federator.model import Answer, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
-from federator.request import Deadline
+from federator.request import Deadline, Request
 from federator.scheduler import Scheduler
 from federator.statelog import StateLog
 from federator.targets import RUNNING
@@ -30,9 +30,6 @@ from federator.text.exposition import Reader
 
 # Prometheus' own timeouts are seconds; a header that says more than this is a mistake, and would hold channels long.
 MAX_TIMEOUT_SECONDS = 600.0
-# A scraper that comes within this time of another's start shares its answers; later, they would be older than a
-# scraper expects.
-SHARE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +71,12 @@ class _Asking:
 
     def __repr__(self) -> str:
         state = "finished" if self._finished else "under way"
-        return (
-            f"<asking {self.qube.name}: {state}, {len(self.outcomes)} of {len(self.targets)}, {self.waiting} waiting>"
-        )
+        done = f"{len(self.outcomes)} of {len(self.targets)}"
+        return f"<asking {self.qube.name}: {state}, {done} done, {self.waiting} waiting>"
 
     def shareable(self, now: float, wanted_by: float) -> bool:
         """May a scraper that comes now, and waits until then, have the same answers?"""
-        if now - self._started >= SHARE_SECONDS:
+        if not self.deadline.answers_are_new(now):
             return False
         if self._finished is None:
             return True
@@ -244,7 +240,7 @@ class Scraper:
 
             try:
                 max_body = self.fleet.config.scrape.limits.body_size
-                await channel.ask(targets, deadline=asking.deadline, max_body=max_body, tell=tell)
+                await channel.ask(Request(targets, asking.deadline, max_body, tell))
             except Exception:  # a bug of ours: it costs this scrape of this qube, and no other
                 log.exception("bug in asking a qube", extra={"qube": asking.qube.name})
                 self._add_missing(asking, reasons.bug())

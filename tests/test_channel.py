@@ -20,7 +20,7 @@ from federator.channel import Channel
 from federator.errors import ScrapeError
 from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
 from federator.reasons import call_ended
-from federator.request import Deadline
+from federator.request import Deadline, Request
 from federator.wire import SERVICE, PortWire, Version1, Version2
 from tests import parts
 from tests.helpers import Clock
@@ -78,7 +78,7 @@ class Line:
             told.append(port)
             heard[port] = result
 
-        await self.channel.ask(ports or self._ports, deadline=until(seconds), max_body=max_body, tell=tell)
+        await self.channel.ask(Request(ports or self._ports, until(seconds), max_body, tell))
         assert sorted(told) == sorted(ports or self._ports), "each port is told of exactly once"
         return heard
 
@@ -398,9 +398,7 @@ async def test_one_port_that_is_asked_for_is_enough_to_find_the_way(
 
     async def ask() -> list[Answer | ScrapeError]:
         heard: list[Answer | ScrapeError] = []
-        await work.channel.ask(
-            ports[:1], deadline=until(PATIENT), max_body=100, tell=lambda _, told: heard.append(told)
-        )
+        await work.channel.ask(Request(ports[:1], until(PATIENT), 100, lambda _, told: heard.append(told)))
         await asyncio.sleep(0.025)
         return heard
 
@@ -473,7 +471,7 @@ async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, exporter: MakeExport
         def tell(_: int, result: Answer | ScrapeError) -> None:
             heard[name] = result
 
-        await channels[name].ask([served.port], deadline=deadline, max_body=100, tell=tell)
+        await channels[name].ask(Request([served.port], deadline, 100, tell))
 
     await asyncio.gather(*map(ask, channels))
     assert isinstance(heard["paused"], ScrapeError)
@@ -790,7 +788,7 @@ async def test_a_call_is_ended_where_what_it_told_raises(qubes: Qubes, line: Mak
         if isinstance(result, Answer):
             raise ZeroDivisionError
 
-    await work.channel.ask([served.port], deadline=until(1000.0), max_body=100, tell=tell)
+    await work.channel.ask(Request([served.port], until(1000.0), 100, tell))
     assert isinstance(heard[0], Answer)
     assert work.channel.calls()[0].failures == 1
 
@@ -825,3 +823,53 @@ async def test_a_qube_that_answers_and_ends_is_called_only_now_and_then(
             assert text.count("next call in") == 1
         assert len(qubes.calls()) == calls
         clock.advance(51.0)
+
+
+async def test_a_loop_of_requests_does_not_make_an_exporter_work_all_the_time(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten at once, and then one a second; the others wait, in no more time than they have."""
+    qubes.add("work")
+    served = exporter(b"m 1\n")
+    work = line(qube("work", served.port))
+    await work.ask()
+    waits: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        if seconds > 0.1:
+            waits.append(seconds)
+            clock.advance(seconds)
+        await real(0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("federator.channel.asyncio.sleep", sleep)
+        for _ in range(30):
+            assert bodies(await work.ask())
+        assert len(waits) == 21
+        assert sum(waits) == pytest.approx(21, abs=5)
+        assert max(waits) <= 1.0
+        await work.ask(seconds=0.2)
+    assert len(served.requests) in (31, 32)
+
+
+async def test_a_request_that_gives_way_is_asked_last(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """A scrape of everything does not wait for the many that want single exporters."""
+    qubes.add("work")
+    busy, single, page = exporter(b"b 1\n"), exporter(b"s 1\n"), exporter(b"p 1\n")
+    busy.hold.clear()
+    work = line(qube("work", busy.port, single.port, page.port))
+    order: list[int] = []
+
+    def request(port: int, *, gives_way: bool) -> Request:
+        return Request([port], until(PATIENT), 100, lambda told, _: order.append(told), gives_way=gives_way)
+
+    asking = [asyncio.create_task(work.channel.ask(request(busy.port, gives_way=True)))]
+    await asyncio.to_thread(parts.eventually, "the first one is asked", lambda: busy.requests)
+    asking += [asyncio.create_task(work.channel.ask(request(single.port, gives_way=True))) for _ in range(3)]
+    await asyncio.sleep(0)
+    asking.append(asyncio.create_task(work.channel.ask(request(page.port, gives_way=False))))
+    await asyncio.sleep(0)
+    busy.hold.set()
+    await asyncio.gather(*asking)
+    assert order == [busy.port, page.port, single.port, single.port, single.port]

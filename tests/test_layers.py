@@ -86,13 +86,15 @@ ALLOWED = {
         "text.memory",
     },
     "discovery": {"backoff", "call", "errors", "model", "targets", "wire"},
-    "channel": {"call", "model", "reasons", "request", "slot", "wire"},
+    "channel": {"call", "model", "pace", "reasons", "request", "slot", "turns", "wire"},
+    "turns": set(),
     "slot": {"backoff", "call", "errors", "model", "reasons", "request", "wire"},
     "request": {"errors", "model"},
     "call": {"errors", "model", "reasons", "wire"},
     "counters": {"model"},
     # ------------------------------------------------
     "backoff": set(),
+    "pace": set(),
     "reasons": {"errors", "model", "wire"},
     "wire": {"errors", "model"},
     "text.content_type": set(),
@@ -112,6 +114,7 @@ ALLOWED = {
 }
 PURE = (
     "backoff",
+    "pace",
     "reasons",
     "wire",
     "text.content_type",

@@ -326,7 +326,7 @@ async def test_no_answer_is_older_than_the_time_of_sharing(
     scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A scraper that comes later than SHARE_SECONDS after the start of another one's asking has answers of its own."""
-    monkeypatch.setattr("federator.scrape.SHARE_SECONDS", 0.05)
+    monkeypatch.setattr("federator.request.SHARE_SECONDS", 0.05)
     fast, slow = exporter(b"m 1\n"), exporter(b"m 2\n")
     slow.hold.clear()
     of = scraper({"work": {"fast": fast.port}, "personal": {"slow": slow.port}})

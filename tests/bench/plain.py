@@ -24,7 +24,7 @@ from federator.counters import Counters
 from federator.errors import ScrapeError
 from federator.host import watch_children
 from federator.model import Answer
-from federator.request import Deadline
+from federator.request import Deadline, Request
 from federator.web import SEND_BYTES
 
 # qube, exporter, body
@@ -75,7 +75,7 @@ async def _serve(how: str, path: Path, port: int) -> None:
 
             until = asyncio.get_running_loop().time() + settings.scrape.timeout
             deadline = Deadline(until, until)
-            await channel.ask(names, deadline=deadline, max_body=settings.scrape.limits.body_size, tell=tell)
+            await channel.ask(Request(names, deadline, settings.scrape.limits.body_size, tell))
 
         await asyncio.gather(*map(ask, channels))
         page = work(bodies)

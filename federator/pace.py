@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+How often something may be done: so many times at once, then at an even pace.
+
+Owns that reckoning. Must not know what is done, nor what time it is: the caller says.
+"""
+
+from collections.abc import Container, Hashable
+
+
+class Pace:
+    """For each key, `burst` times at once, and `interval` seconds for each time after that."""
+
+    def __init__(self, interval: float, burst: int) -> None:
+        self._interval = interval
+        self._burst = burst
+        self._even: dict[Hashable, float] = {}  # when the next time would be, if all were done at the even pace
+
+    def reserve(self, key: Hashable, now: float) -> float:
+        """It is to be done once more: so many seconds have to pass before."""
+        even = max(self._even.get(key, now), now)
+        self._even[key] = even + self._interval
+        return max(0.0, even - now - (self._burst - 1) * self._interval)
+
+    def retain(self, keys: Container[Hashable]) -> None:
+        """Other keys are not used any more."""
+        self._even = {key: even for key, even in self._even.items() if key in keys}
