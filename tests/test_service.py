@@ -153,7 +153,7 @@ def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporte
         ("", 0, b"closed the connection without an answer"),
         ("SSH-2.0-OpenSSH_9.2\r\n", 0, b"not an HTTP answer"),
         ("SSH-2.0-OpenSSH_9.2\r\n\r\n", 0, b"not an HTTP answer"),
-        ("HTTP/1.0 200 OK\r\n" + "X: y\r\n" * 4000, 0, b"more than 16384 bytes of HTTP headers"),
+        ("HTTP/1.0 200 OK\r\n" + "X: y\r\n" * 4000, 0, b"HTTP headers larger than 16384 bytes"),
         (HEAD + "\r\n" + "x" * 2000, 0, b"body larger than 1000 bytes"),
         (
             HEAD + "Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + "x" * 2000 + "\r\n0\r\n\r\n",
@@ -254,7 +254,7 @@ def test_version_1_ends_at_a_failure(service: StartService, exporter: MakeExport
         started.hear(2)
         status, out, errors = started.say(b"?\n").end(close=False)
         assert (status, out) == (9, b"")
-        assert errors == b"ruddo.PrometheusProxy: no answer of port %d: %s\n" % (port, why)
+        assert errors == b"ruddo.PrometheusProxy: no answer from port %d: %s\n" % (port, why)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_an_argument_that_is_no_list_of_ports(service: StartService, argument: s
         status, out, errors = started.end(close=False)
         assert (status, out) == (3, b"")
         assert errors.count(b"\n") == 1
-        assert b"ports that may be asked for" in errors
+        assert b"the argument must be the permitted ports" in errors
 
 
 def test_the_argument_may_come_in_the_environment(service: StartService) -> None:
@@ -316,7 +316,7 @@ def test_version_1_is_for_one_port(service: StartService) -> None:
 def test_the_end_of_input_in_the_middle_of_a_line(service: StartService, said: bytes) -> None:
     """It ends, and says so."""
     status, _, errors = service("9100").say(said).end()
-    assert (status, errors) == (7, b"ruddo.PrometheusProxy: the input ended in the middle\n")
+    assert (status, errors) == (7, b"ruddo.PrometheusProxy: the input ended before a request was complete and answered\n")
 
 
 def test_the_end_of_input_while_it_fetches(service: StartService, exporter: MakeExporter) -> None:
