@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -175,6 +176,27 @@ def test_what_an_exporter_may_answer(service: StartService, reply: str, status: 
     assert (got.status, got.body) == (status, body)
 
 
+@pytest.mark.parametrize("length", [1024, 5000])
+@pytest.mark.parametrize("framing", ["end of connection", "length", "chunks"])
+def test_the_body_of_an_http_error_is_cut(service: StartService, framing: str, length: int) -> None:
+    """At most MAX_ERROR_BODY bytes of it are passed on, although the request allows a large body."""
+    body = "x" * length
+    rest = {
+        "end of connection": f"\r\n{body}",
+        "length": f"Content-Length: {length}\r\n\r\n{body}",
+        "chunks": f"Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n",
+    }[framing]
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(f"HTTP/1.0 404 Not Found\r\n{rest}".encode())
+
+    with raw_server(answer) as port:
+        got = one_answer(service, port, max_body=1 << 20)
+    assert got.status == 404
+    assert got.body == b"x" * 1024
+
+
 def test_a_content_type_cannot_break_the_header(service: StartService) -> None:
     """What is not printable ASCII is left out, what is long is cut."""
     for untrusted, told in ((b"text/\xffplain", "-"), (b"a\tb", "-"), (b"x" * 500, "x" * 128)):
@@ -316,7 +338,10 @@ def test_version_1_is_for_one_port(service: StartService) -> None:
 def test_the_end_of_input_in_the_middle_of_a_line(service: StartService, said: bytes) -> None:
     """It ends, and says so."""
     status, _, errors = service("9100").say(said).end()
-    assert (status, errors) == (7, b"ruddo.PrometheusProxy: the input ended before a request was complete and answered\n")
+    assert (status, errors) == (
+        7,
+        b"ruddo.PrometheusProxy: the input ended before a request was complete and answered\n",
+    )
 
 
 def test_the_end_of_input_while_it_fetches(service: StartService, exporter: MakeExporter) -> None:
@@ -346,6 +371,54 @@ def test_a_caller_who_does_not_read_is_left(service: StartService, exporter: Mak
     started.hear(3)
     started.say(f"?1500 9999999 {large.port}\n".encode())
     assert started.process.wait(PATIENCE_SECONDS) == 8
+
+
+# Runs a script with a clock that stands still. Only `poll` moves it: where nothing is ready, by the whole time limit.
+# At the end it prints how far the clock moved.
+VIRTUAL_CLOCK = """
+import runpy, select, sys, time
+
+now = 0.0
+
+class Poll:
+    def __init__(self):
+        self.real = real_poll()
+        self.register = self.real.register
+
+    def poll(self, milliseconds):
+        global now
+        ready = self.real.poll(None if milliseconds is None else 0)
+        if not ready:
+            now += milliseconds / 1000
+        return ready
+
+real_poll, select.poll = select.poll, Poll
+time.monotonic = lambda: now
+del sys.argv[0]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(now, file=sys.stderr)
+"""
+
+
+def test_a_caller_who_does_not_read_has_less_than_a_second_more() -> None:
+    """After the request's time the caller may still read, but the service ends within a second."""
+    port, (read_end, write_end) = free_port(), os.pipe()
+    with os.fdopen(read_end, "rb"), os.fdopen(write_end, "wb", buffering=0) as stdout:
+        os.set_blocking(write_end, False)
+        while stdout.write(bytes(1 << 16)):
+            """Fill the pipe, so that nothing more fits."""
+        words = [sys.executable, "-c", VIRTUAL_CLOCK, str(SERVICE), str(port)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE) as process:
+            assert process.stdin
+            assert process.stderr
+            process.stdin.write(b"+2\n?1500 1000 %d\n" % port)
+            process.stdin.flush()
+            why, seconds = process.stderr.read().decode().splitlines()
+            assert process.wait(PATIENCE_SECONDS) == 8
+    assert why == "ruddo.PrometheusProxy: the caller does not read its answers"
+    assert 1.5 < float(seconds) < 2.5
 
 
 def test_a_caller_who_is_gone(service: StartService, exporter: MakeExporter) -> None:
