@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fixtures of several test files; what they are made of is in parts.py and standin/."""
+"""Fixtures that several test files use. Their parts are in parts.py and standin/."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,10 +11,12 @@ from tests.helpers import SERVICE
 from tests.parts import Daemon, Exporter, eventually, toml
 from tests.standin.qubes import Qubes
 
+pytest_plugins = ["tests.leftovers"]
+
 
 @pytest.fixture
 def qubes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubes]:
-    """A Qubes OS machine without qubes, of which nothing may be left running at the end."""
+    """A Qubes OS machine without qubes. At the end of the test none of its processes may run."""
     machine = Qubes(tmp_path / "machine", SERVICE)
     for name, value in machine.env.items():
         monkeypatch.setenv(name, value)
@@ -26,7 +28,7 @@ def qubes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubes]:
 
 @pytest.fixture
 def exporter() -> Iterator[Callable[[bytes], Exporter]]:
-    """Makes exporters, which run until the end of the test."""
+    """Starts exporters, which run until the end of the test."""
     with ExitStack() as stack:
 
         def start(body: bytes) -> Exporter:
@@ -37,7 +39,7 @@ def exporter() -> Iterator[Callable[[bytes], Exporter]]:
 
 @pytest.fixture
 def daemon(tmp_path: Path, qubes: Qubes) -> Iterator[Callable[..., Daemon]]:
-    """Makes daemons that call the qubes of the machine, by the arguments of `parts.toml`."""
+    """Starts daemons that call the qubes of the machine. The arguments are those of `parts.toml`."""
     with ExitStack() as stack:
 
         def start(of: dict[str, dict[str, int]], **more: str) -> Daemon:

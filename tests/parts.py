@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-The real parts that tests are made of: HTTP servers, the daemon and Debian's programs as processes, all on loopback.
+The real parts that tests are made of: HTTP servers, and the daemon and Debian's programs as processes, all on loopback.
 
-Each is a context manager, and ends what it started.
+Each part is a context manager and ends what it started.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,12 +30,12 @@ import pytest
 
 from tests.helpers import ROOT, SERVICE
 
-# How long a test waits for what has to happen, before it calls it a failure. Nothing that is measured.
+# How long a test waits for something that must happen before the test fails. It is no limit that users know.
 PATIENCE_SECONDS = 30.0
 
 
 def eventually(what: str, condition: Callable[[], object]) -> None:
-    """Wait until the condition holds; a failure says what did not happen."""
+    """Wait until the condition is true. If it never is, the failure says what did not happen."""
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < end, f"did not happen: {what}"
@@ -42,28 +43,41 @@ def eventually(what: str, condition: Callable[[], object]) -> None:
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """A port on which no program listens."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
 
 
+@contextmanager
+def serving(server: socketserver.BaseServer) -> Iterator[None]:
+    """Let this server answer, in a thread that ends with the block."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
 class Exporter:
-    """An exporter whose text the test decides on."""
+    """An exporter that answers what the test sets."""
 
     def __init__(self, body: bytes = b"m 1\n") -> None:
         self.body = body
         self.status = 200
         self.headers = {"Content-Type": "text/plain; version=0.0.4"}
         self.requests: list[tuple[str, dict[str, str]]] = []
-        self.hold = threading.Event()  # cleared: requests wait
+        self.hold = threading.Event()  # while it is cleared, requests wait
         self.hold.set()
         self.port = 0
-        self._server: ThreadingHTTPServer | None = None
+        self._running = ExitStack()
 
     def start(self) -> None:
-        """Listen; on the port it had before, if it had one."""
+        """Listen. After `stop` on the same port as before."""
         exporter = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -80,17 +94,13 @@ class Exporter:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 """Say nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_port
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)  # its threads are daemons: `stop` does not wait
+        self.port = server.server_port
+        self._running.enter_context(serving(server))
 
     def stop(self) -> None:
         """Refuse connections."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
+        self._running.close()
 
     def __enter__(self) -> Self:
         self.start()
@@ -103,32 +113,29 @@ class Exporter:
 
 @contextmanager
 def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A server that does what it wants with each connection, in a thread of its own; its port."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    """A server that gives each connection to `answer`, in a thread of its own; its port. At the end all are closed."""
+    connections: list[socket.socket] = []
 
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=converse, args=(connection,), daemon=True).start()
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            connections.append(self.request)
+            with suppress(OSError):
+                answer(self.request)
 
-    def converse(connection: socket.socket) -> None:
-        with connection, suppress(OSError):
-            answer(connection)
+    class Server(socketserver.ThreadingTCPServer):
+        def server_close(self) -> None:
+            for connection in connections:
+                with suppress(OSError):  # it is closed already
+                    connection.shutdown(socket.SHUT_RDWR)
+            super().server_close()  # waits for the threads of the connections
 
-    threading.Thread(target=serve, daemon=True).start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
+    with serving(server := Server(("127.0.0.1", 0), Handler)):
+        yield server.server_address[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What came over HTTP."""
+    """An HTTP answer."""
 
     status: int
     headers: Mapping[str, str]
@@ -141,7 +148,7 @@ class Response:
 
 
 def get(url: str, headers: Mapping[str, str] | None = None) -> Response:
-    """GET, whatever the status."""
+    """GET. An error status is an answer, too."""
     try:
         with urllib.request.urlopen(
             urllib.request.Request(url, headers=dict(headers or {})), timeout=PATIENCE_SECONDS
@@ -158,7 +165,7 @@ def federator(*words: str | Path) -> list[str]:
 
 
 class Daemon:
-    """The daemon as a process, with this text as its configuration."""
+    """The daemon as a process, with a text as its configuration."""
 
     def __init__(self, folder: Path, text: str, environment: Mapping[str, str] | None = None) -> None:
         self.config = folder / "proxy.toml"
@@ -173,21 +180,26 @@ class Daemon:
         words = federator("serve", f"--config.file={self.config}", f"--web.listen-address=127.0.0.1:{self.port}")
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(words, cwd=ROOT, env=self._environment, stderr=log)
-        eventually("the daemon is ready", self._is_ready)
+        try:
+            eventually("the daemon is ready", self._is_ready)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.process.kill() if self.process.poll() is None and self.stop() is None else None
+        if self.process.poll() is None and self.stop() is None:
+            self.stop(signal.SIGKILL)
         if error is not None:
             print(self.log)
 
     @property
     def log(self) -> str:
-        """What it has logged so far."""
+        """Its log up to now."""
         return self._log.read_text(encoding="utf-8")
 
     def get(self, path: str = "/metrics", **headers: str) -> Response:
-        """GET from it; `_` in the names of headers stands for `-`."""
+        """GET from it. In the names of headers `_` stands for `-`."""
         return get(self.url + path, {name.replace("_", "-"): value for name, value in headers.items()})
 
     def memory(self) -> int:
@@ -196,7 +208,7 @@ class Daemon:
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
     def stop(self, number: int = signal.SIGTERM) -> int | None:
-        """Its exit status after a signal, or None where it does not end."""
+        """Send a signal; the exit status, or None if the process does not end."""
         self.process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
             return self.process.wait(PATIENCE_SECONDS)
@@ -210,7 +222,7 @@ class Daemon:
 
 
 def debian_program(name: str) -> str:
-    """A program of Debian's; where it is missing the test is skipped, but fails where CI was to install it."""
+    """A program from a Debian package. If it is missing, the test is skipped; in CI, which installs them, it fails."""
     found = shutil.which(name)
     if found is None:
         why = f"{name} is not installed (Debian: apt install {name})"
@@ -238,7 +250,7 @@ def process(*words: str | Path, log: Path) -> Iterator["subprocess.Popen[bytes]"
 
 
 class Prometheus:
-    """A real Prometheus, which scrapes one address every second."""
+    """A real Prometheus that scrapes one address."""
 
     def __init__(self, folder: Path, target: str, *, interval: str = "1s") -> None:
         self._folder = folder
@@ -263,8 +275,8 @@ class Prometheus:
             yield self
 
     def query(self, expression: str) -> dict[str, float]:
-        """An instant query: values by the label `qube`, or by nothing."""
-        with suppress(OSError, ValueError):  # it is still starting
+        """The answer of an instant query: value by the label `qube`, which is empty for a series without it."""
+        with suppress(OSError, ValueError):  # Prometheus is still starting
             answer: Any = json.loads(
                 get(f"{self.url}/api/v1/query?{urllib.parse.urlencode({'query': expression})}").body
             )
@@ -291,9 +303,9 @@ def toml(
     qubes: Mapping[str, Mapping[str, int]], *, transport: str = "qrexec", client: Path | None = None, **more: str
 ) -> str:
     """
-    A configuration: for each qube its exporters by name and port, one number for one name.
+    A configuration file with these exporters, name and port, of these qubes. A name has the same port everywhere.
 
-    `more` are further lines of the sections [scrape] and [qrexec], and whole sections as `rest`.
+    `more` can have further lines for the sections `scrape` and `qrexec`, and whole sections as `rest`.
     """
     ports = {name: port for exporters in qubes.values() for name, port in exporters.items()}
     sections = [

@@ -7,8 +7,8 @@ import re
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from federator import __version__, config, daemon
 from federator.counters import Counters
 from federator.web import Served
 from tests.helpers import ROOT, SERVICE
-from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, Response, eventually, federator, free_port, process, toml
+from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, toml
 from tests.standin.qubes import CLIENT, Qubes
 
 MakeExporter = Callable[[bytes], Exporter]
@@ -200,13 +200,11 @@ def test_a_signal_ends_a_scrape_in_flight_and_all_children(
     slow = exporter(b"m 1\n")
     slow.hold.clear()
     proxy = daemon({"work": {"node": slow.port}})
-    answers: list[Response] = []
-    waiting = threading.Thread(target=lambda: answers.append(proxy.get()))
-    waiting.start()
-    eventually("the exporter is asked", lambda: slow.requests)
-    assert proxy.stop(number) == 0
-    waiting.join()
-    assert [answer.status for answer in answers] == [503]
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(proxy.get)
+        eventually("the exporter is asked", lambda: slow.requests)
+        assert proxy.stop(number) == 0
+    assert waiting.result().status == 503
     assert not qubes.left_behind()
     assert "Traceback" not in proxy.log
 

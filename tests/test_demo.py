@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`make run`, without make: what it shows, and that it leaves nothing behind."""
+"""The program of `make run`: what it shows, and that no process stays behind."""
 
 import re
 import signal
@@ -17,7 +17,7 @@ from tests.parts import PATIENCE_SECONDS, eventually, get
 
 
 def is_empty(session: int) -> bool:
-    """Is no process of this session left?"""
+    """Whether no process of this session runs."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
@@ -31,16 +31,16 @@ def is_empty(session: int) -> bool:
 
 @pytest.mark.parametrize("taken", [(), (8199, 18202)])
 def test_the_demo_serves_three_qubes_and_leaves_nothing_behind(taken: tuple[int, ...]) -> None:
-    """Its exporters are real ones, its qubes real processes; ports that are taken are replaced."""
+    """The exporters are real, each qube has real processes, and free ports replace ports that are in use."""
     with ExitStack() as stack:
         for port in taken:
-            with suppress(OSError):  # somebody else has it: as good
+            with suppress(OSError):  # another program has the port, which is just as good
                 stack.enter_context(socket.create_server(("127.0.0.1", port)))
         run_the_demo(signal.SIGHUP if taken else signal.SIGINT)
 
 
 def run_the_demo(number: signal.Signals) -> None:
-    """Until this signal."""
+    """Run the demo until this signal ends it."""
     demo = subprocess.Popen(
         [sys.executable, ROOT / "tests" / "demo" / "run.py"], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -74,7 +74,11 @@ def run_the_demo(number: signal.Signals) -> None:
         for leader in (demo.pid, *daemons):
             eventually("its processes are gone", partial(is_empty, leader))
     finally:
-        demo.kill()
-        demo.wait()
+        demo.terminate()
+        try:
+            demo.wait(PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            demo.kill()
+            demo.wait()
         if demo.stdout:
             demo.stdout.close()

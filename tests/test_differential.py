@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from federator.errors import ScrapeError
@@ -20,7 +19,7 @@ from federator.gauges import gauges
 from federator.model import Outcome, Qube, QubeOutcome, Reading, Reload
 from tests.helpers import page, read, target
 from tests.hostile import bodies
-from tests.parts import PATIENCE_SECONDS, debian_program, eventually, free_port, get, process
+from tests.parts import PATIENCE_SECONDS, debian_program, eventually, free_port, get, process, serving
 
 # The honest qube: what it says must be on every page, as it says it.
 HONEST = b'# HELP work_samples Honest.\n# TYPE work_samples gauge\nwork_samples 1\n# TYPE m gauge\nm{a="b"} 1\n'
@@ -60,7 +59,7 @@ def merged(texts: Mapping[str, bytes]) -> str:
 
 
 @contextmanager
-def serving(pages: list[bytes]) -> Iterator[int]:
+def serving_pages(pages: list[bytes]) -> Iterator[int]:
     """Page N at /N; the port."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -73,17 +72,13 @@ def serving(pages: list[bytes]) -> Iterator[int]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             """Say nothing."""
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with serving(server := ThreadingHTTPServer(("127.0.0.1", 0), Handler)):
         yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 def verdicts(pages: list[bytes], folder: Path) -> list[str]:
     """What Prometheus says of each page: nothing where it takes it, else its error."""
-    with serving(pages) as port:
+    with serving_pages(pages) as port:
         groups = [
             {"targets": [f"127.0.0.1:{port}"], "labels": {"__metrics_path__": f"/{number}", "instance": str(number)}}
             for number in range(len(pages))

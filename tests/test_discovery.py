@@ -5,17 +5,18 @@ import json
 import os
 import re
 import socket
+import socketserver
 import subprocess
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.helpers import ROOT, recording
-from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port
+from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port, serving
 from tests.standin.qubes import Qubes
 
 MakeExporter = Callable[[bytes], Exporter]
@@ -165,19 +166,33 @@ def test_an_error_only_where_the_truth_is_not_known(machine: tuple[Qubes, Export
         assert json.loads(proxy.get("/discover").body) == [{"targets": []}]
 
 
+@pytest.fixture
+def qubesd(qubes: Qubes, tmp_path: Path) -> Iterator[Path]:
+    """The socket of a server that answers as qubesd does."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            request = self.rfile.read()
+            assert request == b"admin.vm.List+ dom0 name dom0\0", request
+            script = qubes.root / "qubes" / "dom0" / "services" / "admin.vm.List"
+            self.wfile.write(subprocess.run([script], stdout=subprocess.PIPE, check=True).stdout)
+
+    path = tmp_path / "qubesd.sock"
+    with serving(socketserver.UnixStreamServer(str(path), Handler)):
+        yield path
+
+
 @pytest.mark.parametrize("whose", ["ours", "upstream's"])
 def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
-    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, tmp_path: Path, whose: str
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, qubesd: Path, whose: str
 ) -> None:
     """The call stays open, refresh after refresh."""
     qubes, exporter = machine
     if whose == "ours":
-        path = tmp_path / "qubesd.sock"
-        _qubesd(path, qubes)
         text = (ROOT / "vmside" / "ruddo.PrometheusDiscover").read_text(encoding="utf-8")
         dom0(qubes, "ruddo.PrometheusDiscover", "")
         service = qubes.root / "qubes" / "dom0" / "services" / "ruddo.PrometheusDiscover"
-        service.write_text(text.replace("/var/run/qubesd.sock", str(path)), encoding="utf-8")
+        service.write_text(text.replace("/var/run/qubesd.sock", str(qubesd)), encoding="utf-8")
     else:
         dom0(qubes, "ruddo.PrometheusDiscover", UPSTREAM)
     qubes.set_state("vault", "Halted")
@@ -187,24 +202,6 @@ def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
     qubes.set_state("vault", "Running")
     eventually("it is there", lambda: up(proxy.get().text)["vault"] == "1")
     assert len(qubes.calls("dom0")) == 1
-
-
-def _qubesd(path: Path, qubes: Qubes) -> None:
-    """Answers as qubesd does on its socket, until the test ends."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(path))
-    listener.listen()
-
-    def serve() -> None:
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                request = connection.makefile("rb").read()
-                assert request == b"admin.vm.List+ dom0 name dom0\0", request
-                script = qubes.root / "qubes" / "dom0" / "services" / "admin.vm.List"
-                connection.sendall(subprocess.run([script], stdout=subprocess.PIPE, check=True).stdout)
-
-    threading.Thread(target=serve, daemon=True).start()
 
 
 @pytest.mark.parametrize(
@@ -399,13 +396,16 @@ def test_a_reload_while_dom0_is_asked_does_not_cut_the_list(
     qubes, exporter = machine
     dom0(qubes, "admin.vm.List", ADMIN_VM_LIST.replace("#!/bin/sh\n", "#!/bin/sh\nsleep 1\n"))
     proxy = daemon({"work": {"x": exporter.port}}, rest="[discovery]\nexporters = ['x']\n")
-    answers: list[Any] = []
-    asking = threading.Thread(target=lambda: answers.append(json.loads(proxy.get("/sd").body)))
-    asking.start()
-    eventually("dom0 is asked", lambda: qubes.calls("dom0"))
-    proxy.process.send_signal(1)
-    asking.join()
-    assert {group["labels"]["qube"] for group in answers[0]} == {"work", "vault", "extra", "other"}
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(proxy.get, "/sd")
+        eventually("dom0 is asked", lambda: qubes.calls("dom0"))
+        proxy.process.send_signal(1)
+    assert {group["labels"]["qube"] for group in json.loads(asking.result().body)} == {
+        "work",
+        "vault",
+        "extra",
+        "other",
+    }
     assert "msg=reloaded" in proxy.log
 
 
@@ -415,17 +415,15 @@ def test_the_end_comes_in_the_middle_of_a_reload(machine: tuple[Qubes, Exporter]
     proxy = daemon({"work": {"x": exporter.port}, "vault": {"x": exporter.port}})
     proxy.get()
     exporter.hold.clear()
-    answers: list[int] = []
-    asking = threading.Thread(target=lambda: answers.append(proxy.get().status))
-    asking.start()
-    eventually("they are asked", lambda: len(exporter.requests) == 4)
-    text = proxy.config.read_text(encoding="utf-8")
-    proxy.config.write_text(text.partition('[qubes."vault"]')[0], encoding="utf-8")
-    proxy.process.send_signal(1)
-    eventually("reloaded", lambda: "msg=reloaded" in proxy.log)
-    assert proxy.stop() == 0
-    asking.join()
-    assert answers == [503]
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(proxy.get)
+        eventually("they are asked", lambda: len(exporter.requests) == 4)
+        text = proxy.config.read_text(encoding="utf-8")
+        proxy.config.write_text(text.partition('[qubes."vault"]')[0], encoding="utf-8")
+        proxy.process.send_signal(1)
+        eventually("reloaded", lambda: "msg=reloaded" in proxy.log)
+        assert proxy.stop() == 0
+    assert asking.result().status == 503
     assert not qubes.left_behind()
     assert not re.search("Traceback|was destroyed|never retrieved", proxy.log)
 
@@ -590,13 +588,12 @@ def test_a_qube_that_leaves_while_it_is_asked_leaves_nothing_behind(
     rest = f"[discovery]\nexporters = ['x']\ninclude = ['extra']\n{SECONDS}"
     proxy = daemon({"work": {"x": exporter.port}}, rest=rest)
     exporter.hold.clear()
-    first = threading.Thread(target=proxy.get, kwargs={"X_Prometheus_Scrape_Timeout_Seconds": "9"})
-    first.start()
-    eventually("its exporter is asked", lambda: len(exporter.requests) == 2)
-    dom0(qubes, "admin.vm.List", "#!/bin/sh\nprintf '0\\0work class=AppVM state=Running\\n'\n")
-    eventually("it is no target any more", lambda: "extra" not in proxy.get("/sd").text)
-    exporter.hold.set()
-    first.join()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(proxy.get, X_Prometheus_Scrape_Timeout_Seconds="9")
+        eventually("its exporter is asked", lambda: len(exporter.requests) == 2)
+        dom0(qubes, "admin.vm.List", "#!/bin/sh\nprintf '0\\0work class=AppVM state=Running\\n'\n")
+        eventually("it is no target any more", lambda: "extra" not in proxy.get("/sd").text)
+        exporter.hold.set()
     eventually("its call has ended", lambda: not any("extra" in words for words in qubes.left_behind()))
     assert "Traceback" not in proxy.log
 

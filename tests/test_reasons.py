@@ -3,9 +3,11 @@
 
 import pytest
 
+from federator import wire
 from federator.errors import BodySizeLimitError, ExporterUnreachableError, HttpError, ScrapeError, TimedOutError
 from federator.model import Answer
 from federator.reasons import no_text
+from tests.helpers import service_module
 
 
 @pytest.mark.parametrize(
@@ -40,3 +42,12 @@ def test_what_is_no_answer_of_an_exporter_that_is_up(
 def test_an_answer_with_a_text_has_no_reason() -> None:
     """HTTP status 200, whatever the body is."""
     assert no_text(Answer(port=9100, status=200, body=b"", seconds=0.1, content_type="-"), 100) is None
+
+
+WORDS = ("TIMED_OUT", "BODY_LARGER", "COMPRESSED", "CUT_SHORT", "NOT_HTTP", "NO_ANSWER_AT_ALL", "HEAD_LARGER")
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_the_service_and_the_daemon_have_the_same_words(name: str) -> None:
+    """Invariant 9: what the service says where there is no answer, the daemon understands."""
+    assert getattr(service_module(), name) == getattr(wire, name)

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -153,7 +154,7 @@ def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporte
         ("", 0, b"closed the connection without an answer"),
         ("SSH-2.0-OpenSSH_9.2\r\n", 0, b"not an HTTP answer"),
         ("SSH-2.0-OpenSSH_9.2\r\n\r\n", 0, b"not an HTTP answer"),
-        ("HTTP/1.0 200 OK\r\n" + "X: y\r\n" * 4000, 0, b"more than 16384 bytes of HTTP headers"),
+        ("HTTP/1.0 200 OK\r\n" + "X: y\r\n" * 4000, 0, b"HTTP headers larger than 16384 bytes"),
         (HEAD + "\r\n" + "x" * 2000, 0, b"body larger than 1000 bytes"),
         (
             HEAD + "Transfer-Encoding: chunked\r\n\r\n7d0\r\n" + "x" * 2000 + "\r\n0\r\n\r\n",
@@ -166,13 +167,33 @@ def test_what_an_exporter_may_answer(service: StartService, reply: str, status: 
     """A table of answers, and what is passed on of them."""
 
     def answer(connection: socket.socket) -> None:
-        while b"\r\n\r\n" not in connection.recv(4096):
-            pass
+        connection.recv(4096)
         connection.sendall(reply.encode("latin-1"))
 
     with raw_server(answer) as port:
         got = one_answer(service, port, max_body=1000)
     assert (got.status, got.body) == (status, body)
+
+
+@pytest.mark.parametrize("length", [1024, 5000])
+@pytest.mark.parametrize("framing", ["end of connection", "length", "chunks"])
+def test_the_body_of_an_http_error_is_cut(service: StartService, framing: str, length: int) -> None:
+    """At most MAX_ERROR_BODY bytes of it are passed on, although the request allows a large body."""
+    body = "x" * length
+    rest = {
+        "end of connection": f"\r\n{body}",
+        "length": f"Content-Length: {length}\r\n\r\n{body}",
+        "chunks": f"Transfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n",
+    }[framing]
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(f"HTTP/1.0 404 Not Found\r\n{rest}".encode())
+
+    with raw_server(answer) as port:
+        got = one_answer(service, port, max_body=1 << 20)
+    assert got.status == 404
+    assert got.body == b"x" * 1024
 
 
 def test_a_content_type_cannot_break_the_header(service: StartService) -> None:
@@ -254,7 +275,7 @@ def test_version_1_ends_at_a_failure(service: StartService, exporter: MakeExport
         started.hear(2)
         status, out, errors = started.say(b"?\n").end(close=False)
         assert (status, out) == (9, b"")
-        assert errors == b"ruddo.PrometheusProxy: no answer of port %d: %s\n" % (port, why)
+        assert errors == b"ruddo.PrometheusProxy: no answer from port %d: %s\n" % (port, why)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +289,7 @@ def test_an_argument_that_is_no_list_of_ports(service: StartService, argument: s
         status, out, errors = started.end(close=False)
         assert (status, out) == (3, b"")
         assert errors.count(b"\n") == 1
-        assert b"ports that may be asked for" in errors
+        assert b"the argument must be the permitted ports" in errors
 
 
 def test_the_argument_may_come_in_the_environment(service: StartService) -> None:
@@ -316,7 +337,10 @@ def test_version_1_is_for_one_port(service: StartService) -> None:
 def test_the_end_of_input_in_the_middle_of_a_line(service: StartService, said: bytes) -> None:
     """It ends, and says so."""
     status, _, errors = service("9100").say(said).end()
-    assert (status, errors) == (7, b"ruddo.PrometheusProxy: the input ended in the middle\n")
+    assert (status, errors) == (
+        7,
+        b"ruddo.PrometheusProxy: the input ended before a request was complete and answered\n",
+    )
 
 
 def test_the_end_of_input_while_it_fetches(service: StartService, exporter: MakeExporter) -> None:
@@ -346,6 +370,54 @@ def test_a_caller_who_does_not_read_is_left(service: StartService, exporter: Mak
     started.hear(3)
     started.say(f"?1500 9999999 {large.port}\n".encode())
     assert started.process.wait(PATIENCE_SECONDS) == 8
+
+
+# Runs a script with a clock that stands still. Only `poll` moves it: where nothing is ready, by the whole time limit.
+# At the end it prints how far the clock moved.
+VIRTUAL_CLOCK = """
+import runpy, select, sys, time
+
+now = 0.0
+
+class Poll:
+    def __init__(self):
+        self.real = real_poll()
+        self.register = self.real.register
+
+    def poll(self, milliseconds):
+        global now
+        ready = self.real.poll(None if milliseconds is None else 0)
+        if not ready:
+            now += milliseconds / 1000
+        return ready
+
+real_poll, select.poll = select.poll, Poll
+time.monotonic = lambda: now
+del sys.argv[0]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(now, file=sys.stderr)
+"""
+
+
+def test_a_caller_who_does_not_read_has_less_than_a_second_more() -> None:
+    """After the request's time the caller may still read, but the service ends within a second."""
+    port, (read_end, write_end) = free_port(), os.pipe()
+    with os.fdopen(read_end, "rb"), os.fdopen(write_end, "wb", buffering=0) as stdout:
+        os.set_blocking(write_end, False)
+        while stdout.write(bytes(1 << 16)):
+            """Fill the pipe, so that nothing more fits."""
+        words = [sys.executable, "-c", VIRTUAL_CLOCK, str(SERVICE), str(port)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE) as process:
+            assert process.stdin
+            assert process.stderr
+            process.stdin.write(b"+2\n?1500 1000 %d\n" % port)
+            process.stdin.flush()
+            why, seconds = process.stderr.read().decode().splitlines()
+            assert process.wait(PATIENCE_SECONDS) == 8
+    assert why == "ruddo.PrometheusProxy: the caller does not read its answers"
+    assert 1.5 < float(seconds) < 2.5
 
 
 def test_a_caller_who_is_gone(service: StartService, exporter: MakeExporter) -> None:
