@@ -6,6 +6,7 @@ Every exception raised on purpose. Anything else is a bug of ours: it is not cau
         StartError           the daemon cannot start: no such program, port in use
         ConfigError          "FILE: key.path: what is wrong; what to do"
         StoppingError        the daemon is being stopped while somebody waits for a scrape
+        BusyError            as many scrapes as may be are being served already
         ScrapeError          one target or qube failed; the page stands
             RefusedError              qrexec refused the call
             NoServiceError            the qube has no (working) ruddo.PrometheusProxy
@@ -44,6 +45,10 @@ class ConfigError(FederatorError):
 
 class StoppingError(FederatorError):
     """The daemon is being stopped."""
+
+
+class BusyError(FederatorError):
+    """Too many scrapes at one time."""
 
 
 class ScrapeError(FederatorError):

@@ -28,8 +28,9 @@ from federator.statelog import StateLog
 from federator.targets import RUNNING
 from federator.text.exposition import Reader
 
-# Prometheus' own timeouts are seconds; a header that says more than this is a mistake, and would hold channels long.
-MAX_TIMEOUT_SECONDS = 600.0
+# A scraper may say that it waits longer than the configured timeout, but no more than so many times as long: anybody may
+# say so, and holds a place and a call meanwhile.
+MAX_PATIENCE = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,8 @@ def budget(untrusted_header: str | None, settings: Scrape) -> float:
     """
     Seconds for a scrape: what the scraper waits (X-Prometheus-Scrape-Timeout-Seconds), less what sending takes.
 
-    Without the header, or where it makes no sense, the configured timeout. The offset is never more than half of it.
+    Without the header, or where it makes no sense, the configured timeout; MAX_PATIENCE times that at most. The offset
+    is never more than half of it.
     """
     timeout = settings.timeout
     if untrusted_header is not None:
@@ -49,7 +51,7 @@ def budget(untrusted_header: str | None, settings: Scrape) -> float:
         except ValueError:
             seconds = math.nan
         if math.isfinite(seconds) and seconds > 0:
-            timeout = min(seconds, MAX_TIMEOUT_SECONDS)
+            timeout = min(seconds, MAX_PATIENCE * settings.timeout)
     return timeout - min(settings.timeout_offset, timeout / 2)
 
 

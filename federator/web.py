@@ -19,20 +19,20 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from federator import __version__
+from federator.admission import Admission
 from federator.connections import Connection
 from federator.counters import Counters
-from federator.errors import ScrapeError, StoppingError
+from federator.errors import BusyError, ScrapeError, StoppingError
 from federator.fleet import Fleet
 from federator.forward import Forwarder
 from federator.model import Config, Reload, Target
 from federator.page import Page, Pages, at_once
+from federator.request import SHARE_SECONDS
 from federator.scrape import Scraper, budget
 from federator.statelog import StateLog
 from federator.targets import RUNNING, forwarded, service_discovery
 from federator.text.content_type import TEXT_FORMAT
 
-# Pages being made or sent at one time, each of which costs memory; Prometheus' own --web.max-requests is 40 as well.
-MAX_REQUESTS = 40
 # A scraper that does not take its page in this time has given it up long ago: it told its timeout, which is over.
 SEND_SECONDS = 15.0
 SEND_BYTES = 64 << 10
@@ -55,8 +55,8 @@ class Served:
     forwarder: Forwarder
     pages: Pages
     counters: Counters
+    admission: Admission = field(default_factory=Admission)
     reload: Reload = field(default_factory=lambda: Reload(successful=True, at=time.time()))
-    requests: int = 0  # being served now
 
     @classmethod
     def of(cls, config: Config, counters: Counters, *, own_name: str = "") -> "Served":
@@ -115,21 +115,19 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Tar
 async def _place(request: web.Request) -> AsyncIterator[tuple[Served, float]]:
     """A place among the requests that ask qubes. The fleet knows by then what runs; so many seconds are left."""
     served: Served = request.app[SERVED]
-    if served.requests >= MAX_REQUESTS:
-        raise web.HTTPServiceUnavailable(text=f"{MAX_REQUESTS} scrapes are being served already\n")
-    served.requests += 1
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    untrusted_timeout = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
+    seconds = budget(untrusted_timeout, served.fleet.config.scrape)
+    # Requests of one moment for the same page get the same one.
+    page = (request.path, *sorted(request.query.items()), int(started / SHARE_SECONDS))
     try:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        untrusted_timeout = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
-        seconds = budget(untrusted_timeout, served.fleet.config.scrape)
-        # A dom0 that is silent must not make the page late.
-        await served.fleet.refresh(seconds / 4)
-        yield served, seconds - (loop.time() - started)
-    except StoppingError as stopping:
-        raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
-    finally:
-        served.requests -= 1
+        with served.admission.place(request.remote or "", page):
+            # A dom0 that is silent must not make the page late.
+            await served.fleet.refresh(seconds / 4)
+            yield served, seconds - (loop.time() - started)
+    except (BusyError, StoppingError) as error:
+        raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
 
 
 async def _metrics(request: web.Request) -> web.StreamResponse:

@@ -33,6 +33,7 @@ ALLOWED = {
     "systemd": set(),
     "journal": set(),
     "web": {
+        "admission",
         "connections",
         "counters",
         "errors",
@@ -40,6 +41,7 @@ ALLOWED = {
         "forward",
         "model",
         "page",
+        "request",
         "scrape",
         "statelog",
         "targets",
@@ -93,6 +95,7 @@ ALLOWED = {
     "call": {"errors", "model", "reasons", "wire"},
     "counters": {"model"},
     # ------------------------------------------------
+    "admission": {"errors"},
     "backoff": set(),
     "pace": set(),
     "reasons": {"errors", "model", "wire"},
@@ -113,6 +116,7 @@ ALLOWED = {
     "__init__": set(),
 }
 PURE = (
+    "admission",
     "backoff",
     "pace",
     "reasons",

@@ -162,7 +162,7 @@ async def test_a_scraper_that_never_reads_is_cut_off(
     reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
     await asyncio.to_thread(eventually, "the exporter is asked", lambda: large.requests)
-    await asyncio.to_thread(eventually, "the reader is cut off", lambda: served.requests == 0)
+    await asyncio.to_thread(eventually, "the reader is cut off", lambda: len(served.admission) == 0)
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
         await reader.readexactly(100_000_000)
     writer.close()
@@ -174,7 +174,7 @@ async def test_a_scraper_that_never_reads_is_cut_off(
 async def test_fifty_scrapers_at_once(
     aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
 ) -> None:
-    """Forty share one asking and one page; ten are told to come again."""
+    """All share one asking, one page and one place; those that want fifty different pages are told to come again."""
     host.watch_children()
     slow = exporter(b"m 1\n")
     slow.hold.clear()
@@ -182,19 +182,21 @@ async def test_fifty_scrapers_at_once(
     served = Served.of(settings, Counters())
     client = await aiohttp_client(application(served))
 
-    async def scrape() -> tuple[int, bytes]:
-        async with client.get("/metrics") as answer:
+    async def scrape(query: str = "") -> tuple[int, bytes]:
+        async with client.get("/metrics" + query) as answer:
             return answer.status, await answer.read()
 
     scrapes = [asyncio.create_task(scrape()) for _ in range(50)]
-    await asyncio.to_thread(eventually, "ten are refused", lambda: sum(one.done() for one in scrapes) == 10)
     await asyncio.to_thread(eventually, "the exporter is asked", lambda: slow.requests)
+    different = [asyncio.create_task(scrape("?qube=work" + "&qube=work" * number)) for number in range(50)]
+    await asyncio.to_thread(eventually, "some are refused", lambda: sum(one.done() for one in different) >= 30)
     slow.hold.set()
     answers = await asyncio.gather(*scrapes)
-    assert sorted(status for status, _ in answers) == [200] * 40 + [503] * 10
-    assert len({page for status, page in answers if status == 200}) == 1
+    assert [status for status, _ in answers] == [200] * 50
+    assert len({page for _, page in answers}) == 1
+    assert {status for status, _ in await asyncio.gather(*different)} == {200, 503}
     assert len(slow.requests) == 1
-    assert (served.requests, len(served.pages)) == (0, 0)
+    assert (len(served.admission), len(served.pages)) == (0, 0)
     await served.fleet.close()
 
 
