@@ -7,10 +7,12 @@ Owns how a record is written. Must not know what is logged.
 
 import json
 import logging
+import os
 import re
+import select
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 LEVELS = ("debug", "info", "warn", "error")
 FORMATS = ("logfmt", "json")
@@ -22,12 +24,56 @@ _PLAIN = re.compile(r"[^\s\"=\\\x00-\x1f\x7f-\U0010ffff]+")
 
 def set_up(level: str, style: str) -> None:
     """Send the log of everything to stderr, from `level` on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(_Formatter(style))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel({"warn": "WARNING"}.get(level, level.upper()))
     logging.getLogger("asyncio").setLevel(max(root.level, logging.INFO))  # its own debugging is none of an operator's
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """
+    Writes a line if somebody takes it now, and drops it if not: a journal that is stuck must not stop the event loop.
+
+    The next line that is taken comes after one that says how many were dropped.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._dropped = 0
+        try:
+            self._fd = stream.fileno()
+        except OSError:  # a test took its place
+            self._fd = -1
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._fd < 0:
+            super().emit(record)
+            return
+        line = self.format(record) + "\n"
+        if self._dropped:
+            fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "lines": self._dropped}
+            told = logging.makeLogRecord({**fields, "msg": "lines of the log were dropped: nobody took them"})
+            line = self.format(told) + "\n" + line
+        if _written(self._fd, line.encode("utf-8", "backslashreplace")):
+            self._dropped = 0
+        else:
+            self._dropped += 1
+
+
+def _written(fd: int, untrusted: bytes) -> bool:
+    """Write without waiting; was all of it taken?"""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    for start in range(0, len(untrusted), select.PIPE_BUF):
+        if not any(event & select.POLLOUT for _, event in poll.poll(0)):
+            return False
+        try:
+            os.write(fd, untrusted[start : start + select.PIPE_BUF])  # so much a pipe takes, if it takes any
+        except OSError:  # nobody is there any more
+            return False
+    return True
 
 
 class _Formatter(logging.Formatter):

@@ -28,8 +28,8 @@ from federator.statelog import StateLog
 from federator.targets import RUNNING
 from federator.text.exposition import Reader
 
-# A scraper may say that it waits longer than the configured timeout, but no more than so many times as long: anybody may
-# say so, and holds a place and a call meanwhile.
+# A scraper may say that it waits longer than the configured timeout, but not more than this many times as long: anybody
+# may say so, and holds a place and a call meanwhile.
 MAX_PATIENCE = 2.0
 
 log = logging.getLogger(__name__)

@@ -3,12 +3,16 @@
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from federator import journal
+from tests.helpers import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +59,32 @@ def test_levels(capsys: pytest.CaptureFixture[str], level: str, count: int) -> N
     log.info("i")
     log.warning("w")
     assert len(capsys.readouterr().err.splitlines()) == count
+
+
+def test_a_log_that_nobody_reads_is_not_waited_for() -> None:
+    """As where journald is stuck: what does not fit is dropped, and the first line that fits again says how much."""
+    program = (
+        "import logging, sys; from federator import journal; journal.set_up('info', 'logfmt')\n"
+        "for number in range(3000): logging.info('line %s', number, extra={'text': 'x' * 100})\n"
+        "print('not stuck', flush=True); sys.stdin.readline()\n"
+        "logging.info('the last one')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as writer:
+        assert writer.stdin
+        assert writer.stdout
+        assert writer.stderr
+        assert writer.stdout.readline() == b"not stuck\n"
+        lines = [os.read(writer.stderr.fileno(), 1 << 20)]
+        writer.stdin.close()
+        lines.append(writer.stderr.read())
+    text = b"".join(lines).decode()
+    dropped = re.search(r'msg="lines of the log were dropped: nobody took them" lines=(\d+)', text)
+    assert dropped is not None
+    assert len(re.findall('msg="line ', text)) + int(dropped[1]) == 3000
+    assert text.endswith('msg="the last one"\n')
