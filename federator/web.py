@@ -11,7 +11,7 @@ import html
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -221,8 +221,8 @@ async def _encoded(request: web.Request, page: Page, content_type: str = TEXT_FO
     """Headers and body of a page, compressed if the scraper likes that."""
     headers = {"Content-Type": content_type, "Vary": "Accept-Encoding"}
     if accepts_gzip(request.headers.get("Accept-Encoding", "")):
-        headers["Content-Encoding"] = "gzip"
-        return headers, await page.gzipped()
+        with suppress(RuntimeError):  # the system has no thread for it
+            return {**headers, "Content-Encoding": "gzip"}, await page.gzipped()
     return headers, await page.plain()
 
 

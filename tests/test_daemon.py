@@ -209,6 +209,29 @@ def test_a_signal_ends_a_scrape_in_flight_and_all_children(
     assert "Traceback" not in proxy.log
 
 
+def test_sighup_while_starting_does_not_end_the_daemon(served: Path) -> None:
+    """From nearly its first instruction: importing alone takes 0.2 s."""
+    for number in range(10):
+        words = federator("serve", f"--config.file={served}", "--web.listen-address=127.0.0.1:0")
+        with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            status = Path(f"/proc/{process.pid}/status")
+            eventually("it ignores SIGHUP", lambda: _ignores_or_catches(status, signal.SIGHUP))
+            for _ in range(number):
+                process.send_signal(signal.SIGHUP)
+            assert b"msg=serving" in process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            process.stderr.read()
+            assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def _ignores_or_catches(status: Path, number: int) -> bool:
+    """By /proc/PID/status: masks of signals."""
+    text = status.read_text(encoding="utf-8")
+    masks = [int(re.findall(rf"^{name}:\s+(\w+)$", text, re.MULTILINE)[0], 16) for name in ("SigIgn", "SigCgt")]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
 def test_sighup_while_stopping_does_not_revive_the_daemon(
     qubes: Qubes, exporter: MakeExporter, daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,18 @@ async def test_gzip_where_it_is_asked_for(client: Client) -> None:
     assert len(theirs(gzip.decompress(page))) == 4
 
 
+async def test_gzip_without_a_thread(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no thread to compress in, the page goes out as it is."""
+
+    async def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("federator.page.asyncio.to_thread", refuse)
+    answer, page = await asked(client, "/metrics", **{"Accept-Encoding": "gzip"})
+    assert (answer.status, "Content-Encoding" in answer.headers) == (200, False)
+    assert len(theirs(page)) == 4
+
+
 @pytest.mark.parametrize("path", ["/", "/-/healthy", "/-/ready", "/metrics/proxy"])
 async def test_the_other_paths(client: Client, path: str) -> None:
     """All there, and none of them asks a qube."""
