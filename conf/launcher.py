@@ -10,6 +10,6 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 sys.path.insert(0, "/usr/share/prometheus-qubes-proxy")
 
-from federator.cli import main  # it is found only now
+from federator.cli import main  # noqa: E402 - it is found only now
 
 sys.exit(main())

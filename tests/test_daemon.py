@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -216,7 +217,7 @@ def test_sighup_while_starting_does_not_end_the_daemon(served: Path) -> None:
         with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
             status = Path(f"/proc/{process.pid}/status")
-            eventually("it ignores SIGHUP", lambda: _ignores_or_catches(status, signal.SIGHUP))
+            eventually("it ignores SIGHUP", partial(_ignores_or_catches, status, signal.SIGHUP))
             for _ in range(number):
                 process.send_signal(signal.SIGHUP)
             assert b"msg=serving" in process.stderr.readline()
