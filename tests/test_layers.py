@@ -46,6 +46,7 @@ ALLOWED = {
     "targets": {"errors", "model"},
     "gauges": {"model", "text.escaping"},
     "model": {"errors"},
+    "pattern": set(),
     "errors": set(),
     "__init__": set(),
 }
@@ -61,6 +62,7 @@ PURE = (
     "targets",
     "gauges",
     "model",
+    "pattern",
     "errors",
 )
 SHELL = {
