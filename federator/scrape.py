@@ -29,14 +29,12 @@ from federator.errors import (
     TimedOutError,
     shown,
 )
-from federator.model import Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape, Target
+from federator.model import MAX_TIMEOUT_SECONDS, Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape, Target
 from federator.targets import DOM0, RUNNING, qubes_with_discovered
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
 from federator.text.merge import Merger
 
-# Prometheus' own timeouts are seconds; a header that says more than this is a mistake, and would hold channels long.
-MAX_TIMEOUT_SECONDS = 600.0
 # Who comes within this time of another's start shares its scrape; later, values would be older than one expects.
 SHARE_SECONDS = 1.0
 # dom0 answers in some 20 ms; who waits for a page goes on after this time with what it said last.

@@ -42,10 +42,11 @@ ALLOWED = {
     "text.merge": {"model"},
     "text.escaping": set(),
     "text.__init__": set(),
-    "config": {"errors", "model", "targets"},
+    "config": {"errors", "model", "pattern", "targets", "toml_reader"},
+    "toml_reader": {"errors"},
     "targets": {"errors", "model"},
     "gauges": {"model", "text.escaping"},
-    "model": {"errors"},
+    "model": {"errors", "pattern"},
     "pattern": set(),
     "errors": set(),
     "__init__": set(),
@@ -59,6 +60,7 @@ PURE = (
     "text.merge",
     "text.escaping",
     "config",
+    "toml_reader",
     "targets",
     "gauges",
     "model",
@@ -81,7 +83,7 @@ SHELL = {
 LIBRARIES = {
     "aiohttp": {"web", "daemon"},
     "prometheus_client": {"text.exposition", "counters"},
-    "tomli": {"config"},
+    "tomli": {"toml_reader"},
 }
 
 
