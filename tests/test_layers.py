@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "federator"
 # Below the line: no process, event loop, socket or clock.
 ALLOWED = {
     "__main__": {"cli"},
-    "cli": {"config", "counters", "daemon", "errors", "journal", "model", "scrape", "targets", "wire"},
+    "cli": {"config", "counters", "daemon", "errors", "journal", "model", "policy", "scrape", "wire"},
     "daemon": {"config", "counters", "errors", "model", "scrape", "systemd", "web"},
     "web": {"counters", "errors", "gauges", "model", "scrape", "targets"},
     "scrape": {
@@ -45,6 +45,7 @@ ALLOWED = {
     "config": {"errors", "model", "pattern", "targets", "toml_reader"},
     "toml_reader": {"errors"},
     "targets": {"errors", "model"},
+    "policy": {"model", "targets", "wire"},
     "gauges": {"model", "text.escaping"},
     "model": {"errors", "pattern"},
     "pattern": set(),
@@ -62,6 +63,7 @@ PURE = (
     "config",
     "toml_reader",
     "targets",
+    "policy",
     "gauges",
     "model",
     "pattern",
