@@ -21,15 +21,13 @@ from federator.channel import Channel
 from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
-from federator.model import Answer, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
+from federator.model import MAX_TIMEOUT_SECONDS, Answer, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
 from federator.request import Deadline
 from federator.scheduler import Scheduler
 from federator.statelog import StateLog
 from federator.targets import RUNNING
 from federator.text.exposition import Reader
 
-# Prometheus' own timeouts are seconds; a header that says more than this is a mistake, and would hold channels long.
-MAX_TIMEOUT_SECONDS = 600.0
 # A scraper that comes within this time of another's start shares its answers; later, they would be older than a
 # scraper expects.
 SHARE_SECONDS = 1.0

@@ -23,9 +23,9 @@ ALLOWED = {
         "host",
         "journal",
         "model",
+        "policy",
         "scrape",
         "statelog",
-        "targets",
         "wire",
     },
     "daemon": {"config", "connections", "counters", "errors", "host", "model", "systemd", "web"},
@@ -103,10 +103,13 @@ ALLOWED = {
     "text.merge": {"model"},
     "text.escaping": set(),
     "text.__init__": set(),
-    "config": {"errors", "model", "targets"},
+    "config": {"errors", "model", "pattern", "targets", "toml_reader"},
+    "toml_reader": {"errors"},
     "targets": {"errors", "model"},
+    "policy": {"model", "targets", "wire"},
     "gauges": {"model", "text.escaping"},
-    "model": {"errors"},
+    "model": {"errors", "pattern"},
+    "pattern": set(),
     "errors": set(),
     "__init__": set(),
 }
@@ -122,9 +125,12 @@ PURE = (
     "text.merge",
     "text.escaping",
     "config",
+    "toml_reader",
     "targets",
+    "policy",
     "gauges",
     "model",
+    "pattern",
     "errors",
 )
 SHELL = {
@@ -143,7 +149,7 @@ SHELL = {
 LIBRARIES = {
     "aiohttp": {"connections", "daemon", "web"},
     "prometheus_client": {"text.exposition", "counters"},
-    "tomli": {"config"},
+    "tomli": {"toml_reader"},
 }
 
 

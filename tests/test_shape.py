@@ -2,7 +2,6 @@
 """What is remembered: a page made from memory is, byte for byte, the page made without it, and memory has bounds."""
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from prometheus_client.samples import Sample
 
 from federator.errors import ScrapeError
 from federator.model import Exporter, Limits, Target
+from federator.pattern import Pattern
 from federator.text import exposition
 from federator.text import shape as shapes
 from federator.text.exposition import Reader
@@ -35,7 +35,7 @@ ODD = {
     "format": b'# HELP a 100 %b\na{x="%b"} 1\na{x="%%s\r"} 2\na{x="%(x)s"} 3\n# HELP b 7 %\nb{x="%"} 1\n',
     "exemplars": b'# HELP a text\na 1 # {trace="\0"} 1\n# HELP b text\nb 2\n',
 }
-TARGET = replace(target(), exporter=Exporter("node", 9100, drop=(re.compile("go_.*"),)))
+TARGET = replace(target(), exporter=Exporter("node", 9100, drop=(Pattern("go_.*"),)))
 VALUES = [
     b"0",
     b"1",
