@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, ScrapeError
 from federator.model import Exporter, Limits, Target
 from federator.pattern import Pattern
-from federator.text.exposition import MAX_LINE
+from federator.text.parser import MAX_LINE
 from federator.text.value import is_value
 from tests.helpers import RECORDINGS, lines, read, recording, target
 
