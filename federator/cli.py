@@ -17,9 +17,9 @@ from federator.counters import Counters
 from federator.errors import ConfigError, FederatorError
 from federator.fleet import Fleet
 from federator.model import Config, Outcome, Target
+from federator.policy import policy_lines
 from federator.scrape import Scraper, budget
 from federator.statelog import StateLog
-from federator.targets import DOM0, is_qube_name
 from federator.wire import SERVICE, argument
 
 PROGRAM = "prometheus-qubes-proxy"
@@ -115,42 +115,9 @@ def _check(path: Path) -> int:
 
 
 def _policy(path: Path) -> int:
-    """The lines in the order they have to have: the first one that matches counts."""
-    settings = config.load(path)
-    us = host.own_name() if is_qube_name(host.own_name()) else "sys-net"
-    called = [(_in_policy(qube.name), qube.ports) for qube in settings.qubes if qube.transport == "qrexec"]
-    discovery = settings.discovery
-    if not called and not discovery:
-        print("# nothing is called over qrexec, so dom0 needs no line")
-        return 0
-    print("# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`")
-    print(f"# {us} may read these ports of these qubes; halted ones are not started")
-    if discovery and discovery.exporters:
-        called.append(("@tag:monitored", tuple(sorted(exporter.port for exporter in discovery.exporters))))
-    lines = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
-    if discovery:
-        # dom0 shows us the qubes that we may list, each by a line of its own, and itself.
-        shown = [name for name, _ in called if name != "@adminvm"] if discovery.source == "admin.vm.List" else []
-        lines += [(discovery.source, "*", us, name, "allow target=dom0") for name in ["@adminvm", *shown]]
-    widths = [max(len(line[column]) for line in lines) for column in range(4)] if lines else []
-    for line in lines:
-        print("  ".join([*(f"{word:{width}}" for word, width in zip(line[:4], widths, strict=True)), line[4]]))
-    if discovery and discovery.exporters:
-        print("# tag the qubes that may be found: qvm-tags QUBE add monitored")
-    several = [(name, port) for name, ports in called if len(ports) > 1 for port in ports]
-    if several:
-        print("# only while upstream's service is in these qubes, which knows one port to a call:")
-        for name, port in several:
-            print(f"# {SERVICE}  +{port}  {us}  {name}  {_allow(name)}")
+    for line in policy_lines(config.load(path), host.own_name()):
+        print(line)
     return 0
-
-
-def _in_policy(name: str) -> str:
-    return "@adminvm" if name == DOM0 else name
-
-
-def _allow(name: str) -> str:
-    return "allow" if name == "@adminvm" else "allow autostart=no"
 
 
 async def _scrape(path: Path, names: Sequence[str]) -> int:

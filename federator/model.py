@@ -6,17 +6,21 @@ Configuration goes down (Config -> Qube -> Target), answers come up
 (Answer -> Reading -> Outcome -> QubeOutcome -> Snapshot).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from federator.errors import ScrapeError
+from federator.pattern import Pattern
 
 Transport = Literal["qrexec", "local"]
 Source = Literal["admin.vm.List", "ruddo.PrometheusDiscover"]
 MetricType = Literal["counter", "gauge", "histogram", "summary", "untyped"]
+
+# A service takes at most seven digits of milliseconds, 2 h 46 min. Prometheus' own timeouts are seconds; whatever says
+# more than this is a mistake, and would keep channels busy for long.
+MAX_TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Exporter:
 
     name: str
     port: int
-    drop: tuple[re.Pattern[str], ...] = ()
+    drop: tuple[Pattern, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +107,8 @@ class Discovery:
     source: Source
     refresh_interval: float
     exporters: tuple[Exporter, ...]
-    include: tuple[re.Pattern[str], ...]
-    exclude: tuple[re.Pattern[str], ...]
+    include: tuple[Pattern, ...]
+    exclude: tuple[Pattern, ...]
 
 
 @dataclass(frozen=True, slots=True)
