@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from federator import reasons
 from federator.channel import Channel
+from federator.cost import PageCost
 from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
@@ -31,6 +32,9 @@ from federator.text.exposition import Reader
 # A scraper may say that it waits longer than the configured timeout, but not more than this many times as long: anybody
 # may say so, and holds a place and a call meanwhile.
 MAX_PATIENCE = 2.0
+
+# While a scrape waits, it looks at least so often whether the page that is to be made became larger.
+WATCH_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +72,7 @@ class _Asking:
         self.listeners: list[Told] = []
         self.task: asyncio.Task[None] | None = None
         self.waiting = 0  # how many scrapers want to know
+        self.size = 0  # bytes of the texts that were read
         self._started = started
         self._finished: QubeOutcome | None = None
 
@@ -93,6 +98,7 @@ class _Asking:
     def add(self, outcome: Outcome) -> None:
         """One target is done."""
         self.outcomes[outcome.target] = outcome
+        self.size += outcome.body_size if outcome.reading else 0
         for listener in self.listeners:
             listener(outcome)
 
@@ -128,6 +134,7 @@ class Scraper:
     def __init__(self, fleet: Fleet, state_log: StateLog, counters: Counters) -> None:
         self.fleet = fleet
         self.scheduler = Scheduler()
+        self.cost = PageCost()
         self.last: Snapshot | None = None  # of all targets, without their texts
         self._counters = counters
         self._state_log = state_log
@@ -157,8 +164,7 @@ class Scraper:
         ]
         askings = [part for part in parts if isinstance(part, _Asking)]
         try:
-            if tasks := {asking.task for asking in askings if asking.task is not None}:
-                await asyncio.wait(tasks, timeout=started + seconds - loop.time())
+            await self._until_done(askings, started + seconds)
             self.fleet.check_running()
             now = loop.time()
             qubes = tuple(part.outcome(now) if isinstance(part, _Asking) else part for part in parts)
@@ -167,6 +173,18 @@ class Scraper:
             for asking in askings:
                 asking.waiting -= 1
                 self._let_go(asking)
+
+    async def _until_done(self, askings: list[_Asking], until: float) -> None:
+        """Wait for all of them, and stop so early that the page of what is there by then can still be made and sent."""
+        loop = asyncio.get_running_loop()
+        tasks = {asking.task for asking in askings if asking.task is not None}
+        while tasks:
+            size = sum(asking.size for asking in askings)
+            left = until - self.cost.expect(size) - loop.time()
+            if left <= 0:
+                return
+            # More may come meanwhile, and make the page larger.
+            _, tasks = await asyncio.wait(tasks, timeout=min(left, max(left / 4, WATCH_SECONDS)))
 
     def _forget_departed(self) -> None:
         if self._departures != self.fleet.departures:

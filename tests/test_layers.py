@@ -63,6 +63,7 @@ ALLOWED = {
     },
     "scrape": {
         "channel",
+        "cost",
         "counters",
         "errors",
         "fleet",
@@ -96,6 +97,7 @@ ALLOWED = {
     "counters": {"model"},
     # ------------------------------------------------
     "admission": {"errors"},
+    "cost": set(),
     "backoff": set(),
     "pace": set(),
     "reasons": {"errors", "model", "wire"},
@@ -145,6 +147,7 @@ ALLOWED = {
 }
 PURE = (
     "admission",
+    "cost",
     "backoff",
     "pace",
     "reasons",

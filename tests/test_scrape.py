@@ -406,3 +406,14 @@ async def test_scrapers_who_share_all_answers_share_the_snapshot(scraper: MakeSc
     assert of.last is not None
     assert of.last.at == first.at
     assert [len(one.outcomes) for one in (first, narrowed, of.last)] == [2, 1, 2]
+
+
+async def test_the_time_to_make_and_send_the_page_is_kept_back(scraper: MakeScraper, exporter: MakeExporter) -> None:
+    """Where pages were slow, a scrape waits less for what is missing: the page is complete in the scraper's time."""
+    slow, large = exporter(b"s 1\n"), exporter(b"".join(b'm{a="%d"} 1\n' % number for number in range(10_000)))
+    slow.hold.clear()
+    of = scraper({"work": {"large": large.port}, "personal": {"slow": slow.port}})
+    of.cost.note(1_000_000, 1000.0)
+    snapshot = await of.collect(of.fleet.targets, 60.0)
+    assert snapshot.seconds < 60.0 - 10.0, "for 140 kB, by the last page, 200 s would have been kept back"
+    assert [outcome.reading is not None for outcome in snapshot.outcomes] == [True, False]
