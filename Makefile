@@ -42,6 +42,15 @@ run: .venv/installed
 test: .venv/installed
 	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+coverage: .venv/installed
+	$(BIN)/coverage erase
+	PYTHONASYNCIODEBUG=1 $(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

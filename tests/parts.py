@@ -32,6 +32,8 @@ from tests.helpers import ROOT, SERVICE
 
 # How long a test waits for something that must happen before the test fails. It is no limit that users know.
 PATIENCE_SECONDS = 30.0
+# Where coverage is measured, Python finds in these variables that it has to measure its own process as well.
+MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
 def eventually(what: str, condition: Callable[[], object]) -> None:
@@ -157,6 +159,11 @@ def get(url: str, headers: Mapping[str, str] | None = None) -> Response:
     except urllib.error.HTTPError as error:
         with error:
             return Response(error.code, dict(error.headers), error.read())
+
+
+def script(path: Path) -> list[str]:
+    """The words that run a script: its name, or where coverage is measured, a Python that measures it."""
+    return [sys.executable, str(path)] if MEASURED else [str(path)]
 
 
 def federator(*words: str | Path) -> list[str]:

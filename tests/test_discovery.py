@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT, recording
-from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port, serving
+from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port, script, serving
 from tests.standin.qubes import Qubes
 
 MakeExporter = Callable[[bytes], Exporter]
@@ -212,7 +212,7 @@ def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
 def test_prometheus_discover_does_not_trust_its_caller(said: bytes, status: int) -> None:
     """Anything but the two lines that it knows ends it; here there is no qubesd to ask."""
     service = ROOT / "vmside" / "ruddo.PrometheusDiscover"
-    done = subprocess.run([service, "$(x)"], input=said, capture_output=True, timeout=30, check=False)
+    done = subprocess.run([*script(service), "$(x)"], input=said, capture_output=True, timeout=30, check=False)
     assert done.returncode == status
     assert done.stdout in (b"", b"=\n")
 

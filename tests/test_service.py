@@ -16,7 +16,7 @@ import pytest
 from federator.model import Answer
 from federator.wire import Version2
 from tests.helpers import SERVICE, recording
-from tests.parts import PATIENCE_SECONDS, Exporter, free_port, raw_server
+from tests.parts import MEASURED, PATIENCE_SECONDS, Exporter, free_port, raw_server, script
 
 StartService = Callable[..., "Service"]
 MakeExporter = Callable[[bytes], Exporter]
@@ -29,12 +29,12 @@ class Service:
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [SERVICE, *arguments],
+            [*script(SERVICE), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env={"PATH": os.defpath, **environment},
+            env={"PATH": os.defpath, **MEASURED, **environment},
         )
 
     def say(self, text: bytes) -> Self:
