@@ -14,6 +14,9 @@ PRESETDIR ?= $(PREFIX)/lib/systemd/system-preset
 PRIVATE := $(PREFIX)/share/prometheus-qubes-proxy
 NAME := prometheus-qubes-proxy
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' federator/__init__.py)
+# The day of the release; today where CHANGELOG.md does not have this version yet.
+DATE := $(shell sed -n 's/^## $(VERSION) (\(.*\))$$/\1/p' CHANGELOG.md)
+SPEC := dist/$(NAME).spec
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-debian lint check soak bench clean install install-proxy install-service install-dom0 source srpm rpm deb
@@ -107,18 +110,22 @@ source:
 	{ git ls-files -z 2>/dev/null | grep -z . || find . -type f ! -path './dist/*' ! -path './.*' -printf '%P\0'; } | \
 	    tar --create --gzip --null --files-from=- --transform='s|^|$(NAME)-$(VERSION)/|' --owner=0 --group=0 --file=dist/$(NAME)-$(VERSION).tar.gz
 
+# The source package has this spec file, with nothing left to put in.
+$(SPEC): source
+	sed "s/@VERSION@/$(VERSION)/; s/@DATE@/$$(LC_ALL=C date -u -d '$(DATE)' '+%a %b %d %Y')/" rpm/$(NAME).spec.in >$@
+
 RPMBUILD = rpmbuild --define "_topdir $(CURDIR)/dist/rpmbuild" --define "_sourcedir $(CURDIR)/dist" --define "_srcrpmdir $(CURDIR)/dist" \
     --define "_rpmdir $(CURDIR)/dist/rpmbuild" --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm"
 # Debian's rpm knows of no installed make.
 RPMBUILD += $(if $(wildcard /etc/debian_version),--nodeps)
 
-srpm: source
-	$(RPMBUILD) -bs rpm/$(NAME).spec
+srpm: $(SPEC)
+	$(RPMBUILD) -bs $(SPEC)
 
-rpm: source
-	$(RPMBUILD) -bb rpm/$(NAME).spec
+rpm: $(SPEC)
+	$(RPMBUILD) -bb $(SPEC)
 	mv dist/rpmbuild/*.rpm dist/
 	rm -rf dist/rpmbuild
 
 deb:
-	rpm/build-debs $(VERSION) dist
+	rpm/build-debs $(VERSION) '$(DATE)' dist

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from federator import __version__, config, daemon, journal
+from federator import __version__, config, daemon, host, journal
 from federator.counters import Counters
 from federator.errors import ConfigError, FederatorError
+from federator.fleet import Fleet
 from federator.model import Config, Outcome, Target
+from federator.policy import policy_lines
 from federator.scrape import Scraper, budget
-from federator.targets import DOM0, is_qube_name
+from federator.statelog import StateLog
 from federator.wire import SERVICE, argument
 
 PROGRAM = "prometheus-qubes-proxy"
@@ -108,71 +110,39 @@ def _check(path: Path) -> int:
     if settings.discovery:
         names = ", ".join(f"{one.name} ({one.port})" for one in settings.discovery.exporters) or "no exporters"
         print(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
-    daemon.check_programs(settings)
+    host.check_programs(settings)
     return 0
 
 
 def _policy(path: Path) -> int:
-    """The lines in the order they have to have: the first one that matches counts."""
-    settings = config.load(path)
-    us = daemon.own_name() if is_qube_name(daemon.own_name()) else "sys-net"
-    called = [(_in_policy(qube.name), qube.ports) for qube in settings.qubes if qube.transport == "qrexec"]
-    discovery = settings.discovery
-    if not called and not discovery:
-        print("# nothing is called over qrexec, so dom0 needs no line")
-        return 0
-    print("# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`")
-    print(f"# {us} may read these ports of these qubes; halted ones are not started")
-    if discovery and discovery.exporters:
-        called.append(("@tag:monitored", tuple(sorted(exporter.port for exporter in discovery.exporters))))
-    lines = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
-    if discovery:
-        # dom0 shows us the qubes that we may list, each by a line of its own, and itself.
-        shown = [name for name, _ in called if name != "@adminvm"] if discovery.source == "admin.vm.List" else []
-        lines += [(discovery.source, "*", us, name, "allow target=dom0") for name in ["@adminvm", *shown]]
-    widths = [max(len(line[column]) for line in lines) for column in range(4)] if lines else []
-    for line in lines:
-        print("  ".join([*(f"{word:{width}}" for word, width in zip(line[:4], widths, strict=True)), line[4]]))
-    if discovery and discovery.exporters:
-        print("# tag the qubes that may be found: qvm-tags QUBE add monitored")
-    several = [(name, port) for name, ports in called if len(ports) > 1 for port in ports]
-    if several:
-        print("# only while upstream's service is in these qubes, which knows one port to a call:")
-        for name, port in several:
-            print(f"# {SERVICE}  +{port}  {us}  {name}  {_allow(name)}")
+    for line in policy_lines(config.load(path), host.own_name()):
+        print(line)
     return 0
-
-
-def _in_policy(name: str) -> str:
-    return "@adminvm" if name == DOM0 else name
-
-
-def _allow(name: str) -> str:
-    return "allow" if name == "@adminvm" else "allow autostart=no"
 
 
 async def _scrape(path: Path, names: Sequence[str]) -> int:
     settings = config.load(path)
-    daemon.check_programs(settings)
-    daemon.watch_children()
-    scraper = Scraper(settings, Counters(), own_name=daemon.own_name())
+    host.check_programs(settings)
+    host.watch_children()
+    counters = Counters()
+    fleet = Fleet(settings, counters, own_name=host.own_name())
 
     def show(outcome: Outcome) -> None:
         print(_line(outcome, width), flush=True)
 
     try:
-        await scraper.refresh(settings.scrape.timeout, patience=settings.scrape.timeout)
-        if scraper.discovery_error is not None:
-            print(f"{PROGRAM}: dom0 does not say which qubes run: {scraper.discovery_error}", file=sys.stderr)
-        selected = _selected(settings, scraper.targets, names)
+        await fleet.refresh(settings.scrape.timeout, patience=settings.scrape.timeout)
+        if fleet.discovery_error is not None:
+            print(f"{PROGRAM}: dom0 does not say which qubes run: {fleet.discovery_error}", file=sys.stderr)
+        selected = _selected(settings, fleet.targets, names)
         width = max((len(target.name) for target in selected), default=0)
-        qubes = await scraper.collect(selected, budget(None, settings.scrape), show)
+        snapshot = await Scraper(fleet, StateLog(), counters).collect(selected, budget(None, settings.scrape), show)
     finally:
-        await scraper.close()
-    if not qubes:
+        await fleet.close()
+    if not snapshot.qubes:
         print(f"{PROGRAM}: nothing was scraped: no qube is configured or was found", file=sys.stderr)
-    up = [outcome.reading is not None for qube in qubes for outcome in qube.outcomes]
-    return 0 if up and all(up) and scraper.discovery_error is None else 1
+    up = [outcome.reading is not None for outcome in snapshot.outcomes]
+    return 0 if up and all(up) and fleet.discovery_error is None else 1
 
 
 def _selected(settings: Config, targets: Sequence[Target], names: Sequence[str]) -> frozenset[Target]:

@@ -1,23 +1,35 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-TOML text -> Config, or a ConfigError that names the file, the key and what to do.
+The configuration: which keys there are, their defaults and ranges, and what they mean. Text -> Config.
 
-Owns the grammar of the configuration file and its defaults. Must not know what is done with any of it.
-Nothing is guessed and nothing ignored: a key nobody knows is an error, so that a typing mistake cannot hide.
+Owns the schema. To add a key, add it here, to `model.py`, to the commented example in conf/ and to
+docs/configuration.md. Must not know how TOML is read, nor what is done with a configuration.
+Raises a ConfigError that names the file, the key and what to do. Nothing is guessed, and no key is ignored.
 """
 
-import difflib
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
-import tomli
-
+from federator import toml_reader
 from federator.errors import ConfigError
-from federator.model import Config, Discovery, Exporter, Limits, Qrexec, Qube, Scrape, Source, Target, Transport, Web
+from federator.model import (
+    MAX_TIMEOUT_SECONDS,
+    Config,
+    Discovery,
+    Exporter,
+    Limits,
+    Qrexec,
+    Qube,
+    Scrape,
+    Source,
+    Target,
+    Transport,
+    Web,
+)
+from federator.pattern import Pattern
 from federator.targets import DOM0, is_qube_name
+from federator.toml_reader import Entry, Table
 
 # /rw/config survives a reboot of a NetVM that is based on a template; /etc is the template's.
 DEFAULT_PATHS = (Path("/rw/config/prometheus-qubes-proxy.toml"), Path("/etc/prometheus-qubes-proxy.toml"))
@@ -29,15 +41,20 @@ _TAKEN_LABELS = frozenset({"qube", "exporter", "reason", "le", "quantile", "job"
 # The ports are the qrexec argument; qrexec's control channel carries some 3.9 kB, and the service takes as many.
 MAX_EXPORTERS_PER_QUBE = 64
 
-_DURATION = re.compile(
-    r"(?:(?P<y>[0-9]+)y)?(?:(?P<w>[0-9]+)w)?(?:(?P<d>[0-9]+)d)?(?:(?P<h>[0-9]+)h)?"
-    r"(?:(?P<m>[0-9]+)m)?(?:(?P<s>[0-9]+)s)?(?:(?P<ms>[0-9]+)ms)?"
-)
-_SECONDS = {"y": 31_536_000.0, "w": 604_800.0, "d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_SIZE = re.compile(r"([0-9]+)([KMG]i?B|B)")  # KB is 1024 bytes for Prometheus, as KiB is
-_SIZES = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-T = TypeVar("T")
+# The request to a qube's service has ten digits for the size; a NetVM has less memory than this.
+MAX_BODY_SIZE = 1 << 30
+# Each sample costs about 1 kB while it is read: these need more memory than a NetVM has.
+MAX_SAMPLES = 5_000_000
+# A line of a text has at most 16 KiB, so there cannot be more labels, nor longer ones, that mean anything.
+MAX_LABELS = 1000
+MAX_LABEL_LENGTH = 10_000
+# An open call has two buffers. They are made of grant pages, and a qube has 4 MiB of those.
+MAX_BUFFER_SIZE = 1 << 20
+# xenstore fails between 10 and 25 calls that are opened at the same time, as it is set up by default.
+MAX_CONNECT_LIMIT = 64
+# A qube that works again, or is started, is scraped on the same day.
+MAX_BACKOFF_SECONDS = 86_400.0
+MAX_REFRESH_SECONDS = 86_400.0
 
 
 def default_path() -> Path:
@@ -60,11 +77,11 @@ def load(path: Path) -> Config:
 
 def parse(text: str, path: Path) -> Config:
     """Check a configuration. `path` is for messages, and for what stands relative to the file. Raises ConfigError."""
-    try:
-        document = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from None
-    top = _Table(document, file=path, keys=())
+    return from_table(toml_reader.read(text, path), path)
+
+
+def from_table(top: Table, path: Path) -> Config:
+    """Check a configuration that is a TOML table already. Raises ConfigError."""
     web = _web(top.table("web"))
     scrape = _scrape(top.table("scrape"))
     qrexec = _qrexec(top.table("qrexec"), path.parent)
@@ -90,7 +107,7 @@ def listen_address(text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _web(table: "_Table") -> Web:
+def _web(table: Table) -> Web:
     addresses = tuple(
         entry.convert(listen_address) for entry in table.list("listen_addresses", default=["0.0.0.0:8199"])
     )
@@ -102,32 +119,33 @@ def _web(table: "_Table") -> Web:
     return Web(listen_addresses=addresses)
 
 
-def _scrape(table: "_Table") -> Scrape:
+def _scrape(table: Table) -> Scrape:
     fallback = Scrape()
+    most = fallback.limits
     limits = Limits(
-        body_size=table.size("body_size_limit", fallback.limits.body_size, least=1 << 10, most=1 << 30),
-        samples=table.number("sample_limit", fallback.limits.samples, least=1, most=5_000_000),
-        labels=table.number("label_limit", fallback.limits.labels, least=1, most=1000),
-        label_name_length=table.number("label_name_length_limit", fallback.limits.label_name_length, 1, 10_000),
-        label_value_length=table.number("label_value_length_limit", fallback.limits.label_value_length, 1, 10_000),
+        body_size=table.size("body_size_limit", most.body_size, least=1 << 10, most=MAX_BODY_SIZE),
+        samples=table.number("sample_limit", most.samples, least=1, most=MAX_SAMPLES),
+        labels=table.number("label_limit", most.labels, least=1, most=MAX_LABELS),
+        label_name_length=table.number("label_name_length_limit", most.label_name_length, 1, MAX_LABEL_LENGTH),
+        label_value_length=table.number("label_value_length_limit", most.label_value_length, 1, MAX_LABEL_LENGTH),
     )
-    timeout = table.duration("timeout", fallback.timeout, least=0.1)
-    offset = table.duration("timeout_offset", fallback.timeout_offset, least=0.0)
+    timeout = table.duration("timeout", fallback.timeout, least=0.1, most=MAX_TIMEOUT_SECONDS)
+    offset = table.duration("timeout_offset", fallback.timeout_offset, least=0.0, most=MAX_TIMEOUT_SECONDS)
     table.done()
     if offset >= timeout:
         raise table.error("timeout_offset", "leaves no time to scrape in; make it shorter than scrape.timeout")
     return Scrape(timeout=timeout, timeout_offset=offset, limits=limits)
 
 
-def _qrexec(table: "_Table", folder: Path) -> Qrexec:
+def _qrexec(table: Table, folder: Path) -> Qrexec:
     fallback = Qrexec()
     qrexec = Qrexec(
         client=table.take("client", str, fallback.client),
         local_service=folder / table.take("local_service", str, str(fallback.local_service)),
-        buffer_size=table.size("buffer_size", fallback.buffer_size, least=1 << 10, most=1 << 20),
-        connect_limit=table.number("connect_limit", fallback.connect_limit, least=1, most=64),
-        backoff_initial=table.duration("backoff_initial", fallback.backoff_initial, least=0.0),
-        backoff_max=table.duration("backoff_max", fallback.backoff_max, least=0.0),
+        buffer_size=table.size("buffer_size", fallback.buffer_size, least=1 << 10, most=MAX_BUFFER_SIZE),
+        connect_limit=table.number("connect_limit", fallback.connect_limit, least=1, most=MAX_CONNECT_LIMIT),
+        backoff_initial=table.duration("backoff_initial", fallback.backoff_initial, 0.0, MAX_BACKOFF_SECONDS),
+        backoff_max=table.duration("backoff_max", fallback.backoff_max, 0.0, MAX_BACKOFF_SECONDS),
     )
     table.done()
     if not qrexec.client:
@@ -137,21 +155,21 @@ def _qrexec(table: "_Table", folder: Path) -> Qrexec:
     return qrexec
 
 
-def _exporter(name: str, entry: "_Entry") -> Exporter:
+def _exporter(name: str, entry: Entry) -> Exporter:
     if not _EXPORTER_NAME.fullmatch(name):
         raise entry.error("not a name for an exporter; use letters, digits, _ . and -")
     if not isinstance(entry.value, dict):
         return Exporter(name=name, port=entry.port())
     table = entry.as_table()
     port = table.entry("port")
-    drop = table.patterns("drop", default=[])
+    drop = _patterns(table, "drop", default=[])
     table.done()
     if port is None:
         raise table.error("port", "missing; say on which port of the qube's loopback it listens")
     return Exporter(name=name, port=port.port(), drop=drop)
 
 
-def _qube(name: str, table: "_Table", exporters: Mapping[str, Exporter], limits: Limits) -> Qube:
+def _qube(name: str, table: Table, exporters: Mapping[str, Exporter], limits: Limits) -> Qube:
     if not is_qube_name(name) and name != DOM0:
         raise table.wrong("not a name Qubes gives to qubes: a letter, then at most 30 letters, digits, _ . and -")
     transport: Transport = table.choice("transport", ("qrexec", "local"), "qrexec")  # type: ignore[assignment]
@@ -166,20 +184,24 @@ def _qube(name: str, table: "_Table", exporters: Mapping[str, Exporter], limits:
     return Qube(name=name, transport=transport, targets=targets, labels=labels)
 
 
-def _discovery(table: "_Table", exporters: Mapping[str, Exporter]) -> Discovery:
+def _discovery(table: Table, exporters: Mapping[str, Exporter]) -> Discovery:
     sources = ("admin.vm.List", "ruddo.PrometheusDiscover")
     source: Source = table.choice("source", sources, sources[0])  # type: ignore[assignment]
-    interval = table.duration("refresh_interval", 30.0, least=1.0)
+    interval = table.duration("refresh_interval", 30.0, least=1.0, most=MAX_REFRESH_SECONDS)
     chosen = _chosen(table, table.list("exporters", default=[]), exporters)
-    include = table.patterns("include", default=[".*"])
-    exclude = table.patterns("exclude", default=[])
+    include = _patterns(table, "include", default=[".*"])
+    exclude = _patterns(table, "exclude", default=[])
     table.done()
     if not include:
         raise table.error("include", 'empty, so no qube would be found; leave it out, or write [".*"]')
     return Discovery(source=source, refresh_interval=interval, exporters=chosen, include=include, exclude=exclude)
 
 
-def _chosen(table: "_Table", entries: Sequence["_Entry"], exporters: Mapping[str, Exporter]) -> tuple[Exporter, ...]:
+def _patterns(table: Table, key: str, default: Sequence[str]) -> tuple[Pattern, ...]:
+    return tuple(entry.convert(Pattern) for entry in table.list(key, default=default))
+
+
+def _chosen(table: Table, entries: Sequence[Entry], exporters: Mapping[str, Exporter]) -> tuple[Exporter, ...]:
     """The exporters of one qube that are named here, each on a port of its own."""
     used: dict[int, str] = {}
     for entry in entries:
@@ -200,7 +222,7 @@ def _chosen(table: "_Table", entries: Sequence["_Entry"], exporters: Mapping[str
     return tuple(exporters[exporter_name] for exporter_name in used.values())
 
 
-def _label(name: str, entry: "_Entry", limits: Limits) -> tuple[str, str]:
+def _label(name: str, entry: Entry, limits: Limits) -> tuple[str, str]:
     if not _LABEL_NAME.fullmatch(name) or name.startswith("__"):
         raise entry.error("not a label name; use letters, digits and _, no digit first, not __ at the start")
     if name in _TAKEN_LABELS:
@@ -209,160 +231,3 @@ def _label(name: str, entry: "_Entry", limits: Limits) -> tuple[str, str]:
     if not value or "\0" in value or len(value.encode()) > limits.label_value_length:
         raise entry.error(f"the value must have 1 to {limits.label_value_length} bytes, and no NUL")
     return name, value
-
-
-class _Entry:
-    """One value, and where it stands."""
-
-    def __init__(self, value: Any, file: Path, keys: tuple[str, ...]) -> None:
-        self.value = value
-        self._file = file
-        self._keys = keys
-
-    def error(self, what: str) -> ConfigError:
-        return ConfigError(f"{self._file}: {_dotted(self._keys)}: {what}")
-
-    def take(self, kind: type[T]) -> T:
-        if not isinstance(self.value, kind) or (kind is int and isinstance(self.value, bool)):
-            raise self.error(f"expected {_KINDS[kind]}, not {_kind_of(self.value)}")
-        return self.value
-
-    def convert(self, converter: Callable[[str], T]) -> T:
-        text = self.take(str)
-        try:
-            return converter(text)
-        except re.error as error:
-            raise self.error(f"{text!r} is not a regular expression: {error}") from None
-        except ValueError as error:
-            raise self.error(str(error)) from None
-
-    def port(self) -> int:
-        port = self.take(int)
-        if not 1 <= port <= 65535:
-            raise self.error(f"{port} is not a port; ports are 1 to 65535")
-        return port
-
-    def as_table(self) -> "_Table":
-        return _Table(self.take(dict), file=self._file, keys=self._keys)
-
-
-class _Table:
-    """
-    A TOML table being read. Every key has to be asked for; `done` names the one that nobody knows.
-
-    Those that must be there are asked for last.
-    """
-
-    def __init__(self, values: Mapping[str, Any], file: Path, keys: tuple[str, ...]) -> None:
-        self._values = values
-        self._file = file
-        self._keys = keys
-        self._known: list[str] = []
-
-    def wrong(self, what: str) -> ConfigError:
-        return _Entry(None, self._file, self._keys).error(what)
-
-    def error(self, key: str, what: str) -> ConfigError:
-        return _Entry(None, self._file, (*self._keys, key)).error(what)
-
-    def entry(self, key: str) -> _Entry | None:
-        self._known.append(key)
-        return _Entry(self._values[key], self._file, (*self._keys, key)) if key in self._values else None
-
-    def entries(self) -> Iterator[tuple[str, _Entry]]:
-        """Every entry, where the keys are names and not ours to know."""
-        for key, value in self._values.items():
-            yield key, _Entry(value, self._file, (*self._keys, key))
-
-    def table(self, key: str) -> "_Table":
-        entry = self.entry(key)
-        return entry.as_table() if entry else _Table({}, file=self._file, keys=(*self._keys, key))
-
-    def list(self, key: str, default: Sequence[Any] | None) -> list[_Entry]:
-        """A list's items. `default` None: the key must be there."""
-        entry = self.entry(key)
-        if entry is None and default is None:
-            self.done()  # it may be there under a mistyped name
-            raise self.error(key, "missing")
-        values = entry.take(list) if entry else default or []
-        return [_Entry(value, self._file, (*self._keys, f"{key}[{index}]")) for index, value in enumerate(values)]
-
-    def patterns(self, key: str, default: Sequence[str]) -> tuple[re.Pattern[str], ...]:
-        return tuple(entry.convert(re.compile) for entry in self.list(key, default=default))
-
-    def take(self, key: str, kind: type[T], fallback: T) -> T:
-        entry = self.entry(key)
-        return entry.take(kind) if entry else fallback
-
-    def choice(self, key: str, choices: tuple[str, ...], fallback: str) -> str:
-        value = self.take(key, str, fallback)
-        if value not in choices:
-            raise self.error(key, f"{value!r} is none of {', '.join(choices)}")
-        return value
-
-    def number(self, key: str, fallback: int, least: int, most: int) -> int:
-        value = self.take(key, int, fallback)
-        if not least <= value <= most:
-            raise self.error(key, f"{value} is out of range; it may be {least} to {most}")
-        return value
-
-    def duration(self, key: str, fallback: float, least: float) -> float:
-        entry = self.entry(key)
-        seconds = entry.convert(_duration) if entry else fallback
-        if seconds < least:
-            raise self.error(key, f"too short; at least {least:g}s")
-        return seconds
-
-    def size(self, key: str, fallback: int, least: int, most: int) -> int:
-        entry = self.entry(key)
-        if entry is None:
-            return fallback
-        value = entry.value if type(entry.value) is int else entry.convert(_size)
-        if not least <= value <= most:
-            raise self.error(key, f"{value} bytes is out of range; it may be {least} to {most} bytes")
-        return value
-
-    def reject(self, key: str, why: str) -> None:
-        if self.entry(key) is not None:
-            raise self.error(key, why)
-
-    def done(self) -> None:
-        for key in self._values:
-            if key not in self._known:
-                close = difflib.get_close_matches(key, self._known, n=1)
-                known = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(self._known))}"
-                raise self.error(key, f"unknown key; {known}")
-
-
-_KINDS: Mapping[type, str] = {
-    str: "a text in quotes",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    list: "a list in [brackets]",
-    dict: "a table",
-}
-
-
-def _kind_of(value: Any) -> str:
-    return _KINDS.get(type(value), "a date or time")
-
-
-def _dotted(keys: tuple[str, ...]) -> str:
-    return ".".join(key if re.fullmatch(r"[A-Za-z0-9_-]+(?:\[[0-9]+\])?", key) else ascii(key) for key in keys)
-
-
-def _duration(text: str) -> float:
-    match = _DURATION.fullmatch(text)
-    if text == "0":
-        return 0.0
-    if not text or not match:
-        raise ValueError(f"{text!r} is not a duration; write it as Prometheus does: 500ms, 10s, 5m")
-    return math.fsum(int(number) * _SECONDS[unit] for unit, number in match.groupdict().items() if number)
-
-
-def _size(text: str) -> int:
-    match = _SIZE.fullmatch(text)
-    if not match:
-        raise ValueError(f"{text!r} is not a size; write it as Prometheus does: 16MiB, 512KiB")
-    return int(match[1]) * _SIZES[match[2][0]]

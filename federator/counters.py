@@ -6,8 +6,12 @@ Owns every name and help text of that page, which is kept apart so that it never
 who counts, nor why.
 """
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import generate_latest
+
+from federator.model import Outcome
 
 
 class Counters:
@@ -50,6 +54,15 @@ class Counters:
     def call_ended(self) -> None:
         """A process is gone."""
         self._calls_open.dec()
+
+    def count_scrape(self, outcomes: Collection[Outcome]) -> None:
+        """One qube was scraped, or one exporter forwarded."""
+        self.scrapes.inc()
+        for outcome in outcomes:
+            if outcome.error:
+                self.failures.labels(outcome.error.reason).inc()
+            if outcome.reading:
+                self.lines_dropped.inc(outcome.reading.lines_dropped)
 
     def page(self) -> bytes:
         """The page of /metrics/proxy."""

@@ -6,58 +6,61 @@ Owns when dom0 is asked, and what is believed where it does not answer. Must not
 
 There is no timer: dom0 is asked when somebody wants to know and the last answer is old, so an idle daemon costs it
 nothing. Where dom0 refuses or is silent, what it said last holds for a while, since a call may start a halted qube.
-Then nobody is held to be halted, and what is configured is called, as if there were no discovery.
+After that all qubes count as running: what is configured is called, as if there were no discovery.
 """
 
 import asyncio
 import logging
-import os
-from contextlib import suppress
 
-from federator.channel import Call, Counters, explain
+from federator.backoff import Backoff
+from federator.call import Call, CallCounter, ConnectionLimiter, command
 from federator.errors import ScrapeError, TimedOutError
-from federator.model import Answer, Discovery, Qrexec, Qube
+from federator.model import Callee, Discovery, Qrexec, Source
 from federator.targets import DOM0, RUNNING, states_of_list, states_of_names
-from federator.wire import Version1
+from federator.wire import Names, OneReply
 
 # What dom0 said holds for so many intervals where it says nothing new.
 VALID_INTERVALS = 3
-# Who comes as often as the interval says finds the last answer old enough, although no two scrapes come on time.
+# A scraper that comes as often as the interval says finds the last answer old enough, although no two scrapes come on
+# time.
 PUNCTUALITY = 0.9
 # After this time an answer does not come any more.
 TIMEOUT_SECONDS = 10.0
 # A thousand qubes' names take 32 kB.
-MAX_ANSWER = 1 << 20
+MAX_REPLY = 1 << 20
 
 log = logging.getLogger(__name__)
-_DOM0 = Qube(name=DOM0, transport="qrexec", targets=())
 
 
 class Discoverer:
     """
-    What dom0 said last: `states` by qube, and of all that it ever named the `dotted_names`.
+    What dom0 said last: `states` by qube, and the `dotted_names` among all that it ever named.
 
     `told`: has it ever answered? `settled`: has any asking come to an end, well or not? `error`: why the last one did
-    not end well. What `previous` was told under other settings is as true as before.
+    not end well.
     """
 
-    def __init__(
-        self, settings: Discovery, qrexec: Qrexec, counters: Counters, previous: "Discoverer | None" = None
-    ) -> None:
-        self.states: dict[str, str] = previous.states if previous else {}
-        self.dotted_names: set[str] = previous.dotted_names if previous else set()
+    def __init__(self, settings: Discovery, qrexec: Qrexec, limiter: ConnectionLimiter, counter: CallCounter) -> None:
+        self.states: dict[str, str] = {}
+        self.dotted_names: set[str] = set()
         self.settled = False
         self.error: ScrapeError | None = None
-        self.names_targets = bool(settings.exporters)
-        self._unnamed: str = previous._unnamed if previous else RUNNING  # noqa: SLF001 - of its kind; the state of others
-        self._told_at: float | None = previous._told_at if previous else None  # noqa: SLF001 - of its kind
+        self._unnamed = RUNNING  # the state of a qube that dom0 did not name
+        self._told_at: float | None = None
         self._settings = settings
         self._qrexec = qrexec
-        self._counters = counters
-        self._call: Call | None = None
+        self._limiter = limiter
+        self._counter = counter
+        self._wire: Names | OneReply = OneReply(MAX_REPLY)
+        self._call: Call[bytes] | None = None
+        self._called: tuple[Source, Qrexec] | None = None  # what it was made for
         self._task: asyncio.Task[None] | None = None
-        self._not_before = 0.0
-        self._failures = 0
+        self._next_at = 0.0  # while dom0 answers; else the backoff says
+        self._backoff = self._new_backoff()
+
+    def __repr__(self) -> str:
+        known = f"{len(self.states)} qubes known" if self.known else "nothing known"
+        return f"<Discoverer by {self._settings.source}: {known}, {self._backoff.failures} failures in a row>"
 
     @property
     def told(self) -> bool:
@@ -70,13 +73,27 @@ class Discoverer:
         valid = VALID_INTERVALS * self._settings.refresh_interval
         return self._told_at is not None and asyncio.get_running_loop().time() < self._told_at + valid
 
+    @property
+    def names_targets(self) -> bool:
+        """Does dom0's answer add targets to those of the configuration?"""
+        return bool(self._settings.exporters)
+
     def state(self, name: str) -> str:
         """What dom0 said of a qube; Running where that is not known, so that it is called and answers for itself."""
         return self.states.get(name, self._unnamed) if self.known else RUNNING
 
+    def reconfigure(self, settings: Discovery, qrexec: Qrexec) -> None:
+        """Ask under these settings from now on. What dom0 said is as true as before."""
+        if (settings, qrexec) == (self._settings, self._qrexec):
+            return
+        self._settings, self._qrexec = settings, qrexec
+        self._backoff, self._next_at = self._new_backoff(), 0.0
+        self.settled, self.error = False, None
+
     async def refresh(self, seconds: float) -> None:
         """Ask dom0, if the last answer is old, and wait `seconds` at most for what it says. Raises nothing."""
-        if self._task is None and asyncio.get_running_loop().time() >= self._not_before:
+        now = asyncio.get_running_loop().time()
+        if self._task is None and now >= self._next_at and not self._backoff.wait(now):
             self._task = asyncio.create_task(self._update())
             self._task.add_done_callback(self._updated)
         if self._task is not None:
@@ -87,8 +104,11 @@ class Discoverer:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        if self._call is not None:
-            await self._call.end()
+        await self._drop()
+
+    def _new_backoff(self) -> Backoff:
+        interval = self._settings.refresh_interval
+        return Backoff(interval, max(interval, self._qrexec.backoff_max))
 
     def _updated(self, task: asyncio.Task[None]) -> None:
         self._task = None
@@ -96,92 +116,78 @@ class Discoverer:
             log.error("bug in discovery", exc_info=bug)
 
     async def _update(self) -> None:
+        started = asyncio.get_running_loop().time()
+        settings = self._settings  # a reload may change them meanwhile
         try:
-            await self._ask()
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                states = await self._ask(settings.source)
+        except (ScrapeError, TimeoutError) as failed:
+            late = TimedOutError("dom0 did not answer in time")
+            self._failed(failed.bare() if isinstance(failed, ScrapeError) else late, settings.source)
+        else:
+            self._succeeded(states, settings.source, started)
         finally:
             self.settled = True
 
-    async def _ask(self) -> None:
-        loop = asyncio.get_running_loop()
-        interval = self._settings.refresh_interval
-        started = loop.time()
-        by_list = self._settings.source == "admin.vm.List"
-        try:
-            async with asyncio.timeout(TIMEOUT_SECONDS):
-                self.states = await (self._list() if by_list else self._names())
-        except (ScrapeError, TimeoutError) as failed:
-            error = failed if isinstance(failed, ScrapeError) else TimedOutError("dom0 did not answer in time")
-            wait = min(interval * 2**self._failures, max(interval, self._qrexec.backoff_max))
-            self._not_before = loop.time() + wait
-            if self.error is None:
-                log.warning(
-                    "dom0 does not say which qubes run; configured qubes are called all the same, after a while",
-                    extra={"source": self._settings.source, "reason": error.reason, "error": str(error)},
-                )
-            self._failures = min(self._failures + 1, 16)
-            self.error = error
-            return
+    def _failed(self, error: ScrapeError, source: Source) -> None:
+        self._backoff.failed(asyncio.get_running_loop().time())
+        if self.error is None:
+            log.warning(
+                "dom0 does not say which qubes run; configured qubes are called all the same, after a while",
+                extra={"source": source, "reason": error.reason, "error": str(error)},
+            )
+        self.error = error
+
+    def _succeeded(self, states: dict[str, str], source: Source, started: float) -> None:
         if self.error is not None or not self.told:
-            fields = {"source": self._settings.source, "qubes": len(self.states)}
-            if self.states:
+            fields = {"source": source, "qubes": len(states)}
+            if states:
                 log.info("dom0 says which qubes run", extra=fields)
             else:
                 log.warning(
                     "dom0 names no qubes: its policy may hide them; `prometheus-qubes-proxy policy` prints the lines",
                     extra=fields,
                 )
+        self.states = states
         # admin.vm.List leaves out what dom0's policy does not let us list; the other source names all that run.
-        self._unnamed = RUNNING if by_list else "not running"
-        self.dotted_names.update(name for name in self.states if "." in name)
-        self._told_at = loop.time()
-        self._not_before = started + PUNCTUALITY * interval
-        self._failures, self.error = 0, None
+        self._unnamed = RUNNING if source == "admin.vm.List" else "not running"
+        self.dotted_names.update(name for name in states if "." in name)
+        self._told_at = asyncio.get_running_loop().time()
+        self._next_at = started + PUNCTUALITY * self._settings.refresh_interval
+        self._backoff.reset()
+        self.error = None
 
-    async def _list(self) -> dict[str, str]:
-        """A call of its own: admin.vm.List answers once. No process is started in dom0 for it."""
-        words = [self._qrexec.client, f"--buffer-size={self._qrexec.buffer_size}", "--", DOM0, "admin.vm.List"]
-        pipe = asyncio.subprocess.PIPE
+    async def _ask(self, source: Source) -> dict[str, str]:
+        """One answer of dom0. Raises ScrapeError."""
+        replies: list[bytes] = []
         try:
-            process = await asyncio.create_subprocess_exec(
-                *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
-            )
-        except OSError as error:
-            raise TimedOutError(f"{words[0]} cannot be started: {error.strerror}") from None
-        self._counters.call_started()
-        try:
-            untrusted_reply, untrusted_words = await process.communicate()
-        finally:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            self._counters.call_ended()
-        if process.returncode != 0:
-            last_words = untrusted_words.strip().rpartition(b"\n")[2]
-            raise explain(
-                process.returncode, last_words, _DOM0, Version1(), spoke=bool(untrusted_reply), service="admin.vm.List"
-            )
-        return states_of_list(untrusted_reply)
-
-    async def _names(self) -> dict[str, str]:
-        """Over a call that stays open: it is upstream's protocol, version 1."""
-        source = self._settings.source
-        try:
-            if self._call is None or not self._call.usable:
-                await self._drop()
-                words = [self._qrexec.client, f"--buffer-size={self._qrexec.buffer_size}", "--", DOM0, source]
-                self._call = Call(_DOM0, Version1(), self._counters, service=source)
-                await self._call.open(words, os.environ)
-            answers: list[bytes] = []
-
-            def tell(_: int, answer: Answer | ScrapeError) -> None:
-                if isinstance(answer, Answer):
-                    answers.append(answer.body)
-
-            await self._call.ask((0,), milliseconds=0, max_body=MAX_ANSWER, tell=tell)
+            if self._call is not None and self._call.usable and self._called == (source, self._qrexec):
+                await self._call.ask(self._wire.ask(), replies.append)
+            else:
+                async with (
+                    self._limiter.place()
+                ):  # the first answer is the end of the set-up: one service greets nobody
+                    call = await self._open(source)
+                    await call.ask(self._wire.ask(), replies.append)
         except BaseException:  # late answers included: such a call is never used again
             await self._drop()
             raise
-        return states_of_names(b"".join(answers))
+        (untrusted_reply,) = replies
+        return states_of_list(untrusted_reply) if source == "admin.vm.List" else states_of_names(untrusted_reply)
+
+    async def _open(self, source: Source) -> Call[bytes]:
+        """
+        A new call.
+
+        admin.vm.List answers once, and no process is started in dom0 for it. ruddo.PrometheusDiscover stays.
+        """
+        await self._drop()
+        self._wire = OneReply(MAX_REPLY) if source == "admin.vm.List" else Names(MAX_REPLY)
+        self._called = (source, self._qrexec)
+        callee = Callee(DOM0, "qrexec", source)
+        self._call = Call(callee, self._wire, self._counter)
+        await self._call.open(*command(self._qrexec, callee))
+        return self._call
 
     async def _drop(self) -> None:
         if self._call is not None:

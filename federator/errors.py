@@ -24,7 +24,7 @@ The message of a ScrapeError is for people: one line, in Qubes' words, with the 
 qube stand in it only through `shown`.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 # Enough of a foreign line to recognise it by; the rest only fills the journal.
 SHOWN_LENGTH = 160
@@ -50,6 +50,10 @@ class ScrapeError(FederatorError):
     """One target or one qube failed in one scrape."""
 
     reason: ClassVar[str]
+
+    def bare(self) -> Self:
+        """The same error without its traceback, for one that is kept: a traceback holds all that its frames hold."""
+        return type(self)(str(self))
 
 
 class RefusedError(ScrapeError):

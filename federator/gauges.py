@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 from federator import __version__
-from federator.model import Family, Outcome, QubeOutcome, Reading
+from federator.model import Family, Outcome, QubeOutcome, Reading, Reload
 from federator.text.escaping import labels_text
 
 # name -> help. All of them are gauges: they tell of this scrape, and of nothing before it.
@@ -29,8 +29,8 @@ HELPS = {
 }
 
 
-def gauges(qubes: Sequence[QubeOutcome], *, reloaded_well: bool, reloaded_at: float) -> Reading:
-    """One scrape's outcomes as families of our own, to be merged with the others. `reloaded_at`: seconds since 1970."""
+def gauges(qubes: Sequence[QubeOutcome], reload: Reload) -> Reading:
+    """One scrape's outcomes as families of our own, to be merged with the others."""
     lines: dict[str, list[str]] = {name: [] for name in HELPS}
 
     def add(name: str, labels: Iterable[tuple[str, str]], value: float) -> None:
@@ -39,8 +39,8 @@ def gauges(qubes: Sequence[QubeOutcome], *, reloaded_well: bool, reloaded_at: fl
 
     build = (("version", __version__), ("pythonversion", platform.python_version()))
     add("qubes_proxy_build_info", build, 1)
-    add("qubes_proxy_config_last_reload_successful", (), int(reloaded_well))
-    add("qubes_proxy_config_last_reload_success_timestamp_seconds", (), reloaded_at)
+    add("qubes_proxy_config_last_reload_successful", (), int(reload.successful))
+    add("qubes_proxy_config_last_reload_success_timestamp_seconds", (), reload.at)
     for qube in qubes:
         labels = (("qube", qube.qube.name), *qube.qube.labels)
         add("qubes_proxy_qube_up", labels, int(qube.up))

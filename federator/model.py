@@ -2,20 +2,25 @@
 """
 The nouns that travel. Frozen, and without behaviour: what is done with them lives elsewhere.
 
-Configuration goes down (Config -> Qube -> Target), answers come up (Answer -> Reading -> Outcome -> QubeOutcome).
+Configuration goes down (Config -> Qube -> Target), answers come up
+(Answer -> Reading -> Outcome -> QubeOutcome -> Snapshot).
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from federator.errors import ScrapeError
+from federator.pattern import Pattern
 
 Transport = Literal["qrexec", "local"]
 Source = Literal["admin.vm.List", "ruddo.PrometheusDiscover"]
 MetricType = Literal["counter", "gauge", "histogram", "summary", "untyped"]
+
+# A service takes at most seven digits of milliseconds, 2 h 46 min. Prometheus' own timeouts are seconds; whatever says
+# more than this is a mistake, and would keep channels busy for long.
+MAX_TIMEOUT_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ class Exporter:
 
     name: str
     port: int
-    drop: tuple[re.Pattern[str], ...] = ()
+    drop: tuple[Pattern, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +107,8 @@ class Discovery:
     source: Source
     refresh_interval: float
     exporters: tuple[Exporter, ...]
-    include: tuple[re.Pattern[str], ...]
-    exclude: tuple[re.Pattern[str], ...]
+    include: tuple[Pattern, ...]
+    exclude: tuple[Pattern, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +126,32 @@ class Config:
     def targets(self) -> tuple[Target, ...]:
         """Every target, in the order of the file."""
         return tuple(target for qube in self.qubes for target in qube.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Callee:
+    """Who a call goes to: a service, named without its argument, in a qube or in dom0."""
+
+    name: str
+    transport: Transport
+    service: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallState:
+    """
+    One call of a channel, for people to look at: for which ports it is or will be made, and in which version.
+
+    `open_seconds`: for how long it has been open; None while it is not. `opened`: how often it was made. `wait`: so
+    many seconds have to pass before it is made again. Failures are counted in a row.
+    """
+
+    ports: tuple[int, ...]
+    version: int
+    open_seconds: float | None
+    opened: int
+    failures: int
+    wait: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,3 +209,31 @@ class QubeOutcome:
     up: bool
     seconds: float
     outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class Snapshot:
+    """
+    What one scrape found. Two scrapers who waited for the same answers have the same snapshot, and so the same page.
+
+    `at`: when it was complete, in seconds since 1970. `seconds`: how long it took. `allowed`: how long it was allowed
+    to take. A snapshot that is kept after its page is gone holds no texts: see `without_texts`.
+    """
+
+    at: float
+    seconds: float
+    allowed: float
+    qubes: tuple[QubeOutcome, ...]
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Of every target, in the order of the page."""
+        return tuple(outcome for qube in self.qubes for outcome in qube.outcomes)
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The last attempt to read the configuration: did it succeed, and when was the one in use read (since 1970)?"""
+
+    successful: bool
+    at: float

@@ -2,34 +2,35 @@
 """
 The HTTP side: request -> call -> response.
 
-Owns paths, parameters, headers and statuses. Must not know how a scrape is done, nor what is in a page.
+Owns paths, parameters, headers, statuses, and how many requests are served at one time. Must not know how a scrape is
+done, nor how a page is made.
 """
 
 import asyncio
 import html
 import re
 import time
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from aiohttp import web
 from multidict import MultiMapping
 
 from federator import __version__
+from federator.connections import Connection
 from federator.counters import Counters
 from federator.errors import ScrapeError, StoppingError
-from federator.gauges import gauges
-from federator.model import QubeOutcome, Target
-from federator.scrape import PATIENCE_SECONDS, Scraper, budget
+from federator.fleet import Fleet
+from federator.forward import Forwarder
+from federator.model import Config, Reload, Target
+from federator.page import Page, Pages, at_once
+from federator.scrape import Scraper, budget
+from federator.statelog import StateLog
 from federator.targets import RUNNING, forwarded, service_discovery
+from federator.text.content_type import TEXT_FORMAT
 
-# Every Prometheus takes this for every Accept header (3.x takes nothing less exact).
-TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"
-# zlib's default level costs more than reading and merging together; the first one gives most of what there is to gain.
-GZIP_LEVEL = 1
-GZIP_WINDOW = 16 + zlib.MAX_WBITS  # 16: with gzip's header
 # Pages being made or sent at one time, each of which costs memory; Prometheus' own --web.max-requests is 40 as well.
 MAX_REQUESTS = 40
 # A scraper that does not take its page in this time has given it up long ago: it told its timeout, which is over.
@@ -37,7 +38,7 @@ SEND_SECONDS = 15.0
 SEND_BYTES = 64 << 10
 
 # What /forward answers where there is no text. 403 is upstream's for what ends before the service greets.
-FORWARD_STATUSES = {"refused": 403, "no_service": 403, "not_running": 403, "timeout": 504}
+FORWARD_STATUSES = {"refused": 403, "no_service": 403, "not_running": 403, "timeout": 504, "http": 502}
 
 # HOST:PORT as Prometheus takes it for a target, or HOST where the port is HTTP's own; a Host header may hold anything.
 _HOST = re.compile(r"((?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]))(:[0-9]{1,5})?")
@@ -47,14 +48,31 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(slots=True)
 class Served:
-    """What the handlers answer from; the daemon replaces the scraper when it reloads."""
+    """What the handlers answer from."""
 
+    fleet: Fleet
     scraper: Scraper
+    forwarder: Forwarder
+    pages: Pages
     counters: Counters
-    reloaded_well: bool = True
-    reloaded_at: float = field(default_factory=time.time)
+    reload: Reload = field(default_factory=lambda: Reload(successful=True, at=time.time()))
     requests: int = 0  # being served now
-    pages: dict[tuple[int, ...], "asyncio.Task[bytes]"] = field(default_factory=dict)  # being made now
+
+    @classmethod
+    def of(cls, config: Config, counters: Counters, *, own_name: str = "") -> "Served":
+        """All that there is for this configuration."""
+        fleet = Fleet(config, counters, own_name=own_name)
+        state_log = StateLog()
+        scraper = Scraper(fleet, state_log, counters)
+        return cls(fleet, scraper, Forwarder(fleet, state_log, counters), Pages(fleet, scraper.scheduler), counters)
+
+
+class Route(NamedTuple):
+    """A path that is served, and what it is for: the front page, the 404 and the documentation name all of them."""
+
+    path: str
+    handler: Handler
+    purpose: str
 
 
 SERVED = web.AppKey("served", Served) if hasattr(web, "AppKey") else "served"  # AppKey came with aiohttp 3.9
@@ -65,13 +83,8 @@ def application(served: Served) -> web.Application:
     app = web.Application(middlewares=[_counted])
     app[SERVED] = served
     app.router.add_get("/", _front)
-    app.router.add_get("/metrics", _metrics)
-    app.router.add_get("/metrics/proxy", _metrics_proxy)
-    app.router.add_get("/forward", _forward)
-    app.router.add_get("/discover", _discover)
-    app.router.add_get("/sd", _sd)
-    app.router.add_get("/-/healthy", _healthy)
-    app.router.add_get("/-/ready", _ready)
+    for route in ROUTES:
+        app.router.add_get(route.path, route.handler)
     return app
 
 
@@ -92,12 +105,15 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Tar
             raise web.HTTPBadRequest(text=f"no {untrusted_key} {untrusted_name!a} is configured\n")
     qubes = set(query.getall("qube", known["qube"]))
     exporters = set(query.getall("exporter", known["exporter"]))
-    return frozenset(target for target in targets if target.qube in qubes and target.exporter.name in exporters)
+    found = frozenset(target for target in targets if target.qube in qubes and target.exporter.name in exporters)
+    if query and not found:
+        raise web.HTTPBadRequest(text="none of these qubes has any of these exporters; `check` lists what there is\n")
+    return found
 
 
 @asynccontextmanager
-async def _place(request: web.Request) -> AsyncIterator[tuple[Scraper, float]]:
-    """A place among the requests that ask qubes: the scraper, which knows by then what runs, and the seconds left."""
+async def _place(request: web.Request) -> AsyncIterator[tuple[Served, float]]:
+    """A place among the requests that ask qubes. The fleet knows by then what runs; so many seconds are left."""
     served: Served = request.app[SERVED]
     if served.requests >= MAX_REQUESTS:
         raise web.HTTPServiceUnavailable(text=f"{MAX_REQUESTS} scrapes are being served already\n")
@@ -106,34 +122,20 @@ async def _place(request: web.Request) -> AsyncIterator[tuple[Scraper, float]]:
         loop = asyncio.get_running_loop()
         started = loop.time()
         untrusted_timeout = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
-        seconds = budget(untrusted_timeout, served.scraper.config.scrape)
+        seconds = budget(untrusted_timeout, served.fleet.config.scrape)
         # A dom0 that is silent must not make the page late.
-        scraper = await _refreshed(served, seconds / 4)
-        yield scraper, seconds - (loop.time() - started)
+        await served.fleet.refresh(seconds / 4)
+        yield served, seconds - (loop.time() - started)
+    except StoppingError as stopping:
+        raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
     finally:
         served.requests -= 1
 
 
 async def _metrics(request: web.Request) -> web.StreamResponse:
-    async with _place(request) as (scraper, seconds):
-        page = await _scraped(request, scraper, seconds)
-        headers, body = await _encoded(request, page)
-        return await _send(request, headers, body)
-
-
-async def _scraped(request: web.Request, scraper: Scraper, seconds: float) -> bytes:
-    served: Served = request.app[SERVED]
-    try:
-        qubes = await scraper.collect(wanted(request.query, scraper.targets), seconds)
-    except StoppingError as stopping:
-        raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
-    # Scrapers who share the answers share the page. Who goes away meanwhile must not take it from the others.
-    key = tuple(id(outcome) for qube in qubes for outcome in qube.outcomes)
-    task = served.pages.get(key)
-    if task is None:
-        task = served.pages[key] = asyncio.create_task(_page(served, qubes))
-        task.add_done_callback(lambda _: served.pages.pop(key))
-    return await asyncio.shield(task)
+    async with _place(request) as (served, seconds):
+        snapshot = await served.scraper.collect(wanted(request.query, served.fleet.targets), seconds)
+        return await _send(request, *await _encoded(request, served.pages.of(snapshot, served.reload)))
 
 
 async def _send(request: web.Request, headers: Mapping[str, str], body: bytes) -> web.StreamResponse:
@@ -156,29 +158,20 @@ async def _send(request: web.Request, headers: Mapping[str, str], body: bytes) -
     return response
 
 
-async def _page(served: Served, qubes: tuple[QubeOutcome, ...]) -> bytes:
-    ours = gauges(qubes, reloaded_well=served.reloaded_well, reloaded_at=served.reloaded_at)
-    theirs = [outcome.reading for qube in qubes for outcome in qube.outcomes if outcome.reading]
-    return await served.scraper.turns.take(served.scraper.merger.merge([ours, *theirs]))
-
-
 async def _forward(request: web.Request) -> web.StreamResponse:
     """As upstream's proxy answers it: 400 for bad input, 403 for what qrexec refuses, 500 for most of the rest."""
-    async with _place(request) as (scraper, seconds):
-        target = _forwarded(request.query, scraper)
+    async with _place(request) as (served, seconds):
+        target = _forwarded(request.query, served.fleet)
         try:
-            text = await scraper.fetch(target, seconds)
-        except StoppingError as stopping:
-            raise web.HTTPServiceUnavailable(text=f"{stopping}\n") from None
+            content_type, text = await served.forwarder.fetch(target, seconds)
         except ScrapeError as error:
             return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")
-        headers, body = await _encoded(request, text)
-        return await _send(request, headers, body)
+        return await _send(request, *await _encoded(request, Page(at_once(text)), content_type))
 
 
-def _forwarded(query: MultiMapping[str], scraper: Scraper) -> Target:
+def _forwarded(query: MultiMapping[str], fleet: Fleet) -> Target:
     try:
-        target = forwarded(query.get("target", ""), query.get("port", ""), scraper.targets, scraper.names)
+        target = forwarded(query.get("target", ""), query.get("port", ""), fleet.targets, fleet.dotted_names)
     except ValueError as error:
         raise web.HTTPBadRequest(text=f"{error}; ask for /forward?target=QUBE&port=PORT\n") from None
     if target is None:
@@ -188,34 +181,26 @@ def _forwarded(query: MultiMapping[str], scraper: Scraper) -> Target:
 
 async def _discover(request: web.Request) -> web.Response:
     """As upstream's proxy answers it: the qubes that run, of those that are scraped."""
-    scraper = await _patiently_refreshed(request)
-    if not scraper.knows_states:
+    fleet = await _patiently_refreshed(request)
+    if not fleet.knows_states:
         raise web.HTTPServiceUnavailable(text="dom0 does not say which qubes run; the log says why\n")
-    names = [qube.name for qube in scraper.qubes if scraper.state(qube) == RUNNING]
+    names = [qube.name for qube in fleet.qubes if fleet.state(qube) == RUNNING]
     return web.json_response([{"targets": names}])
 
 
 async def _sd(request: web.Request) -> web.Response:
     """Prometheus keeps the last list where this fails, and drops what is not on it: so fail if and only if not sure."""
-    scraper = await _patiently_refreshed(request)
-    if not scraper.knows_targets:
+    fleet = await _patiently_refreshed(request)
+    if not fleet.knows_targets:
         raise web.HTTPServiceUnavailable(text="dom0 has not said yet which qubes run; the log says why\n")
-    return web.json_response(service_discovery(scraper.targets, _own_address(request)))
+    return web.json_response(service_discovery(fleet.targets, _own_address(request)))
 
 
-async def _patiently_refreshed(request: web.Request) -> Scraper:
-    served: Served = request.app[SERVED]
-    seconds = served.scraper.config.scrape.timeout
-    return await _refreshed(served, seconds, patience=seconds)
-
-
-async def _refreshed(served: Served, seconds: float, patience: float = PATIENCE_SECONDS) -> Scraper:
-    """The scraper, which knows by then what runs if dom0 says so in time; the new one, if there is one by then."""
-    while True:
-        scraper = served.scraper
-        await scraper.refresh(seconds, patience)
-        if scraper is served.scraper:
-            return scraper
+async def _patiently_refreshed(request: web.Request) -> Fleet:
+    fleet: Fleet = request.app[SERVED].fleet
+    seconds = fleet.config.scrape.timeout
+    await fleet.refresh(seconds, patience=seconds)
+    return fleet
 
 
 def _own_address(request: web.Request) -> str:
@@ -234,22 +219,17 @@ def accepts_gzip(untrusted_header: str) -> bool:
     return any(not re.fullmatch(r"\s*q\s*=\s*0(?:\.0*)?\s*", parameter) for parameter in parameters)
 
 
-async def _encoded(request: web.Request, page: bytes) -> tuple[dict[str, str], bytes]:
+async def _encoded(request: web.Request, page: Page, content_type: str = TEXT_FORMAT) -> tuple[dict[str, str], bytes]:
     """Headers and body of a page, compressed if the scraper likes that."""
-    headers = {"Content-Type": TEXT_FORMAT, "Vary": "Accept-Encoding"}
+    headers = {"Content-Type": content_type, "Vary": "Accept-Encoding"}
     if accepts_gzip(request.headers.get("Accept-Encoding", "")):
         headers["Content-Encoding"] = "gzip"
-        page = await asyncio.to_thread(_gzipped, page)
-    return headers, page
-
-
-def _gzipped(page: bytes) -> bytes:
-    compressor = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
-    return compressor.compress(page) + compressor.flush()
+        return headers, await page.gzipped()
+    return headers, await page.plain()
 
 
 async def _metrics_proxy(request: web.Request) -> web.Response:
-    headers, body = await _encoded(request, request.app[SERVED].counters.page())
+    headers, body = await _encoded(request, Page(at_once(request.app[SERVED].counters.page())))
     return web.Response(body=body, headers=headers)
 
 
@@ -261,20 +241,39 @@ async def _ready(_: web.Request) -> web.Response:
     return web.Response(text="prometheus-qubes-proxy is ready.\n")
 
 
+ROUTES = (
+    Route("/metrics", _metrics, "everything, on one page; ?qube=NAME and ?exporter=NAME narrow it"),
+    Route("/metrics/proxy", _metrics_proxy, "the proxy itself"),
+    Route("/forward", _forward, "one exporter's own text, by ?target=QUBE&port=PORT"),
+    Route("/sd", _sd, "every exporter by itself, for Prometheus' http_sd_configs; each through /forward"),
+    Route("/discover", _discover, "the qubes that run"),
+    Route("/-/healthy", _healthy, "200 while the proxy runs"),
+    Route("/-/ready", _ready, "200 while the proxy serves"),
+)
+
+
 async def _front(request: web.Request) -> web.Response:
-    scraper = request.app[SERVED].scraper
+    served: Served = request.app[SERVED]
+    links = "".join(f'<li><a href="{route.path}">{route.path}</a>: {html.escape(route.purpose)}\n' for route in ROUTES)
     text = f"""<!doctype html>
 <title>prometheus-qubes-proxy</title>
 <h1>prometheus-qubes-proxy</h1>
-<p>Version {html.escape(__version__)}. {len(scraper.targets)} exporters in {len(scraper.qubes)} qubes.
+<p>Version {html.escape(__version__)}. {len(served.fleet.targets)} exporters in {len(served.fleet.qubes)} qubes.
+{_last_scrape(served)}
 <ul>
-<li><a href="/metrics">/metrics</a>: everything, on one page
-<li><a href="/metrics/proxy">/metrics/proxy</a>: the proxy itself
-<li><a href="/sd">/sd</a>: every exporter by itself, for Prometheus' http_sd_configs; each through /forward
-<li><a href="/discover">/discover</a>: the qubes that run
-</ul>
+{links}</ul>
 """
     return web.Response(text=text, content_type="text/html")
+
+
+def _last_scrape(served: Served) -> str:
+    """What the last scrape of everything found. Nothing is scraped because somebody looks."""
+    last = served.scraper.last
+    if last is None:
+        return "<p>Nobody has scraped /metrics yet."
+    up = sum(outcome.error is None for outcome in last.outcomes)
+    seconds_ago = max(0, round(time.time() - last.at))
+    return f"<p>Last scrape: {seconds_ago} s ago, {up} of {len(last.outcomes)} exporters up."
 
 
 @web.middleware
@@ -283,17 +282,21 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
     resource = request.match_info.route.resource
     path = resource.canonical if resource is not None else "other"
     code = 500
+    connection = request.transport.get_protocol() if request.transport else None
+    if isinstance(connection, Connection):
+        connection.request_begins()
     try:
         response = await handler(request)
         code = response.status
     except web.HTTPException as refusal:
         code = refusal.status
         if code == 404 and resource is None:
-            raise web.HTTPNotFound(
-                text="there is /metrics, /metrics/proxy, /forward, /discover, /sd, /-/healthy and /-/ready\n"
-            ) from None
+            *paths, last = [route.path for route in ROUTES]
+            raise web.HTTPNotFound(text=f"there is {', '.join(paths)} and {last}\n") from None
         raise
     else:
         return response
     finally:
         request.app[SERVED].counters.requests.labels(path, str(code)).inc()
+        if isinstance(connection, Connection):
+            connection.request_ends()

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 r"""
-The protocol between the daemon and a qube's service: bytes in, answers out. The daemon's side of it.
+What is said over one call, to a qube's service or to dom0's: bytes in, answers out. The daemon's side of it.
 
-Owns the grammar of versions 1 and 2, and which bytes may come when. Must not know of processes, clocks or event loops.
+Owns the grammar of each service, which bytes may come when, and the words by which a service says why there is no text.
+Must not know of processes, clocks or event loops.
 
-    we say                      the service says
-    "+2\n"                       "=2\n"                                               once
-    "?MS MAXBYTES PORT…\n"       "PORT STATUS LENGTH SECONDS CONTENT-TYPE\n" + body   once for each port, in any order
-
-    "+\n"                        "=\n"                                                version 1: one port a channel
-    "?\n"                        "LENGTH\n" + body
+    service                     we say                      it says
+    ruddo.PrometheusProxy       "+2\n"                      "=2\n"                                            once
+      version 2                 "?MS MAXBYTES PORT…\n"      "PORT STATUS LENGTH SECONDS CONTENT-TYPE\n" + body
+                                                            for each port, in any order
+      version 1                 "+\n", then "?\n" …         "=\n", then "LENGTH\n" + body …     one port, upstream's
+    ruddo.PrometheusDiscover    as version 1                as version 1; the body is names, one a line
+    admin.vm.List               the end of input            its reply, then the end of output
 
 Whatever `receive` is fed, it returns answers or raises `ProtocolError` (or `BodySizeLimitError`, where version 1
 announces more than was wanted). After that the wire is of no more use, since nobody knows where the next answer would
@@ -19,6 +21,7 @@ begin. Bytes that nobody asked for are a breach too: they could be taken for the
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
+from typing import ClassVar, Generic, TypeVar
 
 from federator.errors import BodySizeLimitError, ProtocolError, shown
 from federator.model import Answer
@@ -32,11 +35,25 @@ V1_MAX_BODY = 9_999_999
 # A service without an HTTP answer says why in one line; nobody reads on after this many bytes.
 MAX_REASON = 1024
 
+# How the line starts by which our service says why there is no HTTP answer (status 0). Any other line is what the
+# system says of a connection that failed, such as "Connection refused". vmside/ruddo.PrometheusProxy has the same
+# words; a test compares them.
+TIMED_OUT = "timed out"
+BODY_LARGER = "body larger than"
+COMPRESSED = "answered with a compressed body"
+CUT_SHORT = "answer cut short"
+NOT_HTTP = "not an HTTP answer"
+NO_ANSWER_AT_ALL = "closed the connection without an answer"
+HEAD_LARGER = "HTTP headers larger than"
+
 _HEADER_V2 = re.compile(
     rb"(?P<port>[1-9][0-9]{0,4}) (?P<status>0|[1-5][0-9]{2}) (?P<length>[0-9]{1,10}) "
     rb"(?P<seconds>[0-9]{1,6}(?:\.[0-9]{1,9})?) (?P<content_type>[ -~]+)"
 )
 _HEADER_V1 = re.compile(rb"[0-9]{1,7}")
+
+A = TypeVar("A")
+H = TypeVar("H")
 
 
 def argument(ports: Iterable[int]) -> str:
@@ -44,30 +61,128 @@ def argument(ports: Iterable[int]) -> str:
     return "+".join(str(port) for port in sorted(ports))
 
 
-class Wire(ABC):
+def is_late(answer: Answer) -> bool:
+    """Does the service say that the time it was given is over?"""
+    return answer.status == 0 and answer.body.startswith(TIMED_OUT.encode())
+
+
+class Wire(ABC, Generic[A]):
     """
-    One channel's conversation.
+    One call's conversation, whose answers are of type A.
 
-    Write what `greeting` and `ask` return; feed `receive` what comes back. `ask` only while `idle`.
+    Write `greeting` and what a request returns; feed `receive` what comes back. One request at a time, while `idle`.
     """
 
-    version: int
-    greeting: bytes
-    _welcome: bytes
+    greeting: ClassVar[bytes]
+    # Does a request close our side? Then the call serves that one request.
+    asks_once: ClassVar[bool] = False
 
-    def __init__(self) -> None:
-        self.greeted = False
-        self._pending: set[int] = set()
-        self._line = bytearray()  # a header that has not ended yet
-        self._answer: tuple[int, int, float | None, str] | None = None  # the header of the body that is coming
-        self._body: list[bytes] = []
-        self._missing = 0  # bytes of that body still to come
-        self._max_body = 0
+    @property
+    @abstractmethod
+    def greeted(self) -> bool:
+        """Has the service said that it is there?"""
+
+    @property
+    @abstractmethod
+    def owed(self) -> bool:
+        """Are there answers to the last request that have not come?"""
 
     @property
     def idle(self) -> bool:
         """Greeted, and nothing owed: the next request may be sent."""
-        return self.greeted and not self._pending
+        return self.greeted and not self.owed
+
+    @abstractmethod
+    def receive(self, untrusted: bytes) -> list[A]:
+        """
+        Take what came, however the pipe cut it; return the answers it completed.
+
+        Raises ProtocolError for anything the service may not say now.
+        """
+
+    def end_of_output(self) -> list[A]:
+        """The service ended well, with exit status 0: the answers that are complete only now."""
+        return []
+
+
+class _Framed(Wire[A], Generic[A, H]):
+    """A wire on which each answer is a header line and a body of the length that it tells. H: a header, parsed."""
+
+    _welcome: ClassVar[bytes]
+
+    def __init__(self) -> None:
+        self._greeted = False
+        self._line = bytearray()  # a header that has not ended yet
+        self._header: H | None = None  # of the body that is coming
+        self._body: list[bytes] = []
+        self._missing = 0  # bytes of that body still to come
+
+    @property
+    def greeted(self) -> bool:
+        """Has the service said that it is there?"""
+        return self._greeted
+
+    def receive(self, untrusted: bytes) -> list[A]:
+        """See `Wire`."""
+        answers: list[A] = []
+        start, end = 0, len(untrusted)
+        while start < end or (self._header is not None and not self._missing):
+            if self._header is None:
+                newline = untrusted.find(b"\n", start, start + MAX_HEADER)
+                stop = newline if newline >= 0 else end
+                self._check_line(untrusted, start, stop)
+                self._line += untrusted[start:stop]
+                if newline < 0:
+                    break
+                start = newline + 1
+                untrusted_line, self._line = bytes(self._line), bytearray()
+                self._take_line(untrusted_line)
+            elif self._missing:
+                piece = untrusted if start == 0 and end <= self._missing else untrusted[start : start + self._missing]
+                self._body.append(piece)
+                self._missing -= len(piece)
+                start += len(piece)
+            else:
+                body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+                header, self._header, self._body = self._header, None, []
+                answers.append(self._answer(header, body))
+        return answers
+
+    def _check_line(self, untrusted: bytes, start: int, stop: int) -> None:
+        if len(self._line) + stop - start > MAX_HEADER:
+            raise ProtocolError(f"a header without an end: {shown(bytes(self._line) or untrusted[start:])}")
+        if self._greeted and not self.owed:
+            raise ProtocolError(f"sent what nobody asked for: {shown(untrusted[start:])}")
+
+    def _take_line(self, untrusted_line: bytes) -> None:
+        if self._greeted:
+            self._header, self._missing = self._parse(untrusted_line)
+        elif untrusted_line == self._welcome:
+            self._greeted = True
+        else:
+            raise ProtocolError(f"did not greet with {self._welcome.decode()}: {shown(untrusted_line)}")
+
+    @abstractmethod
+    def _parse(self, untrusted_line: bytes) -> tuple[H, int]:
+        """A header, and the length of its body; or ProtocolError."""
+
+    @abstractmethod
+    def _answer(self, header: H, body: bytes) -> A:
+        """The answer is complete."""
+
+
+class PortWire(_Framed[Answer, Answer], ABC):
+    """The conversation with a qube's service: its answers are for ports."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pending: set[int] = set()
+        self._max_body = 0
+
+    @property
+    def owed(self) -> bool:
+        """Are there answers to the last request that have not come?"""
+        return bool(self._pending)
 
     @property
     def pending(self) -> frozenset[int]:
@@ -81,73 +196,17 @@ class Wire(ABC):
         self._max_body = max_body
         return self._request(milliseconds, max_body, ports)
 
-    def receive(self, untrusted: bytes) -> list[Answer]:
-        """
-        Take what came, however the pipe cut it; return the answers it completed.
-
-        Raises ProtocolError for anything the service may not say now.
-        """
-        answers: list[Answer] = []
-        start, end = 0, len(untrusted)
-        while start < end or (self._answer and not self._missing):
-            if self._answer is None:
-                newline = untrusted.find(b"\n", start, start + MAX_HEADER)
-                stop = newline if newline >= 0 else end
-                if len(self._line) + stop - start > MAX_HEADER:
-                    raise ProtocolError(f"a header without an end: {shown(bytes(self._line) or untrusted[start:])}")
-                if not self._may_speak:
-                    raise ProtocolError(f"sent what nobody asked for: {shown(untrusted[start:])}")
-                self._line += untrusted[start:stop]
-                if newline < 0:
-                    break
-                start = newline + 1
-                untrusted_line, self._line = bytes(self._line), bytearray()
-                self._header(untrusted_line)
-            elif self._missing:
-                piece = untrusted if start == 0 and end <= self._missing else untrusted[start : start + self._missing]
-                self._body.append(piece)
-                self._missing -= len(piece)
-                start += len(piece)
-            else:
-                answers.append(self._finish(self._answer))
-        return answers
-
-    @property
-    def _may_speak(self) -> bool:
-        return not self.greeted or bool(self._pending)
-
-    def _header(self, untrusted_line: bytes) -> None:
-        if not self.greeted:
-            if untrusted_line != self._welcome:
-                raise ProtocolError(f"did not greet with {self._welcome.decode()}: {shown(untrusted_line)}")
-            self.greeted = True
-            return
-        port, status, length, seconds, content_type = self._parse(untrusted_line)
-        limit = self._max_body if status else MAX_REASON
-        if length > limit:
-            raise ProtocolError(f"announced {length} bytes for port {port}, where at most {limit} were asked for")
-        self._answer = (port, status, seconds, content_type)
-        self._missing = length
-
-    def _finish(self, answer: tuple[int, int, float | None, str]) -> Answer:
-        port, status, seconds, content_type = answer
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._answer, self._body = None, []
-        self._pending.discard(port)
-        return Answer(port=port, status=status, body=body, seconds=seconds, content_type=content_type)
+    def _answer(self, header: Answer, body: bytes) -> Answer:
+        self._pending.discard(header.port)
+        return Answer(header.port, header.status, body, header.seconds, header.content_type)
 
     @abstractmethod
     def _request(self, milliseconds: int, max_body: int, ports: Collection[int]) -> bytes: ...
 
-    @abstractmethod
-    def _parse(self, untrusted_line: bytes) -> tuple[int, int, int, float | None, str]:
-        """Port, status, length, seconds and content type of a header, or Protocol."""
 
+class Version2(PortWire):
+    """Ours: all ports over one call, each with its limits."""
 
-class Version2(Wire):
-    """Ours: all ports over one channel, each with its limits."""
-
-    version = 2
     greeting = b"+2\n"
     _welcome = b"=2"
 
@@ -155,20 +214,22 @@ class Version2(Wire):
         numbers = [milliseconds, max_body, *sorted(ports)]
         return b"?" + " ".join(map(str, numbers)).encode() + b"\n"
 
-    def _parse(self, untrusted_line: bytes) -> tuple[int, int, int, float | None, str]:
+    def _parse(self, untrusted_line: bytes) -> tuple[Answer, int]:
         match = _HEADER_V2.fullmatch(untrusted_line)
         if not match:
             raise ProtocolError(f"not a header of version 2: {shown(untrusted_line)}")
-        port = int(match["port"])
+        port, status, length = int(match["port"]), int(match["status"]), int(match["length"])
         if port not in self._pending:
             raise ProtocolError(f"answered for port {port}, which is not (or no longer) asked for")
-        return port, int(match["status"]), int(match["length"]), float(match["seconds"]), match["content_type"].decode()
+        limit = self._max_body if status else MAX_REASON
+        if length > limit:
+            raise ProtocolError(f"announced {length} bytes for port {port}, where at most {limit} were asked for")
+        return Answer(port, status, b"", float(match["seconds"]), match["content_type"].decode()), length
 
 
-class Version1(Wire):
-    """Upstream's: one port, fixed by the channel's argument; a failure ends the service."""
+class Version1(PortWire):
+    """Upstream's: one port, fixed by the call's argument; a failure ends the service."""
 
-    version = 1
     greeting = b"+\n"
     _welcome = b"="
 
@@ -177,12 +238,87 @@ class Version1(Wire):
         assert len(ports) == 1, "version 1 knows one port"
         return b"?\n"
 
-    def _parse(self, untrusted_line: bytes) -> tuple[int, int, int, float | None, str]:
-        if not _HEADER_V1.fullmatch(untrusted_line):
-            raise ProtocolError(f"not a length of version 1: {shown(untrusted_line)}")
-        if int(untrusted_line) > self._max_body:
-            raise BodySizeLimitError(
-                f"larger than {self._max_body} bytes (scrape.body_size_limit): {int(untrusted_line)}"
-            )
+    def _parse(self, untrusted_line: bytes) -> tuple[Answer, int]:
+        length = _v1_length(untrusted_line, self._max_body, "scrape.body_size_limit")
         (port,) = self._pending
-        return port, 200, int(untrusted_line), None, "-"
+        return Answer(port, 200, b"", None, "-"), length
+
+
+class Names(_Framed[bytes, int]):
+    """dom0's ruddo.PrometheusDiscover, which speaks as version 1 does: each answer is names, one a line."""
+
+    greeting = b"+\n"
+    _welcome = b"="
+
+    def __init__(self, max_reply: int) -> None:
+        super().__init__()
+        self._max_reply = max_reply
+        self._owed = False
+
+    @property
+    def owed(self) -> bool:
+        """Is there an answer that has not come?"""
+        return self._owed
+
+    def ask(self) -> bytes:
+        """The request for the names."""
+        assert self.idle, "a request while an answer is owed"
+        self._owed = True
+        return b"?\n"
+
+    def _parse(self, untrusted_line: bytes) -> tuple[int, int]:
+        length = _v1_length(untrusted_line, self._max_reply, "more than any dom0 has names for")
+        return length, length
+
+    def _answer(self, header: int, body: bytes) -> bytes:
+        del header
+        self._owed = False
+        return body
+
+
+class OneReply(Wire[bytes]):
+    """An Admin API call: the end of input is the request, and all of the output is the reply."""
+
+    greeting = b""
+    asks_once = True
+
+    def __init__(self, max_reply: int) -> None:
+        self._max_reply = max_reply
+        self._reply = bytearray()
+        self._owed = False
+
+    @property
+    def greeted(self) -> bool:
+        """There is no greeting to wait for."""
+        return True
+
+    @property
+    def owed(self) -> bool:
+        """Is there an answer that has not come?"""
+        return self._owed
+
+    def ask(self) -> bytes:
+        """Nothing is to be said; see `asks_once`."""
+        self._owed = True
+        return b""
+
+    def receive(self, untrusted: bytes) -> list[bytes]:
+        """Take a part of the reply."""
+        self._reply += untrusted
+        if len(self._reply) > self._max_reply:
+            raise ProtocolError(f"a reply of more than {self._max_reply} bytes: {shown(bytes(self._reply[:80]))}")
+        return []
+
+    def end_of_output(self) -> list[bytes]:
+        """The reply is complete."""
+        owed, self._owed = self._owed, False
+        return [bytes(self._reply)] if owed else []
+
+
+def _v1_length(untrusted_line: bytes, limit: int, limit_name: str) -> int:
+    if not _HEADER_V1.fullmatch(untrusted_line):
+        raise ProtocolError(f"not a length of version 1: {shown(untrusted_line)}")
+    length = int(untrusted_line)
+    if length > limit:
+        raise BodySizeLimitError(f"larger than {limit} bytes ({limit_name}): {length}")
+    return length

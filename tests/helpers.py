@@ -1,9 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What several test files need: running the generators of the core, and the recorded texts."""
 
+import asyncio
 from collections.abc import Generator
+from functools import cache
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
+
+import pytest
 
 from federator.model import Exporter, Limits, Reading, Target
 from federator.text.exposition import Reader
@@ -25,6 +32,31 @@ def finish(work: Generator[None, None, T]) -> T:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+
+class Clock:
+    """The event loop's clock, which a test can advance."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        loop = asyncio.get_running_loop()
+        time_of_loop = loop.time
+        self._ahead = 0.0
+        monkeypatch.setattr(loop, "time", lambda: time_of_loop() + self._ahead)
+
+    def advance(self, seconds: float) -> None:
+        """So much time passes at once."""
+        self._ahead += seconds
+
+
+@cache
+def service_module() -> ModuleType:
+    """The qubes' service, as a module: it is a program without an extension."""
+    loader = SourceFileLoader("service", str(SERVICE))
+    spec = spec_from_loader("service", loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def recording(exporter: str, number: int = 2) -> bytes:

@@ -10,15 +10,20 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from federator import daemon
-from federator.channel import END_SECONDS, Channel, Doorman, explain
+from federator import host
+from federator.call import END_SECONDS, STAGGER_SECONDS, STDERR_LIMIT, ConnectionLimiter
+from federator.channel import Channel
 from federator.errors import ScrapeError
-from federator.model import Answer, Exporter, Qrexec, Qube, Target
-from federator.wire import SERVICE, Version1, Version2, Wire
+from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
+from federator.reasons import call_ended
+from federator.request import Deadline
+from federator.wire import SERVICE, PortWire, Version1, Version2
 from tests import parts
+from tests.helpers import Clock
 from tests.standin.qubes import Qubes
 
 MakeExporter = Callable[[bytes], parts.Exporter]
@@ -49,12 +54,19 @@ def qube(name: str, *ports: int) -> Qube:
     return Qube(name=name, transport="qrexec", targets=targets)
 
 
+def until(seconds: float) -> Deadline:
+    """A deadline so many seconds from now."""
+    now = asyncio.get_running_loop().time()
+    return Deadline(now + seconds, now + seconds)
+
+
 class Line:
-    """A channel of the test, its doorman and its counters."""
+    """A channel of the test, its connection limiter and its counters."""
 
     def __init__(self, to: Qube, settings: Qrexec) -> None:
         self.counters = Counted()
-        self.channel = Channel(to, settings, Doorman(settings.connect_limit), self.counters)
+        self.limiter = ConnectionLimiter(settings.connect_limit)
+        self.channel = Channel(to, settings, self.limiter, self.counters)
         self._ports = to.ports
 
     async def ask(self, *ports: int, seconds: float = PATIENT, max_body: int = 1 << 20) -> Heard:
@@ -66,8 +78,7 @@ class Line:
             told.append(port)
             heard[port] = result
 
-        deadline = asyncio.get_running_loop().time() + seconds
-        await self.channel.ask(ports or self._ports, deadline=deadline, max_body=max_body, tell=tell)
+        await self.channel.ask(ports or self._ports, deadline=until(seconds), max_body=max_body, tell=tell)
         assert sorted(told) == sorted(ports or self._ports), "each port is told of exactly once"
         return heard
 
@@ -82,10 +93,10 @@ class Line:
 @pytest.fixture
 async def line(qubes: Qubes) -> AsyncIterator[MakeLine]:
     """Makes channels; at the end all are closed, and every process is gone."""
-    daemon.watch_children()
+    host.watch_children()
     lines: list[Line] = []
 
-    def make(to: Qube, **settings: float | str) -> Line:
+    def make(to: Qube, **settings: float | str | Path) -> Line:
         lines.append(Line(to, replace(Qrexec(client=str(qubes.client)), **settings)))  # type: ignore[arg-type]
         return lines[-1]
 
@@ -94,6 +105,12 @@ async def line(qubes: Qubes) -> AsyncIterator[MakeLine]:
         await one.channel.close()
         assert one.counters.started == one.counters.ended
     assert not qubes.left_behind()
+
+
+@pytest.fixture
+async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the test's event loop."""
+    return Clock(monkeypatch)
 
 
 def bodies(heard: Heard) -> dict[int, bytes]:
@@ -198,8 +215,8 @@ async def test_a_service_that_lies_about_its_answer(
         # The answer came whole, as far as anybody can tell; what came behind it ends the call.
         assert isinstance(error, Answer) or error.reason == "protocol"
         await asyncio.sleep(0.3)
-        (slot,) = work.channel._slots
-        assert slot.call is None or not slot.call.usable
+        await work.ask(seconds=IMPATIENT)
+        assert len(qubes.calls()) == 2
     else:
         assert isinstance(error, ScrapeError)
         assert error.reason == reason
@@ -278,16 +295,16 @@ async def test_a_refused_qube_is_called_again_only_now_and_then(qubes: Qubes, li
     assert len(qubes.calls()) == 2
 
 
-async def test_backoff_doubles_up_to_its_limit(qubes: Qubes, line: MakeLine) -> None:
+async def test_backoff_doubles_up_to_its_limit(qubes: Qubes, line: MakeLine, clock: Clock) -> None:
     """Told by what the error says: the next call in so many seconds."""
     qubes.add("work", policy="deny")
     work = line(qube("work", 9100), backoff_initial=100.0, backoff_max=300.0)
-    (slot,) = work.channel._slots
     waits = []
     for _ in range(4):
         await work.fails()
-        waits.append(slot._not_before - asyncio.get_running_loop().time())
-        slot._not_before = 0.0  # time passes
+        (call,) = work.channel.calls()
+        waits.append(call.wait)
+        clock.advance(call.wait)
     for wait, nominal in zip(waits, (100, 200, 300, 300), strict=True):
         assert nominal * 0.75 < wait < nominal * 1.25
 
@@ -381,8 +398,9 @@ async def test_one_port_that_is_asked_for_is_enough_to_find_the_way(
 
     async def ask() -> list[Answer | ScrapeError]:
         heard: list[Answer | ScrapeError] = []
-        deadline = asyncio.get_running_loop().time() + PATIENT
-        await work.channel.ask(ports[:1], deadline=deadline, max_body=100, tell=lambda _, told: heard.append(told))
+        await work.channel.ask(
+            ports[:1], deadline=until(PATIENT), max_body=100, tell=lambda _, told: heard.append(told)
+        )
         await asyncio.sleep(0.025)
         return heard
 
@@ -394,16 +412,17 @@ async def test_one_port_that_is_asked_for_is_enough_to_find_the_way(
     assert len(bodies(await work.ask())) == 4
 
 
-async def test_ports_that_are_refused_are_called_together_and_singly_in_turns(qubes: Qubes, line: MakeLine) -> None:
+async def test_ports_that_are_refused_are_called_together_and_singly_in_turns(
+    qubes: Qubes, line: MakeLine, clock: Clock
+) -> None:
     """Nobody knows which it will be; each turn comes after the pause that any call has to make."""
     qubes.add("work", policy="deny")
     work = line(qube("work", 9100, 9256), backoff_initial=100.0, backoff_max=300.0)
     waits = []
     for _ in range(4):
         await work.ask()
-        waits.append(min(slot._not_before for slot in work.channel._slots) - asyncio.get_running_loop().time())
-        for slot in work.channel._slots:
-            slot._not_before = 0.0  # time passes
+        waits.append(min(call.wait for call in work.channel.calls()))
+        clock.advance(max(call.wait for call in work.channel.calls()))
     arguments = [call[1].removeprefix(SERVICE) for call in qubes.calls()]
     turns = [arguments[:1], sorted(arguments[1:3]), arguments[3:4], sorted(arguments[4:])]
     assert turns == [["+9100+9256"], ["+9100", "+9256"]] * 2
@@ -439,15 +458,15 @@ done
 async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, exporter: MakeExporter) -> None:
     """`connect_limit` of them; but one that hangs gives its place away, or it would hold up the others."""
     served = exporter(b"m 1\n")
-    daemon.watch_children()
-    counters, doorman = Counted(), Doorman(1)
+    host.watch_children()
+    counters, limiter = Counted(), ConnectionLimiter(1)
     settings = Qrexec(client=str(qubes.client))
     channels = {}
     for name in ("paused", "work"):
         qubes.add(name)
-        channels[name] = Channel(qube(name, served.port), settings, doorman, counters)
+        channels[name] = Channel(qube(name, served.port), settings, limiter, counters)
     qubes.set_state("paused", "Paused")
-    deadline = asyncio.get_running_loop().time() + 4
+    deadline = until(4)
     heard: dict[str, Answer | ScrapeError] = {}
 
     async def ask(name: str) -> None:
@@ -467,12 +486,13 @@ async def test_a_call_that_waits_for_its_turn_is_not_the_qubes_fault(qubes: Qube
     """It says so, and does not back off."""
     qubes.add("work")
     work = line(qube("work", 9100), connect_limit=1)
-    async with work.channel._doorman.turn():
+    async with work.limiter.place():
         reason, text = await work.fails(seconds=0.2)
     assert reason == "timeout"
     assert "turn did not come" in text
     assert not qubes.calls()
-    assert work.channel._slots[0]._last_error is None
+    (call,) = work.channel.calls()
+    assert (call.failures, call.wait) == (0, 0.0)
 
 
 @pytest.mark.parametrize("fault", ["ignore-eof", "ignore-term"])
@@ -583,7 +603,10 @@ async def test_out_of_processes(
     assert len(bodies(await work.ask())) == 1
 
 
-def waiting(version: type[Wire]) -> Wire:
+WORK = Callee("work", "qrexec", SERVICE)
+
+
+def waiting(version: type[PortWire]) -> PortWire:
     """A wire on which an answer is owed."""
     wire = version()
     wire.receive(wire.greeting.replace(b"+", b"="))
@@ -609,9 +632,9 @@ def waiting(version: type[Wire]) -> Wire:
         (5, b"\x1b[2Jevil\xff", waiting(Version2), True, "closed", r"'\x1b[2Jevil\\xff'"),
     ],
 )
-def test_why_a_call_ended(status: int, words: bytes, wire: Wire, spoke: bool, reason: str, text: str) -> None:  # noqa: FBT001
+def test_why_a_call_ended(status: int, words: bytes, wire: PortWire, spoke: bool, reason: str, text: str) -> None:  # noqa: FBT001
     """The service's own statuses are not taken for qrexec's once it has spoken; its words are escaped."""
-    error = explain(status, words, qube("work", 9100), wire, spoke=spoke)
+    error = call_ended(status, words, WORK, wire, spoke=spoke)
     assert error.reason == reason
     assert text in str(error)
 
@@ -619,4 +642,154 @@ def test_why_a_call_ended(status: int, words: bytes, wire: Wire, spoke: bool, re
 def test_upstreams_statuses_at_the_greeting_mean_version_1() -> None:
     """0, 116 and 117, by release."""
     for status in (0, 116, 117):
-        assert "version 1" in str(explain(status, b"", qube("work", 9100), Version2(), spoke=False))
+        assert "version 1" in str(call_ended(status, b"", WORK, Version2(), spoke=False))
+
+
+# Greets before it is greeted, and answers each request.
+HASTY = """#!/bin/sh
+printf '=2\\n'
+read -r greeting
+while read -r request; do printf '9100 200 4 0.1 -\\nm 1\\n'; done
+"""
+
+
+async def test_a_service_that_greets_before_it_is_greeted(
+    qubes: Qubes, line: MakeLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its greeting may be here before anybody waits for it; it is not waited for until the deadline then."""
+    qubes.service = tmp_path / "hasty"
+    qubes.service.write_text(HASTY, encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    loop = asyncio.get_running_loop()
+    start = loop.subprocess_exec
+
+    async def start_and_do_something_else(*words: Any, **more: Any) -> Any:
+        started = await start(*words, **more)
+        await asyncio.sleep(0.5)
+        return started
+
+    monkeypatch.setattr(loop, "subprocess_exec", start_and_do_something_else)
+    work = line(qube("work", 9100))
+    assert bodies(await work.ask(seconds=1000.0)) == {9100: b"m 1\n"}
+
+
+async def test_a_good_answer_resets_the_backoff(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """The next failure waits as the first one did."""
+    qubes.add("work")
+    qubes.set_fault("work", "crash 3")
+    served = exporter(b"m 1\n")
+    work = line(qube("work", served.port), backoff_initial=0.001, backoff_max=1000.0)
+    for failures in range(1, 4):
+        await work.fails()
+        await asyncio.sleep(0.02)
+        assert work.channel.calls()[0].failures == failures
+    qubes.set_fault("work", None)
+    assert bodies(await work.ask()) == {served.port: b"m 1\n"}
+    assert work.channel.calls()[0].failures == 0
+    assert work.channel.calls()[0].wait == 0.0
+
+
+# Writes half of what a scrape may write to stderr, before each answer.
+TALKATIVE = """#!/bin/sh
+read -r greeting
+printf '=2\\n'
+while read -r request; do
+    head -c {half} /dev/zero | tr '\\0' x >&2
+    printf '9100 200 4 0.1 -\\nm 1\\n'
+done
+"""
+
+
+async def test_what_a_service_may_write_to_stderr_is_counted_for_each_scrape(
+    qubes: Qubes, line: MakeLine, tmp_path: Path
+) -> None:
+    """One that complains a little at each scrape is not cut off after some of them."""
+    qubes.service = tmp_path / "talkative"
+    qubes.service.write_text(TALKATIVE.format(half=STDERR_LIMIT // 2), encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    work = line(qube("work", 9100))
+    for _ in range(5):
+        assert bodies(await work.ask()) == {9100: b"m 1\n"}
+    assert len(qubes.calls()) == 1
+
+
+async def test_the_local_service_gets_only_the_environment_that_it_should(
+    line: MakeLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What qrexec would give it, and nothing of the daemon's: no secret, and nothing that Python or a shell heeds."""
+    monkeypatch.setenv("SECRET", "1")
+    monkeypatch.setenv("QREXEC_REMOTE_DOMAIN", "evil")
+    service = tmp_path / "service"
+    service.write_text(
+        f'#!/bin/sh\nenv >"{tmp_path}/environment"\necho "$@" >"{tmp_path}/words"\nexit 3\n', encoding="utf-8"
+    )
+    service.chmod(0o755)
+    here = replace(qube("sys-net", 9256, 9100), transport="local")
+    local = line(here, local_service=service)
+    await local.fails()
+    environment = dict(one.split("=", 1) for one in (tmp_path / "environment").read_text(encoding="utf-8").splitlines())
+    for of_the_shell in ("PWD", "SHLVL", "_", "OLDPWD"):
+        environment.pop(of_the_shell, None)
+    assert environment == {
+        "PATH": os.environ["PATH"],
+        "QREXEC_REMOTE_DOMAIN": "sys-net",
+        "QREXEC_SERVICE_FULL_NAME": "ruddo.PrometheusProxy+9100+9256",
+        "QREXEC_SERVICE_ARGUMENT": "9100+9256",
+    }
+    assert (tmp_path / "words").read_text(encoding="utf-8") == "9100+9256\n"
+
+
+async def test_no_two_calls_are_made_in_the_same_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits a random part of STAGGER_SECONDS: calls made at one time collide in xenstore."""
+    waits: list[float] = []
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("federator.call.asyncio.sleep", note)
+    limiter = ConnectionLimiter(4)
+    for _ in range(20):
+        async with limiter.place():
+            pass
+    assert len(waits) == len(set(waits)) == 20
+    assert 0 <= min(waits) < max(waits) <= STAGGER_SECONDS
+
+
+async def test_a_place_of_the_limiter_is_not_lost() -> None:
+    """One that waits and is cancelled, at the moment when it is its turn, leaves the turn to the next."""
+    limiter = ConnectionLimiter(1)
+    order: list[str] = []
+
+    async def hold(name: str) -> None:
+        async with limiter.place():
+            order.append(name)
+
+    async with limiter.place():
+        gone, next_one = asyncio.create_task(hold("gone")), asyncio.create_task(hold("next"))
+        await asyncio.sleep(0)
+    gone.cancel()
+    async with asyncio.timeout(PATIENT):
+        await next_one
+    assert order == ["next"]
+    limiter.limit = 2
+    async with asyncio.timeout(PATIENT), limiter.place(), limiter.place():
+        assert "2 of 2 used, 0 waiting" in repr(limiter)
+
+
+async def test_a_call_is_ended_where_what_it_told_raises(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
+    """A bug of ours in taking an answer leaves nobody waiting for the call."""
+    qubes.add("work")
+    served = exporter(b"m 1\n")
+    work = line(qube("work", served.port))
+    heard: list[Answer | ScrapeError] = []
+
+    def tell(_: int, result: Answer | ScrapeError) -> None:
+        heard.append(result)
+        if isinstance(result, Answer):
+            raise ZeroDivisionError
+
+    await work.channel.ask([served.port], deadline=until(1000.0), max_body=100, tell=tell)
+    assert isinstance(heard[0], Answer)
+    assert work.channel.calls()[0].failures == 1

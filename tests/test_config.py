@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration file: what it may say, and what is said of what it may not."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tomli
 
-from federator import config
+from federator import config, toml_reader
 from federator.errors import ConfigError
 from federator.model import Exporter, Limits, Target
+from federator.wire import Version2
+from tests.helpers import SERVICE
 
 FILE = Path("/etc/here/p.toml")
 WORK = '[exporters]\nnode = 9100\nprocess = 9256\n[qubes.work]\nexporters = ["node"]\n'
@@ -152,6 +158,22 @@ FAULTS = {
         "discovery.exporters[0]: there is no exporter",
     ),
     "a pattern of discovery": (WORK + "[discovery]\nexclude = ['(']\n", "discovery.exclude[0]: '(' is not a regular"),
+    "a pattern that Prometheus does not have": (
+        WORK + "[discovery]\ninclude = ['(?!vault).*']\n",
+        "discovery.include[0]: '(?!vault).*' has something at position 0 that Prometheus' patterns do not have",
+    ),
+    "a pattern that explodes": (
+        WORK.replace("9100", "{ port = 1, drop = ['a', '(a{100}){100}'] }"),
+        "exporters.node.drop[1]: '(a{100}){100}' needs more than 1000 steps; write smaller numbers into its {}, or",
+    ),
+    "a timeout that no request can carry": (
+        "[scrape]\ntimeout = '2h47m'\n" + WORK,
+        "scrape.timeout: too long; at most 600s",
+    ),
+    "a duration of many digits": ("[scrape]\ntimeout = '" + "9" * 500 + "s'\n" + WORK, "9s' is not a duration"),
+    "a size of many digits": ("[qrexec]\nbuffer_size = '" + "9" * 5000 + "B'\n" + WORK, "9B' is not a size"),
+    "a number of many digits": ("[scrape]\nsample_limit = " + "9" * 5000 + "\n" + WORK, "p.toml: not TOML: "),
+    "lists within lists": ("a = " + "[" * 5000 + "\n", "p.toml: not TOML: "),
     "discovery alone": ("[exporters]\nx = 1\n[discovery]\n", "qubes: there is nothing to scrape"),
     "a space in a qube's name": (
         WORK.replace(".work", '."my work"'),
@@ -226,9 +248,130 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("0", 0.0), ("5ms", 0.005), ("1m", 60.0), ("1h30m", 5400.0), ("1d", 86400.0), ("1w", 604800.0)],
+    [("0", 0.0), ("5ms", 0.005), ("1m", 60.0), ("1h30m", 5400.0), ("1d", 86400.0), ("1w", 604800.0), ("1y", 31536e3)],
 )
-def test_durations_are_prometheus_own(text: str, seconds: float) -> None:
-    """As Prometheus writes them."""
-    settings = config.parse(f"[qrexec]\nbackoff_initial='0s'\nbackoff_max='{text}'\n" + WORK, FILE)
-    assert settings.qrexec.backoff_max == pytest.approx(seconds)
+def test_durations_are_written_as_in_prometheus(text: str, seconds: float) -> None:
+    """Each unit, and several in one text."""
+    table = toml_reader.read(f"key = '{text}'", FILE)
+    assert table.duration("key", 1.0, least=0.0, most=1e9) == pytest.approx(seconds)
+
+
+# Each number and duration: its key, the least and the most it may be, and what is just beyond.
+RANGES = [
+    ("scrape.timeout", "'100ms'", "'10m'", "'99ms'", "'600001ms'"),
+    ("scrape.body_size_limit", "1024", "'1GiB'", "1023", "'1073741825B'"),
+    ("scrape.sample_limit", "1", "5_000_000", "0", "5_000_001"),
+    ("scrape.label_limit", "1", "1000", "0", "1001"),
+    ("scrape.label_name_length_limit", "1", "10_000", "0", "10_001"),
+    ("scrape.label_value_length_limit", "1", "10_000", "0", "10_001"),
+    ("qrexec.buffer_size", "'1KiB'", "'1MiB'", "1023", "1048577"),
+    ("qrexec.connect_limit", "1", "64", "0", "65"),
+    ("qrexec.backoff_max", "'5s'", "'1d'", "'4999ms'", "'86400001ms'"),
+    ("discovery.refresh_interval", "'1s'", "'1d'", "'999ms'", "'86400001ms'"),
+    ("exporters.port", "1", "65535", "0", "65536"),  # an exporter called port
+]
+
+
+@pytest.mark.parametrize(("key", "least", "most", "less", "more"), RANGES, ids=[line[0] for line in RANGES])
+def test_each_number_has_a_range(key: str, least: str, most: str, less: str, more: str) -> None:
+    """At its bounds it is taken, beyond them it is refused."""
+    table, _, name = key.partition(".")
+    text = WORK if table != "exporters" else WORK.replace("[exporters]\n", "")
+    offset = "timeout_offset = '0s'\n" if name == "timeout" else ""
+    for value in (least, most):
+        config.parse(f"[{table}]\n{offset}{name} = {value}\n{text}", FILE)
+    for value in (less, more):
+        with pytest.raises(ConfigError, match=re.escape(f"{key}: ")):
+            config.parse(f"[{table}]\n{offset}{name} = {value}\n{text}", FILE)
+
+
+def test_the_times_that_depend_on_others_have_a_range() -> None:
+    """The offset is shorter than the timeout; the first backoff is at most the longest, which has a bound."""
+    config.parse("[scrape]\ntimeout = '10m'\ntimeout_offset = '599999ms'\n" + WORK, FILE)
+    with pytest.raises(ConfigError, match=r"scrape\.timeout_offset: leaves no time"):
+        config.parse("[scrape]\ntimeout = '10m'\ntimeout_offset = '10m'\n" + WORK, FILE)
+    config.parse("[qrexec]\nbackoff_initial = '1d'\nbackoff_max = '1d'\n" + WORK, FILE)
+    with pytest.raises(ConfigError, match=r"qrexec\.backoff_initial: too long; at most 86400s"):
+        config.parse("[qrexec]\nbackoff_initial = '25h'\nbackoff_max = '1d'\n" + WORK, FILE)
+
+
+def test_a_request_can_carry_each_timeout_and_size() -> None:
+    """The service takes seven digits of milliseconds, and ten of bytes; with more, it would end, and qubes be down."""
+    request = re.search(r"REQUEST = re\.compile\(rb\"(.*)\" %", SERVICE.read_text(encoding="utf-8"))
+    assert request
+    pattern = request[1].replace("%d", "64").encode()
+    settings = config.parse("[scrape]\ntimeout = '10m'\nbody_size_limit = '1GiB'\n" + WORK, FILE).scrape
+    wire = Version2()
+    wire.receive(b"=2\n")
+    line = wire.ask(milliseconds=round(settings.timeout * 1000), max_body=settings.limits.body_size, ports=[65535])
+    assert re.fullmatch(pattern, line.removesuffix(b"\n"))
+
+
+def test_a_qube_has_at_most_as_many_exporters_as_a_call_carries() -> None:
+    """64 are taken, one more is refused."""
+    for count in (64, 65):
+        ports = "".join(f"e{number} = {number}\n" for number in range(1, count + 1))
+        text = f"[exporters]\n{ports}[qubes.work]\nexporters = {[f'e{number}' for number in range(1, count + 1)]}\n"
+        if count == 64:
+            assert len(config.parse(text, FILE).targets) == count
+        else:
+            with pytest.raises(ConfigError, match=r"qubes\.work\.exporters: more than 64; one qrexec call carries no"):
+                config.parse(text, FILE)
+
+
+def test_a_pattern_that_could_hold_the_daemon_is_matched_in_linear_time() -> None:
+    """A name of a qube cannot make `drop` take seconds."""
+    text = WORK.replace("9100", "{ port = 1, drop = ['(\\w+_?)+_bucket'] }")
+    (drop,) = config.parse(text, FILE).targets[0].exporter.drop
+    assert not drop.fullmatch("a" * 5000)
+    assert drop.fullmatch("a_bucket")
+
+
+# Every name that users choose is NAME, as in the documentation.
+ALL_TABLES = """
+[exporters.NAME]
+port = 9100
+[qubes.NAME]
+exporters = ["NAME"]
+[discovery]
+"""
+EXAMPLE = Path(__file__).parent.parent / "conf" / "prometheus-qubes-proxy.toml"
+
+
+def keys_of_the_schema() -> set[str]:
+    """Every key that the schema asks for, and that is no table of further keys."""
+    table = toml_reader.read(ALL_TABLES, FILE)
+    config.from_table(table, FILE)
+    return {key for key in table.asked if not any(other.startswith(f"{key}.") for other in table.asked)}
+
+
+def uncommented_example() -> str:
+    """The example with all that is commented out."""
+    return re.sub(r"^# (?=\[|\w+ = )", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_the_example_has_every_key() -> None:
+    """The keys of the schema are the keys of the example in conf/, with those that are commented out."""
+    keys: set[str] = set()
+
+    def walk(values: dict[str, Any], above: str) -> None:
+        for name, value in values.items():
+            key = f"{above}{'NAME' if above in ('exporters.', 'qubes.') else name}"
+            if isinstance(value, dict) and not key.endswith(".labels"):
+                walk(value, f"{key}.")
+            else:
+                keys.add(key)
+
+    walk(tomli.loads(uncommented_example()), "")
+    # exporters.NAME = 9100 is the short form of exporters.NAME.port.
+    assert keys - {"exporters.NAME"} == keys_of_the_schema()
+
+
+def test_the_example_shows_the_defaults() -> None:
+    """It is a valid file with all its comments taken away, and then says what is so without it."""
+    shown = config.parse(uncommented_example(), FILE)
+    default = config.parse(ALL_TABLES, FILE)
+    assert (shown.web, shown.scrape, shown.qrexec) == (default.web, default.scrape, default.qrexec)
+    assert shown.discovery
+    assert default.discovery
+    assert replace(shown.discovery, exporters=(), exclude=()) == default.discovery

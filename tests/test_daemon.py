@@ -15,7 +15,6 @@ import pytest
 
 from federator import __version__, config, daemon
 from federator.counters import Counters
-from federator.scrape import Scraper
 from federator.web import Served
 from tests.helpers import ROOT, SERVICE
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, toml
@@ -129,20 +128,21 @@ def test_wrong_arguments(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("listening", "warned"),
-    [((("127.0.0.1", 8199),), False), ((("127.0.0.1", 1),), True), ((), False)],
+    ("port", "watch", "warned"),
+    [(8199, True, False), (1, True, True), (1, False, False)],
     ids=["as the file says", "elsewhere", "where the command line says"],
 )
 async def test_a_reload_says_that_an_address_needs_a_restart(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, listening: tuple[tuple[str, int], ...], *, warned: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, port: int, *, watch: bool, warned: bool
 ) -> None:
     """Where the daemon does not listen on it, and would after one."""
     path = tmp_path / "p.toml"
     text = toml({"work": {"node": 9100}}, client=CLIENT, rest="[web]\nlisten_addresses = ['127.0.0.1:8199']\n")
+    path.write_text(text.replace("8199", str(port)), encoding="utf-8")
+    served = Served.of(config.load(path), Counters())
     path.write_text(text, encoding="utf-8")
-    counters = Counters()
-    served = Served(Scraper(config.load(path), counters), counters)
-    assert daemon._reload(path, served, listening)
+    daemon.reload(path, served, watch_addresses=watch)
+    assert served.reload.successful
     assert ("restart the daemon to listen there" in caplog.text) == warned
 
 
@@ -207,6 +207,29 @@ def test_a_signal_ends_a_scrape_in_flight_and_all_children(
     assert waiting.result().status == 503
     assert not qubes.left_behind()
     assert "Traceback" not in proxy.log
+
+
+def test_sighup_while_stopping_does_not_revive_the_daemon(
+    qubes: Qubes, exporter: MakeExporter, daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After STOPPING=1 systemd hears no READY=1, nothing is reloaded, and no call is made that nobody closes."""
+    qubes.add("work")
+    qubes.set_fault("work", "ignore-eof")  # it takes a while to end
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(PATIENCE_SECONDS)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        proxy = daemon({"work": {"node": exporter(b"m 1\n").port}})
+        assert proxy.get().status == 200
+        proxy.process.send_signal(signal.SIGTERM)
+        while b"STOPPING=1" not in systemd.recv(4096):
+            pass
+        proxy.process.send_signal(signal.SIGHUP)
+        assert proxy.process.wait(PATIENCE_SECONDS) == 0
+        systemd.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            systemd.recv(4096)
+    assert "msg=reloaded" not in proxy.log
 
 
 def test_sighup_takes_the_new_file_whole_or_not_at_all(

@@ -16,7 +16,7 @@ from typing import Any
 
 from federator.errors import ScrapeError
 from federator.gauges import gauges
-from federator.model import Outcome, Qube, QubeOutcome, Reading
+from federator.model import Outcome, Qube, QubeOutcome, Reading, Reload
 from tests.helpers import page, read, target
 from tests.hostile import bodies
 from tests.parts import PATIENCE_SECONDS, debian_program, eventually, free_port, get, process, serving
@@ -54,7 +54,7 @@ def merged(texts: Mapping[str, bytes]) -> str:
         )
         for name, result in readings.items()
     ]
-    ours = gauges(outcomes, reloaded_well=True, reloaded_at=1.0)
+    ours = gauges(outcomes, Reload(successful=True, at=1.0))
     return page(ours, *(result for result in readings.values() if isinstance(result, Reading)))
 
 

@@ -224,7 +224,7 @@ def test_forward_answers_as_upstreams_proxy_does(
     qubes, good = machine
     body = recording("process")
     other, missing = exporter(body), free_port()
-    other.headers = {"Content-Type": "text/html"}
+    other.headers = {"Content-Type": "TEXT/Plain; charset=latin-1"}
     qubes.set_policy("vault", "deny")
     proxy = daemon({"work": {"x": good.port, "y": other.port, "z": missing}, "vault": {"x": good.port}})
     proxy.get()
@@ -257,6 +257,27 @@ def test_forward_answers_as_upstreams_proxy_does(
     # A scraper of single exporters finds the reasons where those of pages are.
     assert 'msg="exporter is down" qube=work exporter=x path=/forward reason=timeout' in proxy.log
     assert 'qubes_proxy_exporter_failures_total{reason="refused"}' in proxy.get("/metrics/proxy").text
+
+
+@pytest.mark.parametrize(
+    ("said", "body", "status", "passed_on"),
+    [
+        ("application/openmetrics-text; version=1.0.0", b"m 1\n# EOF\n", 200, "application/openmetrics-text"),
+        ("application/openmetrics-text; version=1.0.0", b"m 1\n", 500, "exposition: its text is cut"),
+        (None, b"m 1\n", 200, "text/plain"),
+        ("text/html", b"<html>\n", 502, "http: its Content-Type is no exposition: 'text/html'"),
+        ("application/vnd.google.protobuf; proto=x", b"\n", 502, "http: its Content-Type is no exposition"),
+    ],
+)
+def test_the_content_type_is_passed_on_where_prometheus_takes_it(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, said: str | None, body: bytes, status: int, passed_on: str
+) -> None:
+    """OpenMetrics under the name of the text format is refused by Prometheus, and so is a web page."""
+    _, exporter = machine
+    exporter.body, exporter.headers = body, {} if said is None else {"Content-Type": said}
+    answer = daemon({"work": {"x": exporter.port}}).get(f"/forward?target=work&port={exporter.port}")
+    found = answer.headers["Content-Type"] if status == 200 else answer.text
+    assert (answer.status, found.startswith(passed_on)) == (status, True), answer
 
 
 @pytest.mark.parametrize(("body", "status"), [(b"n 1\nm 12", 500), (b"n 1\nm 12\n", 200), (b"", 200)])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, ScrapeError
 from federator.model import Exporter, Limits, Target
-from federator.text.exposition import MAX_LINE
+from federator.pattern import Pattern
+from federator.text.parser import MAX_LINE
 from federator.text.value import is_value
 from tests.helpers import RECORDINGS, lines, read, recording, target
 
@@ -275,14 +276,14 @@ def test_labels_of_the_qube_stand_on_every_series() -> None:
 
 def test_unwanted_metrics_are_left_out_and_not_counted_as_lost() -> None:
     """`drop` is the operator's wish; anchored, as in Prometheus."""
-    of = Target(qube="work", exporter=Exporter("node", 9100, (re.compile("(?:go_.*)|(?:foo)"),)))
+    of = Target(qube="work", exporter=Exporter("node", 9100, (Pattern("(?:go_.*)|(?:foo)"),)))
     reading = read(b"go_threads 1\nfoo 2\nfoobar 3\n", of)
     assert (lines(reading), reading.samples, reading.lines_dropped) == ([f"foobar{{{MINE}}} 3"], 1, 0)
 
 
 def test_a_target_of_which_nothing_is_wanted_is_up() -> None:
     """The exporter did nothing wrong."""
-    reading = read(b"foo 1\n", Target(qube="work", exporter=Exporter("node", 9100, (re.compile(".*"),))))
+    reading = read(b"foo 1\n", Target(qube="work", exporter=Exporter("node", 9100, (Pattern(".*"),))))
     assert (reading.samples, reading.families) == (0, ())
 
 

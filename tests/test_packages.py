@@ -101,9 +101,8 @@ def newer(packages: Packages, copy: Path, kind: str, tmp_path_factory: pytest.Te
     assert packages
     source = tmp_path_factory.mktemp("newer") / "source"
     shutil.copytree(copy, source)
-    for name in ("federator/__init__.py", "rpm/prometheus-qubes-proxy.spec"):
-        text = (source / name).read_text(encoding="utf-8").replace(__version__, "99.0")
-        (source / name).write_text(text, encoding="utf-8")
+    version = source / "federator" / "__init__.py"
+    version.write_text(version.read_text(encoding="utf-8").replace(__version__, "99.0"), encoding="utf-8")
     for name in EDITED:
         with (source / "conf" / Path(name).name).open("a", encoding="utf-8") as file:
             file.write("# new\n")
@@ -356,9 +355,10 @@ def test_every_line_of_the_policy_is_one_that_qrexec_takes(name: str) -> None:
     assert all("allow" in line or "@d" in line for line in examples)
 
 
-def test_every_policy_line_of_the_readme_is_one_that_qrexec_takes() -> None:
+def test_every_policy_line_of_the_documentation_is_one_that_qrexec_takes() -> None:
     """People copy them; a comment behind one would deny every call of their machine."""
-    lines = re.findall(r"^    ((?:ruddo|admin)\..*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    lines = re.findall(r"^    ((?:ruddo|admin)\..*)$", text, re.MULTILINE)
     assert len(lines) >= 3
     assert all(POLICY_LINE.fullmatch(line) for line in lines), lines
 

@@ -2,56 +2,60 @@
 """Scrapes over the local transport: deadlines, who shares what with whom, and what the log is told."""
 
 import asyncio
-import itertools
-import logging
+import gc
 from collections.abc import AsyncIterator, Callable, Generator
-from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import pytest
 
-from federator import config, daemon
+from federator import config, host
+from federator.call import Call
+from federator.channel import Channel
 from federator.counters import Counters
 from federator.errors import (
     ExporterUnreachableError,
     ExpositionError,
-    HttpError,
-    ScrapeError,
     StoppingError,
     TimedOutError,
 )
-from federator.model import Answer, Config, Outcome, Qube, QubeOutcome, Reading, Scrape
-from federator.scrape import Scraper, Turns, _Chronicle, budget, check
+from federator.fleet import Fleet
+from federator.model import Outcome, Reading, Scrape
+from federator.scrape import Scraper, budget
+from federator.statelog import StateLog
 from federator.text.exposition import Reader
-from tests.helpers import target
+from federator.wire import Version2
+from tests.helpers import SERVICE
 from tests.parts import Exporter, eventually, free_port, toml
 
 MakeExporter = Callable[[bytes], Exporter]
 MakeScraper = Callable[..., Scraper]
+MakeFleet = Callable[..., Fleet]
 
 
 @pytest.fixture
 async def scraper(tmp_path: Path) -> AsyncIterator[MakeScraper]:
     """Makes scrapers of local qubes, and closes them."""
-    daemon.watch_children()
+    host.watch_children()
     made: list[Scraper] = []
 
     def make(of: dict[str, dict[str, int]], scrape: str = "") -> Scraper:
         settings = config.parse(toml(of, transport="local", scrape=scrape), tmp_path / "x.toml")
-        made.append(Scraper(settings, Counters()))
+        counters = Counters()
+        made.append(Scraper(Fleet(settings, counters), StateLog(), counters))
         return made[-1]
 
     yield make
     for one in made:
-        await one.close()
+        await one.fleet.close()
 
 
 async def collect(of: Scraper, seconds: float = 20.0, *exporters: str) -> dict[str, Outcome]:
     """The outcomes by the exporter's name."""
-    settings: Config = of.config
-    wanted = {one for one in settings.targets if not exporters or one.exporter.name in exporters}
-    qubes = await of.collect(wanted, seconds)
-    return {outcome.target.exporter.name: outcome for qube in qubes for outcome in qube.outcomes}
+    wanted = {one for one in of.fleet.targets if not exporters or one.exporter.name in exporters}
+    snapshot = await of.collect(wanted, seconds)
+    return {outcome.target.exporter.name: outcome for outcome in snapshot.outcomes}
 
 
 def started(exporter: Exporter, requests: int = 1) -> Callable[[], bool]:
@@ -63,36 +67,17 @@ async def test_what_a_target_was_like_is_forgotten_when_it_goes(scraper: MakeScr
     """A qube that is gone holds no memory, and one that failed is read anew."""
     with Exporter(b"m 1\n") as exporter:
         of = scraper({"sys-net": {"x": exporter.port}})
-        (one,) = of.config.targets
+        (one,) = of.fleet.targets
         await collect(of)
-        assert of._memory.recall(one) is not None
+        assert of.fleet.remembers(one)
         exporter.body = b"<html>\n"
         await collect(of)
-        assert of._memory.recall(one) is None
+        assert not of.fleet.remembers(one)
         exporter.body = b"m 2\n"
         await collect(of)
-        assert of._memory.recall(one) is not None
+        assert of.fleet.remembers(one)
     await collect(of)
-    assert of._memory.recall(one) is None
-
-
-async def test_a_qube_that_leaves_while_it_is_read_holds_no_memory(scraper: MakeScraper) -> None:
-    """Nor does the plan of a page that it was on."""
-    with Exporter(b"m 1\n") as exporter:
-        of = scraper({"sys-net": {"x": exporter.port}})
-        (one,) = of.config.targets
-        merger = of.merger
-        exporter.hold.clear()
-        collecting = asyncio.create_task(of.collect({one}, 20.0))
-        await asyncio.to_thread(eventually, "it is asked", started(exporter))
-        of.config = replace(of.config, qubes=())
-        of._follow({"other": "Running"})
-        exporter.hold.set()
-        ((outcome,),) = [qube.outcomes for qube in await collecting]
-        assert outcome.reading is not None
-        await asyncio.wait(of._tasks) if of._tasks else None
-        assert of._memory.recall(one) is None
-        assert of.merger is not merger
+    assert not of.fleet.remembers(one)
 
 
 @pytest.mark.parametrize(
@@ -146,12 +131,12 @@ async def test_a_partial_page_in_time(scraper: MakeScraper, exporter: MakeExport
     slow.hold.clear()
     of = scraper({"work": {"slow": slow.port}, "personal": {"fast": fast.port}})
     told: list[Outcome] = []
-    qubes = await of.collect(frozenset(of.config.targets), 2.0, told.append)
-    assert [(qube.qube.name, qube.up) for qube in qubes] == [("work", False), ("personal", True)]
+    qubes = (await of.collect(frozenset(of.fleet.targets), 2.0, told.append)).qubes
+    assert [(qube.qube.name, qube.up) for qube in qubes] == [("work", True), ("personal", True)]
     (late,) = qubes[0].outcomes
     assert late.reading is None
     assert isinstance(late.error, TimedOutError)
-    assert [outcome.target.exporter.name for outcome in told] == ["fast"]
+    assert [outcome.target.exporter.name for outcome in told] == ["fast", "slow"]
 
 
 async def test_an_impatient_scraper_does_not_end_the_channels_of_all(
@@ -166,14 +151,18 @@ async def test_an_impatient_scraper_does_not_end_the_channels_of_all(
     slow.hold.set()
     assert (await patient)["slow"].reading is not None
     assert (await collect(of))["slow"].reading is not None
-    assert b"qubes_proxy_qrexec_calls_total 1.0\n" in of._counters.page()
+    assert [call.opened for call in of.fleet.channel("work").calls()] == [1]
 
 
 async def test_answers_are_let_go(scraper: MakeScraper, exporter: MakeExporter) -> None:
-    """Nothing of a scrape is kept when nobody waits for it any more."""
-    of = scraper({"work": {"node": exporter(b"m 1\n").port}})
-    await collect(of)
-    assert not of._asked
+    """No text of a scrape is kept when nobody waits for it any more, beyond what the memory of texts has."""
+    of = scraper({"work": {"good": exporter(b"m 1\n").port, "bad": exporter(b"m 1\nm 1\n").port}})
+    snapshot = await of.collect(of.fleet.targets, 20.0)
+    assert all(outcome.reading and outcome.reading.blocks for outcome in snapshot.outcomes)
+    assert of.last is not None
+    assert [len(outcome.reading.blocks) for outcome in of.last.outcomes if outcome.reading] == [0, 0]
+    assert [outcome.reading.samples for outcome in of.last.outcomes if outcome.reading] == [1, 1]
+    assert "asking" not in repr(of)
 
 
 async def test_whoever_waits_when_the_daemon_stops_is_told(scraper: MakeScraper, exporter: MakeExporter) -> None:
@@ -183,7 +172,7 @@ async def test_whoever_waits_when_the_daemon_stops_is_told(scraper: MakeScraper,
     of = scraper({"work": {"slow": slow.port}})
     waiting = asyncio.create_task(collect(of))
     await asyncio.to_thread(eventually, "the exporter is asked", started(slow))
-    await of.close()
+    await of.fleet.close()
     with pytest.raises(StoppingError):
         await waiting
     with pytest.raises(StoppingError):
@@ -220,102 +209,200 @@ async def test_the_body_size_limit_of_the_configuration(scraper: MakeScraper, ex
     assert "1024 bytes" in str(error)
 
 
-async def test_large_texts_take_turns_with_small_ones() -> None:
-    """A slice of one, a slice of the next; and sockets between them."""
-    order = []
-
-    def work(name: str, slices: int) -> Generator[None, None, str]:
-        for _ in range(slices):
-            order.append(name)
-            yield
-        return name
-
-    async def sockets() -> None:
-        while order.count("large") < 4:
-            order.append("sockets")
-            await asyncio.sleep(0)
-
-    turns = Turns()
-    large, small, _ = await asyncio.gather(turns.take(work("large", 4)), turns.take(work("small", 2)), sockets())
-    assert (large, small) == ("large", "small")
-    assert [name for name in order if name != "sockets"][:4] == ["large", "small", "large", "small"]
-    pairs = itertools.pairwise(order[: order.index("small", order.index("small") + 1)])
-    assert all("sockets" in pair for pair in pairs), "two slices, and no turn for the sockets between them"
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "error"),
-    [
-        (503, b"gone \x1b[2J", HttpError),
-        (404, b"", HttpError),
-        (204, b"", HttpError),
-        (0, b"timed out", TimedOutError),
-        (0, b"Connection refused", ExporterUnreachableError),
-        (0, b"", ExporterUnreachableError),
-        (0, b"\xff", ExporterUnreachableError),
-    ],
-)
-def test_what_is_no_answer_of_an_exporter_that_is_up(status: int, body: bytes, error: type[ScrapeError]) -> None:
-    """Each with its reason, and nothing of the qube's bytes as they are."""
-    with pytest.raises(error) as failed:
-        check(Answer(port=9100, status=status, body=body, seconds=0.1, content_type="-"), 100)
-    assert str(failed.value).isprintable()
-
-
-def outcome(*errors: ScrapeError | None, up: bool = True, dropped: int = 0) -> QubeOutcome:
-    """A qube with an exporter for each error, or for each None."""
-    targets = [target(exporter=f"e{number}") for number in range(len(errors))]
-    reading = Reading(families=(), blocks=(), samples=1, lines_dropped=dropped, complaint="line 1: bad")
-    return QubeOutcome(
-        qube=Qube(name="work", transport="qrexec", targets=tuple(targets)),
-        up=up,
-        seconds=0.1,
-        outcomes=tuple(
-            Outcome(target=one, seconds=0.1, error=error, reading=None if error else reading)
-            for one, error in zip(targets, errors, strict=True)
-        ),
-    )
-
-
-def test_the_log_is_told_of_changes_only(caplog: pytest.LogCaptureFixture) -> None:
-    """A qube going down once, with its reason, and not its exporters; once when it is back."""
-    caplog.set_level(logging.INFO)
-    chronicle = _Chronicle()
-    late, refused = TimedOutError("late"), ExporterUnreachableError("refused")
-    for one in (outcome(None), outcome(late, up=False), outcome(late, up=False), outcome(None), outcome(None)):
-        chronicle.write(one)
-    for one in (outcome(None, refused), outcome(None, refused), outcome(None, None)):
-        chronicle.write(one)
-    for dropped in (2, 3, 0, 1):
-        chronicle.write(outcome(None, dropped=dropped))
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("WARNING", "qube is down"),
-        ("INFO", "qube is back"),
-        ("WARNING", "exporter is down"),
-        ("INFO", "exporter is back"),
-        ("WARNING", "lines dropped that Prometheus would not take"),
-        ("WARNING", "lines dropped that Prometheus would not take"),
-    ]
-    assert vars(caplog.records[0])["reason"] == "timeout"
-    assert vars(caplog.records[0])["qube"] == "work"
-    assert vars(caplog.records[2])["exporter"] == "e1"
-
-
-async def test_a_successor_takes_over_what_is_the_same(scraper: MakeScraper, exporter: MakeExporter) -> None:
-    """A reload: the open call of a qube that did not change serves on; one that did is closed."""
-    port = exporter(b"m 1\n").port
-    old = scraper({"work": {"node": port}})
-    await collect(old)
-    new = Scraper(old.config, old._counters, previous=old)
-    await old.retire()
-    assert (await collect(new))["node"].reading is not None
-    assert b"qubes_proxy_qrexec_calls_total 1.0\n" in new._counters.page()
-    await new.close()
-
-
 async def test_a_qube_without_exporters_that_answer_is_up(scraper: MakeScraper) -> None:
     """Its service answered, if only that nobody listens."""
     of = scraper({"work": {"none": free_port()}})
-    (qube,) = await of.collect(frozenset(of.config.targets), 20.0)
+    (qube,) = (await of.collect(frozenset(of.fleet.targets), 20.0)).qubes
     assert qube.up
     assert isinstance(qube.outcomes[0].error, ExporterUnreachableError)
+
+
+async def test_an_unexpected_exception_costs_one_scrape_of_one_qube(
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bug of ours is logged with its traceback, the others have their page, and the next scrape asks again."""
+    of = scraper({"work": {"a": exporter(b"a 1\n").port}, "personal": {"b": exporter(b"b 1\n").port}})
+    ask = Channel.ask
+
+    async def buggy(self: Channel, *ports: Any, **more: Any) -> None:
+        if self.qube.name == "work":
+            raise ZeroDivisionError
+        await ask(self, *ports, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "ask", buggy)
+        outcomes = await collect(of)
+    assert outcomes["a"].error is not None
+    assert outcomes["a"].error.reason == "closed"
+    assert "a bug in the proxy" in str(outcomes["a"].error)
+    assert outcomes["b"].reading is not None
+    assert "ZeroDivisionError" in caplog.text
+    assert (await collect(of))["a"].reading is not None
+
+
+async def test_an_unexpected_exception_in_the_middle_of_a_call_ends_that_call(
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody knows what the service would say next; the scrape does not wait for its deadline."""
+    of = scraper({"work": {"a": exporter(b"a 1\n").port}})
+    await collect(of)
+    with monkeypatch.context() as patch:
+        patch.setattr(Version2, "receive", lambda *_: 1 / 0)
+        error = (await collect(of, 1000.0))["a"].error
+    assert error is not None
+    assert "a bug in the proxy" in str(error)
+    assert "ZeroDivisionError" in caplog.text
+    of.fleet.reconfigure(of.fleet.config)  # or it would back off
+    assert (await collect(of))["a"].reading is not None
+    assert [call.opened for call in of.fleet.channel("work").calls()] == [1], "a new slot, and one call in it"
+
+
+async def test_a_patient_scraper_has_its_own_deadline(scraper: MakeScraper, exporter: MakeExporter) -> None:
+    """It shares with an impatient one, is not told `timeout` when that one is, and the call stays."""
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    of = scraper({"work": {"slow": slow.port}}, scrape='timeout = "600ms"')
+    impatient = asyncio.create_task(collect(of, 0.5))
+    await asyncio.to_thread(eventually, "it is asked", started(slow))
+    patient = asyncio.create_task(collect(of, 30.0))
+    assert (await impatient)["slow"].error is not None
+    await asyncio.to_thread(eventually, "it is asked again", started(slow, 2))
+    assert not patient.done()
+    slow.hold.set()
+    assert (await patient)["slow"].reading is not None
+    (call,) = of.fleet.channel("work").calls()
+    assert (call.opened, call.failures) == (1, 0)
+
+
+# Greets, and then says nothing; it stays until the end of its input.
+SILENT = "#!/bin/sh\nread -r greeting\necho =2\nexec cat >/dev/null\n"
+
+
+async def test_a_silent_qube_is_given_up_at_the_longest_deadline(tmp_path: Path, exporter: MakeExporter) -> None:
+    """An impatient scraper has its page in its time; the call ends when the last one that waits has no time left."""
+    service = tmp_path / "silent"
+    service.write_text(SILENT, encoding="utf-8")
+    service.chmod(0o755)
+    text = toml(
+        {"work": {"x": exporter(b"m 1\n").port}}, transport="local", scrape='timeout = "100ms"\ntimeout_offset = "0s"'
+    )
+    settings = config.parse(text.replace(str(SERVICE), str(service)), tmp_path / "x.toml")
+    host.watch_children()
+    counters = Counters()
+    fleet = Fleet(settings, counters)
+    of = Scraper(fleet, StateLog(), counters)
+    first, second = asyncio.create_task(collect(of, 0.3)), asyncio.create_task(collect(of, 2.0))
+    late = (await first)["x"]
+    assert isinstance(late.error, TimedOutError)
+    (call,) = fleet.channel("work").calls()
+    assert (call.open_seconds is not None, call.failures) == (True, 0), "the second one still waits"
+    assert isinstance((await second)["x"].error, TimedOutError)
+    await asyncio.sleep(0.1)
+    (call,) = fleet.channel("work").calls()
+    assert (call.open_seconds, call.failures) == (None, 1)
+    await fleet.close()
+
+
+async def test_what_was_late_for_one_is_asked_anew_for_a_patient_one(
+    scraper: MakeScraper, exporter: MakeExporter
+) -> None:
+    """Also where it comes after the exporter was late, while others still wait for another qube."""
+    slow, slower = exporter(b"m 1\n"), exporter(b"m 2\n")
+    slow.hold.clear()
+    slower.hold.clear()
+    of = scraper({"work": {"slow": slow.port}, "personal": {"slower": slower.port}})
+    (work, personal) = of.fleet.targets
+    waits = asyncio.create_task(of.collect({personal}, 20.0))
+    impatient = asyncio.create_task(of.collect({work, personal}, 0.2))
+    assert all(outcome.error for outcome in (await impatient).outcomes)
+    patient = asyncio.create_task(of.collect({work}, 20.0))
+    slow.hold.set()
+    assert (await patient).outcomes[0].reading is not None
+    slower.hold.set()
+    await waits
+
+
+async def test_no_answer_is_older_than_the_time_of_sharing(
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scraper that comes later than SHARE_SECONDS after the start of another one's asking has answers of its own."""
+    monkeypatch.setattr("federator.scrape.SHARE_SECONDS", 0.05)
+    fast, slow = exporter(b"m 1\n"), exporter(b"m 2\n")
+    slow.hold.clear()
+    of = scraper({"work": {"fast": fast.port}, "personal": {"slow": slow.port}})
+    first = asyncio.create_task(collect(of))
+    await asyncio.to_thread(eventually, "both are asked", lambda: fast.requests and slow.requests)
+    await asyncio.sleep(0.1)
+    second = asyncio.create_task(collect(of))
+    await asyncio.to_thread(eventually, "it is asked anew", started(fast, 2))
+    slow.hold.set()
+    outcomes = await asyncio.gather(first, second)
+    assert len(slow.requests) == 2
+    assert outcomes[0]["fast"] is not outcomes[1]["fast"]
+
+
+async def test_the_duration_is_the_exporters_own(
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What opening the call takes is not its time; the service's clock says what is. The qube's time has both."""
+    fast = exporter(b"m 1\n")
+    real = Call.open
+
+    async def slowly(self: Call[Any], *words: Any) -> None:
+        await asyncio.sleep(0.7)
+        await real(self, *words)
+
+    monkeypatch.setattr(Call, "open", slowly)
+    of = scraper({"work": {"fast": fast.port}})
+    (qube,) = (await of.collect(of.fleet.targets, 20.0)).qubes
+    assert qube.outcomes[0].seconds <= qube.seconds - 0.7
+
+
+async def test_reading_has_a_time_limit(
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text that takes for ever to be read is late, and holds up nobody."""
+
+    def endless(_: Reader, body: bytes) -> Generator[None, None, Reading]:
+        while body:
+            yield
+        raise AssertionError
+
+    of = scraper({"work": {"x": exporter(b"m 1\n").port}}, scrape='timeout = "300ms"\ntimeout_offset = "0s"')
+    with monkeypatch.context() as patch:
+        patch.setattr(Reader, "read", endless)
+        error = (await collect(of, 0.3))["x"].error
+    assert isinstance(error, TimedOutError)
+    await asyncio.sleep(0.1)
+    assert (await collect(of))["x"].reading is not None
+
+
+async def test_no_error_that_is_kept_holds_what_its_frames_held(scraper: MakeScraper, exporter: MakeExporter) -> None:
+    """A traceback keeps every frame that it went through alive, and so whole texts."""
+    web_page = exporter(b"<html>\n" * 1000)
+    of = scraper({"work": {"page": web_page.port, "none": free_port()}})
+    await collect(of)
+    gc.collect()
+    kept = [
+        one.tb_frame.f_code.co_qualname
+        for one in gc.get_objects()
+        if isinstance(one, TracebackType) and "/federator/" in one.tb_frame.f_code.co_filename
+    ]
+    assert kept == []
+
+
+async def test_scrapers_who_share_all_answers_share_the_snapshot(scraper: MakeScraper, exporter: MakeExporter) -> None:
+    """And with it the page. A narrowed one is another, and is not the last scrape of everything."""
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    of = scraper({"work": {"slow": slow.port}, "personal": {"none": free_port()}})
+    everything = of.fleet.targets
+    collecting = [asyncio.create_task(of.collect(wanted, 20.0)) for wanted in (everything, everything, everything[1:])]
+    await asyncio.to_thread(eventually, "it is asked", started(slow))
+    slow.hold.set()
+    first, second, narrowed = await asyncio.gather(*collecting)
+    assert first is second
+    assert first is not narrowed
+    assert of.last is not None
+    assert of.last.at == first.at
+    assert [len(one.outcomes) for one in (first, narrowed, of.last)] == [2, 1, 2]

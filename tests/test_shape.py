@@ -2,7 +2,6 @@
 """What is remembered: a page made from memory is, byte for byte, the page made without it, and memory has bounds."""
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,10 +12,11 @@ from prometheus_client.samples import Sample
 
 from federator.errors import ScrapeError
 from federator.model import Exporter, Limits, Target
-from federator.text import exposition
-from federator.text import shape as shapes
+from federator.pattern import Pattern
+from federator.text import parser
 from federator.text.exposition import Reader
-from federator.text.memory import Approvals, Memory
+from federator.text.follow import LARGE
+from federator.text.memory import LineCache, Memory
 from federator.text.value import are_values, is_value
 from tests.helpers import RECORDINGS, finish, page, read, recording, target
 
@@ -35,7 +35,7 @@ ODD = {
     "format": b'# HELP a 100 %b\na{x="%b"} 1\na{x="%%s\r"} 2\na{x="%(x)s"} 3\n# HELP b 7 %\nb{x="%"} 1\n',
     "exemplars": b'# HELP a text\na 1 # {trace="\0"} 1\n# HELP b text\nb 2\n',
 }
-TARGET = replace(target(), exporter=Exporter("node", 9100, drop=(re.compile("go_.*"),)))
+TARGET = replace(target(), exporter=Exporter("node", 9100, drop=(Pattern("go_.*"),)))
 VALUES = [
     b"0",
     b"1",
@@ -180,11 +180,11 @@ def gentle(chance: random.Random, families: list[tuple[list[bytes], list[bytes]]
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
 def test_targets_that_share_what_was_judged_read_as_if_each_were_alone(seed: int) -> None:
-    """Texts that are nearly followed, of targets with other labels and wishes, with hardly room for approvals."""
+    """Texts that are nearly followed, of targets with other labels and wishes, with hardly any room in the cache."""
     chance = random.Random(seed)
     limits = Limits(samples=chance.choice([12, 50]), label_value_length=60)
     memory = Memory(limits)
-    memory.series = Approvals(chance.choice([1000, 10**6]))
+    memory.series = LineCache(chance.choice([1000, 10**6]))
     targets = [TARGET, target("b", "x", new="ours"), target("c", "y", drop="a"), target("d", "z")]
     warm = {one: Reader(one, limits, memory) for one in targets}
     families: list[tuple[list[bytes], list[bytes]]] = [
@@ -344,7 +344,7 @@ def test_two_targets_share_what_was_judged_but_not_their_names(monkeypatch: pyte
     first, second = Target("work", Exporter("node", 9100)), Target("personal", Exporter("node", 9100))
     finish(Reader(first, Limits(), memory).read(recording("node")))
     alone = page(read(recording("node"), second))
-    monkeypatch.setattr("federator.text.exposition._asked", lambda lines: None if lines else [])
+    monkeypatch.setattr("federator.text.parser.ask_client", lambda lines: None if lines else [])
     assert page(finish(Reader(second, Limits(), memory).read(recording("node")))) == alone
 
 
@@ -379,17 +379,17 @@ def test_memory_forgets_a_target_that_does_not_keep_its_shape() -> None:
     assert memory.recall(TARGET) is None
 
 
-def test_approvals_are_bounded() -> None:
+def test_the_cache_is_bounded() -> None:
     """A qube with new series at every scrape fills one generation after the other, and no more."""
-    approvals: Approvals[int] = Approvals(100_000)
+    cache = LineCache[int](100_000)
     for number in range(10_000):
-        approvals.add(b"%d" % number, number)
-        approvals.get(b"0")
-    assert len(approvals._young) + len(approvals._old) < 600
-    assert approvals.get(b"0") == 0  # in use all the time
-    assert approvals.get(b"1") is None
-    approvals.add(b"x" * 5000, 1)
-    assert approvals.get(b"x" * 5000) is None
+        cache.add(b"%d" % number, number)
+        cache.get(b"0")
+    assert len(cache) < 600
+    assert cache.get(b"0") == 0  # in use all the time
+    assert cache.get(b"1") is None
+    cache.add(b"x" * 5000, 1)
+    assert cache.get(b"x" * 5000) is None
 
 
 MANY = range(5000)
@@ -435,7 +435,7 @@ def test_a_shape_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
 def test_what_is_new_is_not_judged_twice(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
     """A text of which all is new costs no more than reading it would."""
     asked = 0
-    original = exposition._asked
+    original = parser.ask_client
 
     def counted(untrusted_lines: Sequence[bytes]) -> list[Sample] | None:
         nonlocal asked
@@ -448,7 +448,7 @@ def test_what_is_new_is_not_judged_twice(monkeypatch: pytest.MonkeyPatch, label:
     limits = Limits(samples=3000)
     reader = Reader(target(), limits, Memory(limits))
     finish(reader.read(text(1)))
-    monkeypatch.setattr("federator.text.exposition._asked", counted)
+    monkeypatch.setattr("federator.text.parser.ask_client", counted)
     finish(reader.read(text(2)))
     assert asked < 1.3 * 3000
 
@@ -469,4 +469,4 @@ def test_a_large_text_is_followed_in_turns() -> None:
         body = b"# HELP a text\n" + b"".join(b'a{x="%d"} %b\n' % (number, value) for number in range(100_000))
         turns = sum(1 for _ in warm.read(body))
     assert turns >= 5
-    assert len(body) > shapes._LARGE
+    assert len(body) > LARGE

@@ -12,11 +12,11 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 
-from federator import config, daemon
+from federator import config, host
 from federator.counters import Counters
-from federator.scrape import Scraper
-from federator.web import TEXT_FORMAT, Served, application
-from tests.parts import Exporter, eventually, toml
+from federator.text.content_type import TEXT_FORMAT
+from federator.web import Served, application
+from tests.parts import Exporter, eventually, free_port, toml
 
 if TYPE_CHECKING:
     Client = TestClient[Any, Any]
@@ -29,13 +29,12 @@ async def client(
     aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
 ) -> AsyncIterator[Client]:
     """A client of a daemon with two qubes and two exporters."""
-    daemon.watch_children()
+    host.watch_children()
     ports = {"node": exporter(b"n 1\n").port, "app": exporter(b"a 1\n").port}
-    text = toml({"work": ports, "personal": ports}, transport="local")
-    counters = Counters()
-    scraper = Scraper(config.parse(text, tmp_path / "x.toml"), counters)
-    yield await aiohttp_client(application(Served(scraper, counters)), auto_decompress=False)
-    await scraper.close()
+    text = toml({"work": ports, "personal": {**ports, "extra": free_port()}}, transport="local")
+    served = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
+    yield await aiohttp_client(application(served), auto_decompress=False)
+    await served.fleet.close()
 
 
 async def asked(client: Client, path: str, **headers: str) -> tuple[ClientResponse, bytes]:
@@ -68,7 +67,7 @@ async def test_the_page_is_the_text_format_for_everybody(client: Client) -> None
     ("query", "count", "gauges"),
     [
         ("?qube=work", 2, 2),
-        ("?qube=work&qube=personal", 4, 4),
+        ("?qube=work&qube=personal", 4, 5),
         ("?exporter=node", 2, 2),
         ("?qube=work&exporter=node", 1, 1),
         ("?exporter=node&exporter=app&qube=personal", 2, 2),
@@ -87,6 +86,7 @@ async def test_the_page_can_be_narrowed(client: Client, query: str, count: int, 
         ("?qube=vault", "no qube 'vault' is configured"),
         ("?exporter=x%0Ay", r"no exporter 'x\ny' is configured"),
         ("?target=work", "no parameter 'target'"),
+        ("?qube=work&exporter=extra", "none of these qubes has any of these exporters"),
     ],
 )
 async def test_a_name_nobody_configured_is_refused(client: Client, query: str, words: str) -> None:
@@ -154,11 +154,10 @@ async def test_a_scraper_that_never_reads_is_cut_off(
 ) -> None:
     """Its page would stay in memory for ever; another scraper does not notice."""
     monkeypatch.setattr("federator.web.SEND_SECONDS", 0.3)
-    daemon.watch_children()
+    host.watch_children()
     large = exporter(b"".join(b'm{a="%s%d"} 1\n' % (b"x" * 1000, number) for number in range(12_000)))
-    counters = Counters()
     settings = config.parse(toml({"work": {"large": large.port}}, transport="local"), tmp_path / "x.toml")
-    served = Served(Scraper(settings, counters), counters)
+    served = Served.of(settings, Counters())
     client = await aiohttp_client(application(served))
     reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -169,19 +168,18 @@ async def test_a_scraper_that_never_reads_is_cut_off(
     writer.close()
     async with client.get("/metrics") as answer:
         assert len(await answer.read()) > 12_000_000
-    await served.scraper.close()
+    await served.fleet.close()
 
 
 async def test_fifty_scrapers_at_once(
     aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
 ) -> None:
     """Forty share one asking and one page; ten are told to come again."""
-    daemon.watch_children()
+    host.watch_children()
     slow = exporter(b"m 1\n")
     slow.hold.clear()
-    counters = Counters()
     settings = config.parse(toml({"work": {"slow": slow.port}}, transport="local"), tmp_path / "x.toml")
-    served = Served(Scraper(settings, counters), counters)
+    served = Served.of(settings, Counters())
     client = await aiohttp_client(application(served))
 
     async def scrape() -> tuple[int, bytes]:
@@ -196,8 +194,8 @@ async def test_fifty_scrapers_at_once(
     assert sorted(status for status, _ in answers) == [200] * 40 + [503] * 10
     assert len({page for status, page in answers if status == 200}) == 1
     assert len(slow.requests) == 1
-    assert (served.requests, served.pages) == (0, {})
-    await served.scraper.close()
+    assert (served.requests, len(served.pages)) == (0, 0)
+    await served.fleet.close()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 """The protocol: bytes in, answers out, however the pipe cuts them."""
 
 from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 
 from federator.errors import BodySizeLimitError, ProtocolError
 from federator.model import Answer
-from federator.wire import MAX_HEADER, MAX_REASON, Version1, Version2, Wire, argument
+from federator.wire import MAX_HEADER, MAX_REASON, Names, OneReply, PortWire, Version1, Version2, Wire, argument
+
+A = TypeVar("A")
 
 NODE = Answer(port=9100, status=200, body=b"a 1\n", seconds=0.012, content_type="text/plain; version=0.0.4")
 PROCESS = Answer(port=9256, status=0, body=b"Connection refused", seconds=0.001, content_type="-")
@@ -30,7 +33,7 @@ def asked(*ports: int, max_body: int = 1000) -> Version2:
     return wire
 
 
-def fed(wire: Wire, pieces: Iterable[bytes]) -> list[Answer]:
+def fed(wire: Wire[A], pieces: Iterable[bytes]) -> list[A]:
     """All the answers that come of these pieces."""
     return [answer for piece in pieces for answer in wire.receive(piece)]
 
@@ -156,7 +159,7 @@ def test_version_1_names_the_limit_it_exceeds() -> None:
 @given(st.binary(max_size=600), st.lists(st.integers(1, 50), max_size=20), st.sampled_from(["greet", "asked", "v1"]))
 def test_no_bytes_raise_anything_but_our_own_error(data: bytes, cuts: list[int], state: str) -> None:
     """Invariant 1: no bytes from a qube make the wire raise anything but its own error, however the pipe cuts them."""
-    states: dict[str, Callable[[], Wire]] = {
+    states: dict[str, Callable[[], PortWire]] = {
         "greet": Version2,
         "asked": lambda: asked(9100, 9256),
         "v1": version_1,
@@ -184,3 +187,39 @@ def test_any_bodies_come_through_any_cuts(bodies: list[bytes], cuts: list[int]) 
         pieces.append(data[:cut])
         data = data[cut:]
     assert fed(wire, [*pieces, data]) == answers
+
+
+def test_names_are_a_length_and_a_text_each_time() -> None:
+    """dom0's ruddo.PrometheusDiscover speaks as version 1 does, and knows no ports."""
+    for pieces in ([b"5\nwork\n"], one_by_one(b"5\nwork\n")):
+        wire = Names(100)
+        assert (wire.greeting, wire.receive(b"=\n"), wire.idle) == (b"+\n", [], True)
+        for _ in range(2):
+            assert wire.ask() == b"?\n"
+            assert not wire.idle
+            assert fed(wire, pieces) == [b"work\n"]
+            assert wire.idle
+
+
+@pytest.mark.parametrize("data", [b"x\n", b"101\n", b"5\nwork\n5"])
+def test_names_breaches(data: bytes) -> None:
+    """No length, one that is too large, and bytes behind the answer."""
+    wire = Names(100)
+    wire.receive(b"=\n")
+    wire.ask()
+    with pytest.raises((ProtocolError, BodySizeLimitError)):
+        fed(wire, [data])
+
+
+def test_one_reply_is_complete_at_the_end_of_output() -> None:
+    """An Admin API call: nothing is said, and the whole output is the answer."""
+    wire = OneReply(100)
+    assert (wire.greeting, wire.asks_once, wire.idle) == (b"", True, True)
+    assert wire.end_of_output() == [], "nothing was asked"
+    assert wire.ask() == b""
+    assert fed(wire, [b"0\0do", b"m0\n"]) == []
+    assert not wire.idle
+    assert wire.end_of_output() == [b"0\0dom0\n"]
+    assert wire.idle
+    with pytest.raises(ProtocolError, match="more than 100 bytes"):
+        wire.receive(b"x" * 101)

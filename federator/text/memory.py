@@ -2,54 +2,52 @@
 """
 What is remembered from one scrape to the next, for all targets of one configuration, and how much of it.
 
-Owns the bounds, and what goes when there is too much: of the shapes the largest, so that a qube that sends more than
-others pays for it itself; of the approvals those not used for the longest time. Forgetting costs time, nothing else.
-Must not know what is in it.
+Owns the bounds, and what is forgotten when there is too much: of the shapes the largest, so that a qube that sends more
+than others pays for it itself; of the cached lines those that were not used for the longest time. What is forgotten is
+read again: that costs time and changes nothing else. Must not know how a text is read.
 """
 
 from typing import Generic, NamedTuple, TypeVar
 
 from federator.model import Limits, Target
+from federator.text.parser import Metadata
 from federator.text.shape import Shape
 
 # Shapes of all targets together, and of one. 20 qubes with node and process exporter take some 20 MB; 50,000 samples,
-# the default limit of one target, some 40 MB. Who allows more of them allows more memory.
+# the default limit of one target, some 40 MB. Where the configuration allows more samples, more memory is allowed.
 _SHAPES_SIZE = 256 << 20
 _SHAPE_SIZE = 64 << 20
 _SHAPES_SIZE_PER_SAMPLE = 1200
-# Approvals are shared: 20 qubes with the same exporters need those of one. Two generations of so many bytes each.
-_APPROVALS_SIZE_PER_SAMPLE = 300
-_APPROVAL_SIZE = 350  # of an approval, beside its key: measured with tracemalloc
-# A longer key is judged each time. With the longest value behind it, it has to stay below exposition.MAX_LINE.
+# All targets share a cache: 20 qubes with the same exporters need the entries of one. A cache has two generations of
+# this many bytes each.
+_CACHE_SIZE_PER_SAMPLE = 300
+_ENTRY_SIZE = 350  # of an entry, beside its key: measured with tracemalloc
+# A line with a longer key is parsed each time. Key and longest value together must stay below parser.MAX_LINE.
 MAX_KEY = 4096
 
 V = TypeVar("V")
 
 
-class Head(NamedTuple):
-    """What was once judged: a HELP or TYPE line. `text` is the help as the page has it, or the type as it came."""
-
-    kind: bytes
-    name: str
-    text: bytes
-
-
 class Series(NamedTuple):
     """
-    What was once judged: the beginning of a line, up to its value, names this series.
+    A series, as cached by its key: the text of a sample line up to its value.
 
-    `names` are those of its labels; `labels` are its labels as the page has them, b',name="value"' each, where none of
-    the names is one that we vouch for.
+    `label_names` are the names of the target's labels. `labels` are these labels as they stand on the page, after ours.
     """
 
     key: bytes
     name: str
-    names: tuple[str, ...]
+    label_names: tuple[str, ...]
     labels: bytes
 
 
-class Approvals(Generic[V]):
-    """What was judged, and with what result, by its bytes. All who share these have the same limits."""
+class LineCache(Generic[V]):
+    """
+    What was read from lines, by the bytes of the line or of its key. All who share a cache have the same limits.
+
+    New entries go into the young generation. When it is full, it becomes the old one, and what was the old one is
+    forgotten. An entry of the old generation that is used becomes young again.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -57,30 +55,34 @@ class Approvals(Generic[V]):
         self._young: dict[bytes, V] = {}
         self._old: dict[bytes, V] = {}
 
-    def get(self, untrusted_key: bytes) -> V | None:
-        """The result, or None where it has to be judged."""
-        result = self._young.get(untrusted_key)
-        if result is None and (result := self._old.get(untrusted_key)) is not None:
-            self.add(untrusted_key, result)
-        return result
+    def __len__(self) -> int:
+        """How many entries there are, those that are in both generations twice."""
+        return len(self._young) + len(self._old)
 
-    def add(self, key: bytes, result: V) -> bool:
-        """Remember what was judged, if its key is not too long; is it remembered?"""
+    def get(self, untrusted_key: bytes) -> V | None:
+        """The entry, or None where the line has to be parsed."""
+        entry = self._young.get(untrusted_key)
+        if entry is None and (entry := self._old.get(untrusted_key)) is not None:
+            self.add(untrusted_key, entry)
+        return entry
+
+    def add(self, key: bytes, entry: V) -> bool:
+        """Keep an entry. False if its key is too long to be kept."""
         if len(key) > MAX_KEY:
             return False
-        self._young[key] = result
-        self._left -= 2 * len(key) + _APPROVAL_SIZE
+        self._young[key] = entry
+        self._left -= 2 * len(key) + _ENTRY_SIZE
         if self._left < 0:
             self._old, self._young, self._left = self._young, {}, self._size
         return True
 
 
 class Memory:
-    """The approvals, and the last shape of each target."""
+    """The caches of lines, and the last shape of each target."""
 
     def __init__(self, limits: Limits) -> None:
-        self.series: Approvals[Series] = Approvals(limits.samples * _APPROVALS_SIZE_PER_SAMPLE)
-        self.heads: Approvals[Head] = Approvals(limits.samples * _APPROVALS_SIZE_PER_SAMPLE)
+        self.series = LineCache[Series](limits.samples * _CACHE_SIZE_PER_SAMPLE)
+        self.metadata = LineCache[Metadata](limits.samples * _CACHE_SIZE_PER_SAMPLE)
         self._left = max(_SHAPES_SIZE, limits.samples * _SHAPES_SIZE_PER_SAMPLE)
         self._most = max(_SHAPE_SIZE, limits.samples * _SHAPES_SIZE_PER_SAMPLE)
         self._shapes: dict[Target, Shape] = {}
@@ -90,7 +92,7 @@ class Memory:
         return self._shapes.get(target)
 
     def keep(self, target: Target, shape: Shape) -> None:
-        """In place of the target's last one, if it is not too large."""
+        """Remember the shape instead of the target's last one, if it is not too large."""
         self.forget(target)
         if shape.size > self._most:
             return
@@ -100,7 +102,7 @@ class Memory:
             self.forget(max(self._shapes, key=lambda kept: self._shapes[kept].size))
 
     def forget(self, target: Target) -> None:
-        """The target went away, or is not what it was."""
+        """Forget the target's shape: the target is gone, or its text cannot be followed."""
         shape = self._shapes.pop(target, None)
         if shape is not None:
             self._left += shape.size

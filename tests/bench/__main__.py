@@ -274,11 +274,15 @@ def gateway(folder: Path, count: int) -> Iterator[Gateway | None]:
 
 @contextmanager
 def started(
-    words: Sequence[str], log: Path, port: int, environment: Mapping[str, str] | None = None
+    words: Sequence[str],
+    log: Path,
+    port: int,
+    environment: Mapping[str, str] | None = None,
+    checkout: Path = ROOT,
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """A server that answers."""
     with log.open("wb") as output:
-        process = subprocess.Popen(words, cwd=ROOT, stderr=output, env={**os.environ, **(environment or {})})
+        process = subprocess.Popen(words, cwd=checkout, stderr=output, env={**os.environ, **(environment or {})})
 
     def answers() -> bool:
         assert process.poll() is None, log.read_text(encoding="utf-8")

@@ -18,11 +18,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from federator import config
-from federator.channel import Channel, Doorman
+from federator.call import ConnectionLimiter
+from federator.channel import Channel
 from federator.counters import Counters
-from federator.daemon import watch_children
 from federator.errors import ScrapeError
+from federator.host import watch_children
 from federator.model import Answer
+from federator.request import Deadline
 from federator.web import SEND_BYTES
 
 # qube, exporter, body
@@ -57,8 +59,8 @@ def parsed(bodies: Iterable[Body]) -> bytes:
 async def _serve(how: str, path: Path, port: int) -> None:
     watch_children()
     settings = config.load(path)
-    doorman, counters = Doorman(settings.qrexec.connect_limit), Counters()
-    channels = [Channel(qube, settings.qrexec, doorman, counters) for qube in settings.qubes]
+    limiter, counters = ConnectionLimiter(settings.qrexec.connect_limit), Counters()
+    channels = [Channel(qube, settings.qrexec, limiter, counters) for qube in settings.qubes]
     work = {"join": joined, "parse": parsed}[how]
 
     async def metrics(request: web.Request) -> web.StreamResponse:
@@ -71,7 +73,8 @@ async def _serve(how: str, path: Path, port: int) -> None:
                 assert isinstance(result, Answer), result
                 bodies.append((channel.qube.name, names[asked], result.body))
 
-            deadline = asyncio.get_running_loop().time() + settings.scrape.timeout
+            until = asyncio.get_running_loop().time() + settings.scrape.timeout
+            deadline = Deadline(until, until)
             await channel.ask(names, deadline=deadline, max_body=settings.scrape.limits.body_size, tell=tell)
 
         await asyncio.gather(*map(ask, channels))

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+One call: one process (qrexec-client-vm, or the local service) and the wire that it carries.
+
+Owns how a process is started, spoken to, listened to and ended, and how many calls are set up at one time. Must not
+know when a call is made or kept, nor what an answer is for.
+
+A call is used until it was late, broke the protocol or was cut, and then never again: a late answer could be taken for
+the next one.
+"""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Generic, Protocol, TypeVar, cast
+
+from federator import reasons
+from federator.errors import ScrapeError
+from federator.model import Callee, Qrexec
+from federator.wire import Wire
+
+# A call counts as being set up for so long at most: a paused qube, whose call hangs, must not keep others waiting.
+SETUP_SECONDS = 1.0
+# Calls made in the same instant collide in xenstore (QubesOS/qubes-issues #11059), so each waits a random part of this.
+STAGGER_SECONDS = 0.05
+# An ending call has so long after its stdin was closed, after SIGTERM and after SIGKILL.
+END_SECONDS = (1.0, 1.0, 1.0)
+# After the process is gone its last words may still be in the pipes; a child of its may hold them open for ever.
+LAST_WORDS_SECONDS = 0.2
+# Stderr is the qube's text: the last of it is kept to explain an end, and who sends more than the rest in one scrape,
+# or while nobody asks, is cut off.
+STDERR_KEPT = 4 << 10
+STDERR_LIMIT = 256 << 10
+
+A = TypeVar("A")
+
+log = logging.getLogger(__name__)
+
+
+class CallCounter(Protocol):
+    """Counts calls: see counters.Counters."""
+
+    def call_started(self) -> None:
+        """A process was started."""
+
+    def call_ended(self) -> None:
+        """A process is gone."""
+
+
+class ConnectionLimiter:
+    """Lets few calls be set up at a time, and no two in the same instant. There is one for all calls of the daemon."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit  # may change at any time
+        self._used = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<ConnectionLimiter {self._used} of {self.limit} used, {len(self._waiting)} waiting>"
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Hold one of the places while a call is set up, but no longer than SETUP_SECONDS."""
+        while self._used >= self.limit:
+            await self._until_one_is_free()
+        self._used += 1
+        held = [True]  # given back once, by the timer or by the end of the set-up, whichever comes first
+
+        def give_back() -> None:
+            if held:
+                held.clear()
+                self._used -= 1
+                self._wake()
+
+        timer = asyncio.get_running_loop().call_later(SETUP_SECONDS, give_back)
+        try:
+            await asyncio.sleep(random.uniform(0, STAGGER_SECONDS))  # noqa: S311 - spreads calls, guards nothing
+            yield
+        finally:
+            timer.cancel()
+            give_back()
+
+    async def _until_one_is_free(self) -> None:
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        try:
+            await waiting
+        except asyncio.CancelledError:
+            if waiting.done() and not waiting.cancelled():
+                self._wake()  # this place is for the next one
+            raise
+
+    def _wake(self) -> None:
+        while self._waiting and self._used < self.limit:
+            waiting = self._waiting.popleft()
+            if not waiting.done():
+                waiting.set_result(None)
+                return
+
+
+def command(settings: Qrexec, callee: Callee, argument: str = "") -> tuple[list[str], dict[str, str]]:
+    """The words that call a service with this argument, and the environment that the process gets."""
+    full_name = f"{callee.service}+{argument}" if argument else callee.service
+    if callee.transport == "qrexec":
+        # `--`: no name of a qube is ever taken for an option.
+        words = [settings.client, f"--buffer-size={settings.buffer_size}", "--", callee.name, full_name]
+        return words, dict(os.environ)
+    # The local service gets what qrexec would give it, and nothing of ours.
+    return [str(settings.local_service), argument], {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "QREXEC_REMOTE_DOMAIN": callee.name,
+        "QREXEC_SERVICE_FULL_NAME": full_name,
+        "QREXEC_SERVICE_ARGUMENT": argument,
+    }
+
+
+class Call(asyncio.SubprocessProtocol, Generic[A]):
+    """
+    One process and the wire it carries. After `end`, or any error, it is of no more use.
+
+    The event loop hands the pipes' bytes in; the wire decides what they mean.
+    """
+
+    def __init__(self, callee: Callee, wire: Wire[A], counter: CallCounter) -> None:
+        self._callee = callee
+        self._wire = wire
+        self._counter = counter
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.SubprocessTransport | None = None
+        self._spoke = False  # has one byte of stdout come?
+        self._stderr = bytearray()
+        self._stderr_allowance = STDERR_LIMIT
+        self._pipes_open = {1, 2}
+        self._exited = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None  # for the greeting or for answers
+        self._tell: Callable[[A], None] | None = None
+        self._error: ScrapeError | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        process = f"pid {self._transport.get_pid()}" if self._transport else "no process"
+        state = "ending" if self._ending else "failed" if self._error else "usable" if self.usable else "busy"
+        return f"<Call {self._callee.service} of {self._callee.name}: {process}, {state}>"
+
+    @property
+    def usable(self) -> bool:
+        """May a request be sent?"""
+        return self._error is None and self._ending is None and self._wire.idle
+
+    async def open(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Start the process and greet. Raises ScrapeError; if it is cancelled, `end` the call."""
+        try:
+            # A session of its own: Ctrl-C at a terminal is for the daemon to act on, and `_end` may signal them all.
+            await self._loop.subprocess_exec(lambda: self, *command, env=dict(environment), start_new_session=True)
+        except OSError as error:
+            raise reasons.not_started(command[0], error.strerror) from None
+        self._write(self._wire.greeting)
+        await self._until_idle()
+
+    async def ask(self, request: bytes, tell: Callable[[A], None]) -> None:
+        """
+        Send what the wire made for a request; `tell` is called as answers come.
+
+        Raises ScrapeError where not all of them came.
+        """
+        self._tell = tell
+        self._stderr_allowance = STDERR_LIMIT
+        self._write(request)
+        if self._wire.asks_once:
+            self._pipe(0).close()
+        await self._until_idle()
+
+    def end(self) -> asyncio.Task[None]:
+        """End the process: quietly if it lets us, in bounded time if not. Await what this returns to see it gone."""
+        if self._ending is None:
+            self._tell = None  # it may hold what it told into
+            self._ending = self._loop.create_task(self._end())
+        return self._ending
+
+    async def _end(self) -> None:
+        if self._transport is None:
+            return
+        self._pipe(0).close()
+        for seconds, number in zip(END_SECONDS, (signal.SIGTERM, signal.SIGKILL, None), strict=True):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._exited.wait()
+                    break
+            if number is not None:
+                self._signal(number)
+        if self._pipes_open:  # a child of the process holds them, and would for ever
+            self._signal(signal.SIGKILL)
+        self._transport.close()
+
+    def _signal(self, number: int) -> None:
+        """To the process and its children."""
+        assert self._transport is not None, "no process yet"
+        with suppress(ProcessLookupError):
+            os.killpg(self._transport.get_pid(), number)
+
+    async def _until_idle(self) -> None:
+        """Wait until the service has said all that it owes us. Raises ScrapeError where the call fails meanwhile."""
+        # What is waited for may be here already: a service may greet before it is greeted.
+        if self._error is None and not self._wire.idle:
+            self._waiting = self._loop.create_future()
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+        if self._error is not None:
+            raise self._error.bare()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def _fail(self, error: ScrapeError) -> None:
+        if self._error is None:
+            self._error = error
+        self._wake()
+        self.end()
+
+    def _pipe(self, fd: int) -> asyncio.WriteTransport:
+        assert self._transport is not None, "no process yet"
+        return cast("asyncio.WriteTransport", self._transport.get_pipe_transport(fd))
+
+    def _write(self, request: bytes) -> None:
+        self._pipe(0).write(request)
+
+    # -- the event loop's side ----------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The process runs."""
+        self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._counter.call_started()
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        """Bytes of the qube, or of the client on its behalf."""
+        if self._error is not None or self._ending is not None:
+            return
+        try:
+            if fd == 2:
+                self._take_stderr(data)
+            else:
+                self._spoke = True
+                self._pass_on(self._wire.receive(data))
+        except ScrapeError as error:
+            self._fail(error.bare())
+        except Exception:  # a bug of ours: it must not leave anybody waiting for this call
+            log.exception("bug in a call", extra={"qube": self._callee.name})
+            self._fail(reasons.bug())
+
+    def _pass_on(self, answers: Sequence[A]) -> None:
+        for answer in answers:
+            assert self._tell is not None, "the wire takes no answer that nobody asked for"
+            self._tell(answer)
+        if self._wire.idle:
+            self._wake()
+
+    def _take_stderr(self, untrusted: bytes) -> None:
+        self._stderr += untrusted
+        del self._stderr[:-STDERR_KEPT]
+        self._stderr_allowance -= len(untrusted)
+        if self._stderr_allowance < 0:
+            raise reasons.too_much_stderr(STDERR_LIMIT, self._last_words())
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        """A pipe was closed at the other end; after the exit, the last words are in once both are."""
+        del exc
+        self._pipes_open.discard(fd)
+        if self._exited.is_set() and not self._pipes_open:
+            self._gone()
+
+    def process_exited(self) -> None:
+        """The process is gone, and reaped; what it wrote last may still come."""
+        self._counter.call_ended()
+        self._exited.set()
+        if self._pipes_open:
+            self._loop.call_later(LAST_WORDS_SECONDS, self._gone)
+        else:
+            self._gone()
+
+    def _gone(self) -> None:
+        assert self._transport is not None, "a process that never was cannot go"
+        if self._error is not None:
+            return
+        status = self._transport.get_returncode()
+        if status == 0 and (answers := self._wire.end_of_output()):
+            self._pass_on(answers)
+            self.end()
+        else:
+            self._fail(reasons.call_ended(status, self._last_words(), self._callee, self._wire, spoke=self._spoke))
+
+    def _last_words(self) -> bytes:
+        return bytes(self._stderr).strip().rpartition(b"\n")[2]

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Snapshot -> the bytes of /metrics: merged once and compressed once, however many scrapers share the snapshot.
+
+Owns what is on the page, and when it is made. Must not know HTTP, nor how a snapshot came about.
+"""
+
+import asyncio
+import zlib
+from collections.abc import Coroutine
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from federator.fleet import Fleet
+from federator.gauges import gauges
+from federator.model import Reload, Snapshot
+from federator.scheduler import Scheduler
+from federator.text.merge import Merger
+
+# zlib's default level costs more than reading and merging together; the first one gives most of what there is to gain.
+GZIP_LEVEL = 1
+GZIP_WINDOW = 16 + zlib.MAX_WBITS  # 16: with gzip's header
+
+
+class Page:
+    """One text to be sent. It goes on being made where the scraper that asked first goes away: others may share it."""
+
+    def __init__(self, making: Coroutine[Any, Any, bytes]) -> None:
+        self._plain = asyncio.get_running_loop().create_task(making)
+        self._gzipped: asyncio.Task[bytes] | None = None
+
+    async def plain(self) -> bytes:
+        """As it is."""
+        return await asyncio.shield(self._plain)
+
+    async def gzipped(self) -> bytes:
+        """Compressed. In a thread: zlib lets go of the interpreter."""
+        if self._gzipped is None:
+            self._gzipped = asyncio.get_running_loop().create_task(self._compress())
+        return await asyncio.shield(self._gzipped)
+
+    async def _compress(self) -> bytes:
+        return await asyncio.to_thread(gzipped, await self.plain())
+
+
+class Pages:
+    """Makes pages. A page is remembered for as long as somebody has its snapshot."""
+
+    def __init__(self, fleet: Fleet, scheduler: Scheduler) -> None:
+        self._fleet = fleet
+        self._scheduler = scheduler
+        self._merger = Merger()
+        self._departures = fleet.departures
+        self._pages: WeakKeyDictionary[Snapshot, Page] = WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def of(self, snapshot: Snapshot, reload: Reload) -> Page:
+        """The snapshot's page. `reload` is told on it, as it was when the page was first wanted."""
+        page = self._pages.get(snapshot)
+        if page is None:
+            page = self._pages[snapshot] = Page(self._merged(snapshot, reload))
+        return page
+
+    async def _merged(self, snapshot: Snapshot, reload: Reload) -> bytes:
+        if self._departures != self._fleet.departures:
+            self._departures = self._fleet.departures
+            self._merger = Merger()  # the old one's plans hold what the departed had
+        ours = gauges(snapshot.qubes, reload)
+        theirs = [outcome.reading for outcome in snapshot.outcomes if outcome.reading]
+        return await self._scheduler.run(self._merger.merge([ours, *theirs]))
+
+
+async def at_once(text: bytes) -> bytes:
+    """The making of a page that is there already."""
+    return text
+
+
+def gzipped(text: bytes) -> bytes:
+    """A text, compressed."""
+    compressor = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
+    return compressor.compress(text) + compressor.flush()

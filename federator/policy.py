@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+The lines that `prometheus-qubes-proxy policy` prints: what dom0's policy has to allow for a configuration.
+
+Owns their words, their columns and their order. Must not know where they are printed, nor how a qube is called.
+"""
+
+from collections.abc import Sequence
+
+from federator.model import Config, Exporter
+from federator.targets import DOM0, is_qube_name
+from federator.wire import SERVICE, argument
+
+# Where the name of this qube is not known, because the command does not run in a qube.
+USUAL_NETVM = "sys-net"
+# What dom0 is called in its policy, and the qubes that have the tag of our documentation.
+ADMIN_QUBE = "@adminvm"
+TAGGED = "@tag:monitored"
+
+
+def policy_lines(config: Config, own_name: str) -> list[str]:
+    """Lines for a file in /etc/qubes/policy.d. Their order counts: dom0 takes the first one that fits a call."""
+    us = own_name if is_qube_name(own_name) else USUAL_NETVM
+    discovery = config.discovery
+    called = [(_in_policy(qube.name), qube.ports) for qube in config.qubes if qube.transport == "qrexec"]
+    if not called and not discovery:
+        return ["# nothing is called over qrexec, so dom0 needs no line"]
+    found = discovery.exporters if discovery else ()
+    if found:
+        called.append((TAGGED, _ports(found)))
+    rules = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
+    if discovery:
+        # dom0 lists only the qubes that a line allows, and itself.
+        listed = [name for name, _ in called if name != ADMIN_QUBE] if discovery.source == "admin.vm.List" else []
+        rules += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
+    return [
+        "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
+        f"# {us} may read these ports of these qubes; halted ones are not started",
+        *_aligned(rules),
+        *(["# tag the qubes that may be found: qvm-tags QUBE add monitored"] if found else []),
+        *_lines_for_upstream(called, us),
+    ]
+
+
+def _lines_for_upstream(called: Sequence[tuple[str, Sequence[int]]], us: str) -> list[str]:
+    """Commented out, because with them each port is allowed in a call of its own, too."""
+    rules = [
+        f"# {SERVICE}  +{port}  {us}  {name}  {_allow(name)}"
+        for name, ports in called
+        if len(ports) > 1
+        for port in ports
+    ]
+    words = "# only while upstream's service is in these qubes, which takes one port per call:"
+    return [words, *rules] if rules else []
+
+
+def _aligned(rules: Sequence[tuple[str, str, str, str, str]]) -> list[str]:
+    """The columns below each other, but for the last one."""
+    widths = [max((len(rule[column]) for rule in rules), default=0) for column in range(4)]
+    return ["  ".join([*map(str.ljust, rule[:4], widths), rule[4]]) for rule in rules]
+
+
+def _ports(exporters: Sequence[Exporter]) -> tuple[int, ...]:
+    return tuple(sorted(exporter.port for exporter in exporters))
+
+
+def _in_policy(name: str) -> str:
+    return ADMIN_QUBE if name == DOM0 else name
+
+
+def _allow(name: str) -> str:
+    """dom0 always runs; no other qube is to be started for a scrape."""
+    return "allow" if name == ADMIN_QUBE else "allow autostart=no"

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Why a qube or an exporter is down, in Qubes' words, with the remedy: one function for each kind of failure.
+
+Owns these texts, and which exit status and which words of a service mean what. Must not know processes or clocks, nor
+what is done about a failure. Two kinds of text are written elsewhere: what breaks the protocol in `wire`, and what is
+wrong with an exposition in `text`.
+"""
+
+from typing import Any
+
+from federator.errors import (
+    BodySizeLimitError,
+    ClosedError,
+    ExporterUnreachableError,
+    HttpError,
+    NoServiceError,
+    NotRunningError,
+    ProtocolError,
+    RefusedError,
+    ScrapeError,
+    TimedOutError,
+    shown,
+)
+from federator.model import Answer, Callee
+from federator.wire import (
+    BODY_LARGER,
+    COMPRESSED,
+    CUT_SHORT,
+    HEAD_LARGER,
+    NO_ANSWER_AT_ALL,
+    NOT_HTTP,
+    SERVICE,
+    TIMED_OUT,
+    Version1,
+    Version2,
+    Wire,
+)
+
+# How a service that knows only version 1 ends at our greeting: upstream's bash says 0, 116 or 117, by release.
+VERSION_1_STATUSES = frozenset({0, 116, 117})
+# How upstream's service ends at a request that its exporter does not answer.
+_V1_NO_ANSWER_STATUSES = frozenset({0, 1, 116, 117})
+
+
+class OnlyVersion1Error(ClosedError):
+    """The service ended at the greeting of version 2, as upstream's does. The caller greets in version 1 then."""
+
+
+def not_running(qube: str, state: str) -> NotRunningError:
+    """dom0 says that the qube does not run."""
+    return NotRunningError(f"{qube} does not run (dom0: {state}), and was not called; start it, or leave it as it is")
+
+
+def late(qube: str) -> TimedOutError:
+    """The qube was called, and there is no answer in time."""
+    return TimedOutError(f"no answer of {qube} in time; is it paused, or busy?")
+
+
+def not_its_turn(qube: str) -> TimedOutError:
+    """The time was over before the qube could be called: other calls came first."""
+    return TimedOutError(f"{qube}'s turn did not come in time: others were being called")
+
+
+def read_too_late() -> TimedOutError:
+    """The text came, and the time was over before it was read."""
+    return TimedOutError("its text came too late to be read in time")
+
+
+def bug() -> ClosedError:
+    """Our own mistake: the log has its traceback."""
+    return ClosedError("a bug in the proxy; its log has the details, please report them")
+
+
+def not_started(program: str, why: str | None) -> ClosedError:
+    """The system does not start the client, or the local service."""
+    return ClosedError(f"{program} cannot be started: {why}")
+
+
+def too_much_stderr(limit: int, untrusted_words: bytes) -> ProtocolError:
+    """The service writes more to stderr than a scrape allows."""
+    return ProtocolError(f"sent more than {limit} bytes on stderr: {shown(untrusted_words)}")
+
+
+# What our service says where there is no HTTP answer (status 0): how its line starts, and what it comes to.
+_SERVICE_SAYS: tuple[tuple[str, type[ScrapeError], str], ...] = (
+    (TIMED_OUT, TimedOutError, "the exporter did not answer in time"),
+    (BODY_LARGER, BodySizeLimitError, "larger than {limit} bytes (scrape.body_size_limit)"),
+    (COMPRESSED, HttpError, "the exporter on port {port} compresses its answer, which was not asked for"),
+    (CUT_SHORT, HttpError, "the exporter on port {port} ended in the middle of its answer: {words}"),
+    (HEAD_LARGER, HttpError, "the exporter on port {port} sends too many HTTP headers: {words}"),
+    (NOT_HTTP, HttpError, "what listens on port {port} does not speak HTTP; is that the exporter's port?"),
+    (
+        NO_ANSWER_AT_ALL,
+        ExporterUnreachableError,
+        "what listens on port {port} closed the connection without an answer; is that the exporter's port?",
+    ),
+    # All else is what the system says of a connection, such as "Connection refused".
+    ("", ExporterUnreachableError, "no answer of the exporter on port {port}: {words}; does it run there?"),
+)
+
+
+def no_text(answer: Answer, body_size_limit: int) -> ScrapeError | None:
+    """Why this answer has no text that could be read; None where it has one."""
+    if answer.status == 200:
+        return None
+    if answer.status:
+        untrusted_start = f": {shown(answer.body[:80])}" if answer.body else ""
+        return HttpError(f"the exporter answered with HTTP status {answer.status}{untrusted_start}")
+    untrusted_line = answer.body.decode("ascii", "replace")
+    error, text = next((error, text) for start, error, text in _SERVICE_SAYS if untrusted_line.startswith(start))
+    return error(text.format(port=answer.port, limit=body_size_limit, words=shown(answer.body)))
+
+
+def call_ended(
+    status: int | None, untrusted_words: bytes, callee: Callee, wire: Wire[Any], *, spoke: bool
+) -> ScrapeError:
+    """
+    Why a call ended, from its exit status and the last line it wrote on stderr. `spoke`: it had written to stdout.
+
+    What the statuses mean is qrexec's (QubesOS/qubes-core-qrexec, agent/qrexec-client-vm.c); the service may use the
+    same numbers, so "refused" is believed only together with the client's words and before any output.
+    """
+    name = callee.name
+    words = f": {shown(untrusted_words)}" if untrusted_words else ""
+    if callee.transport == "qrexec" and not spoke and (error := _never_connected(status, untrusted_words, callee)):
+        return error
+    if isinstance(wire, Version2) and not wire.greeted and not spoke and status in VERSION_1_STATUSES:
+        return OnlyVersion1Error(f"the service in {name} speaks version 1 only")
+    if isinstance(wire, Version1) and wire.owed and status in _V1_NO_ANSWER_STATUSES:
+        return ExporterUnreachableError(
+            f"upstream's service in {name} ended at the request; is the exporter up?{words}"
+        )
+    if callee.transport == "qrexec" and status == 255:
+        return ClosedError(f"{name} went away in the middle of the call; was it shut down or killed?{words}")
+    how = f"killed by signal {-status}" if status is not None and status < 0 else f"status {status}"
+    return ClosedError(f"the call to {name} ended by itself ({how}){words}")
+
+
+def _never_connected(status: int | None, untrusted_words: bytes, callee: Callee) -> ScrapeError | None:
+    """What qrexec-client-vm says where it did not reach the service."""
+    name, service = callee.name, callee.service
+    words = f": {shown(untrusted_words)}" if untrusted_words else ""
+    if status == 126 and untrusted_words.endswith(b"Request refused"):
+        return RefusedError(
+            f"qrexec refused the call to {name}: dom0's policy does not allow it, or the qube does not run or"
+            " does not exist; dom0's journal says which"
+            if service == SERVICE
+            else f"dom0's policy does not allow {service}; `prometheus-qubes-proxy policy` prints the line for it"
+        )
+    if status == 127:
+        where = name if name == "dom0" else f"the template of {name}"
+        return NoServiceError(f"{service} is not installed in {name}; install it in {where}")
+    if status == 125:
+        return NoServiceError(f"{service} is in {name}, but cannot be run there; is it executable?{words}")
+    if status == 1 and b"connect: No such file" in untrusted_words:
+        return ClosedError("there is no qrexec agent here; the daemon has to run in a qube")
+    if status == 1 and b"Data vchan connection failed" in untrusted_words:
+        return ClosedError(f"{name} accepted the call but did not connect; restart the qube if it stays so")
+    return None

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Turns on the event loop for work that is done in slices.
+
+Owns who is next. Must not know what the work is.
+"""
+
+import asyncio
+from collections.abc import Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Scheduler:
+    """
+    Lets many readings take turns on the event loop: one slice of one of them, then everybody else, sockets included.
+
+    In threads they would fight for the interpreter all the same, and a large text would hold up the small ones.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()  # first come, first served
+
+    async def run(self, work: Generator[None, None, T]) -> T:
+        """Run the work to its end, a slice at a time; its result, or what it raised."""
+        while True:
+            async with self._turn:
+                try:
+                    next(work)
+                except StopIteration as stop:
+                    result: T = stop.value
+                    return result
+                # Within the turn: outside of it, each of many readings would have a slice before the sockets have one.
+                await asyncio.sleep(0)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+One set of ports of one qube, and the call that serves them.
+
+Owns when that call is made, kept and ended, and what a failure means for the next one. Must not know which other slots
+the qube has, nor what an answer is for.
+
+A call costs dom0 a policy decision, allowed or not, and may start the qube; a request over an open one costs nothing.
+"""
+
+import asyncio
+from collections.abc import Collection
+
+from federator import reasons
+from federator.backoff import Backoff
+from federator.call import Call, CallCounter, ConnectionLimiter, command
+from federator.errors import RefusedError, ScrapeError
+from federator.model import Answer, Callee, CallState, Qrexec
+from federator.reasons import OnlyVersion1Error
+from federator.request import Request
+from federator.wire import PortWire, Version1, argument, is_late
+
+# The service is told a little less than the time there is, so that its "timed out" still reaches us and one slow
+# exporter does not cost the call.
+ANSWER_MARGIN_SECONDS = 0.25
+
+
+class Caller:
+    """Makes and ends the calls to one qube's service. `settings` may be replaced at any time."""
+
+    def __init__(self, callee: Callee, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter) -> None:
+        self.callee = callee
+        self.settings = settings
+        self.limiter = limiter
+        self._counter = counter
+        self._ends: set[asyncio.Task[None]] = set()
+
+    def new(self, wire: PortWire) -> Call[Answer]:
+        """A call that is not open yet."""
+        return Call(self.callee, wire, self._counter)
+
+    async def open(self, call: Call[Answer], ports: Collection[int]) -> None:
+        """Open it for these ports. Raises ScrapeError."""
+        await call.open(*command(self.settings, self.callee, argument(ports)))
+
+    def end(self, call: Call[Answer]) -> None:
+        """Begin to end it."""
+        end = call.end()
+        self._ends.add(end)
+        end.add_done_callback(self._ends.discard)
+
+    async def all_ended(self) -> None:
+        """Returns when all that were to end have ended."""
+        while self._ends:
+            await asyncio.wait(self._ends)
+
+
+class Slot:
+    """
+    One set of ports, and the version that is spoken for it.
+
+    `accepted`: was one of its calls ever opened? `failures`: so many times in a row before it, others failed.
+    """
+
+    def __init__(self, ports: tuple[int, ...], version: type[PortWire], caller: Caller, failures: int = 0) -> None:
+        self.ports = ports
+        self.version = version
+        self.accepted = False
+        settings = caller.settings
+        self.backoff = Backoff(settings.backoff_initial, settings.backoff_max, failures)
+        self._caller = caller
+        self._wire = version()
+        self._call: Call[Answer] | None = None
+        self._last_error: ScrapeError | None = None
+        self._opened = 0
+        self._open_since = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Is its call open, and free?"""
+        return self._call is not None and self._call.usable
+
+    def refused_and_may_try(self, now: float) -> bool:
+        """Was its last call refused, and may another one be made?"""
+        return isinstance(self._last_error, RefusedError) and not self.backoff.wait(now)
+
+    def state(self, now: float) -> CallState:
+        """For people to look at."""
+        return CallState(
+            ports=self.ports,
+            version=1 if self.version is Version1 else 2,
+            open_seconds=None if self._call is None else now - self._open_since,
+            opened=self._opened,
+            failures=self.backoff.failures,
+            wait=self.backoff.wait(now) if self._last_error is not None else 0.0,
+        )
+
+    def forgive(self) -> None:
+        """What went wrong says nothing of the next call."""
+        self.backoff.reset()
+        self._last_error = None
+
+    def drop(self) -> None:
+        """End its call, if there is one."""
+        if self._call is not None:
+            self._caller.end(self._call)
+            self._call = None
+
+    async def ask(self, request: Request) -> None:
+        """Have its ports told of, those that are asked for. Raises OnlyVersion1Error, and nothing else of its own."""
+        ports = frozenset(request.owed.intersection(self.ports))
+        error: ScrapeError
+        try:
+            call = await self._open()
+            await self._converse(call, ports, request)
+        except OnlyVersion1Error:
+            raise
+        except ScrapeError as failed:
+            error = failed.bare()
+        except asyncio.CancelledError:
+            # The deadline, or the end of the daemon. A call that is late is never used again; one that was still
+            # waiting for its turn to be made is not the qube's fault.
+            if self._call is not None:
+                self._failed(reasons.late(self._caller.callee.name), ports, request)
+            raise
+        except BaseException:  # a bug of ours: nobody knows what the service would say next
+            self.drop()
+            raise
+        else:
+            self.forgive()
+            return
+        self._failed(error, ports, request)
+
+    async def _open(self) -> Call[Answer]:
+        """The open call, or a new one. Raises ScrapeError."""
+        if self._call is not None and self._call.usable:
+            return self._call
+        loop = asyncio.get_running_loop()
+        wait = self.backoff.wait(loop.time())
+        if self._last_error is not None and wait:
+            raise type(self._last_error)(f"{self._last_error} (next call in {wait:.0f} s)")
+        self.drop()
+        async with self._caller.limiter.place():
+            self._wire = self.version()
+            call = self._call = self._caller.new(self._wire)
+            self._opened += 1
+            self._open_since = loop.time()
+            await self._caller.open(call, self.ports)
+        self.accepted = True
+        return call
+
+    async def _converse(self, call: Call[Answer], ports: frozenset[int], request: Request) -> None:
+        """
+        Ask an open call for these ports, until all are told of.
+
+        The service is told how long the scrapers wait. If one joins meanwhile that waits longer, exporters that were
+        late for the others are asked again.
+        """
+        loop, deadline = asyncio.get_running_loop(), request.deadline
+        while ports:
+            wanted_by = deadline.wanted_by
+            left = wanted_by - loop.time()
+            if left <= 0:  # it took so long to open the call that nobody waits any more; the next one finds it open
+                request.tell_all(ports, reasons.late(self._caller.callee.name))
+                return
+            again: set[int] = set()
+
+            def take(answer: Answer, wanted_by: float = wanted_by, again: set[int] = again) -> None:
+                if is_late(answer) and deadline.wanted_by > wanted_by:
+                    again.add(answer.port)
+                else:
+                    request.tell(answer.port, answer)
+
+            milliseconds = max(1, int((left - min(ANSWER_MARGIN_SECONDS, left / 4)) * 1000))
+            await call.ask(self._wire.ask(milliseconds=milliseconds, max_body=request.max_body, ports=ports), take)
+            ports = frozenset(again)
+
+    def _failed(self, error: ScrapeError, ports: Collection[int], request: Request) -> None:
+        if self._call is not None:  # else nothing was tried: it is backing off
+            self.backoff.failed(asyncio.get_running_loop().time())
+            self._last_error = error
+            self.drop()
+        request.tell_all(ports, error)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+A whole text, line by line -> its samples, and what they are on the page.
+
+Owns the order of lines and the slices of work. Must not know limits on the whole text, nor what is remembered of it.
+"""
+
+from collections.abc import Generator, Iterable, Sequence
+
+from federator.errors import LabelLimitError
+from federator.text.memory import LineCache
+from federator.text.metadata import FamilyMetadata
+from federator.text.parser import MAX_LINE, DroppedLines, Metadata
+from federator.text.relabel import PageNames, Relabeling
+from federator.text.samples import Sample, SampleReader
+from federator.text.shape import PageLine, separator_of
+from federator.text.value import are_values
+
+# A slice is over after so many lines or bytes: some 2 milliseconds, 10 with the worst text, which is one line.
+SLICE_LINES = 200
+SLICE_BYTES = MAX_LINE
+# So many lines between two yields where nothing has to be parsed: some 2 milliseconds as well.
+STEP_LINES = 2000
+
+
+class TextLines:
+    """
+    The lines of one text. First `read`, then `page_lines`.
+
+    `starts` has, for each section (see shape.Shape) after the first, the number of samples before it, if no line was
+    dropped. `page_names` has the metric names of the text once `page_lines` is done.
+    """
+
+    def __init__(self, sample_reader: SampleReader, relabeling: Relabeling, cache: LineCache[Metadata]) -> None:
+        self._sample_reader = sample_reader
+        self._relabeling = relabeling
+        self._metadata = FamilyMetadata(cache)
+        self.samples: list[Sample] = []
+        self.starts: list[int] = []
+        self.dropped = DroppedLines()
+        self.page_names: PageNames = {}
+
+    def read(self, untrusted_body: bytes) -> Generator[None, None, None]:
+        """Fill `samples` and `starts`. Raises LabelLimitError where a sample exceeds a limit."""
+        last_turn = 0
+        section_start = separator_of(untrusted_body)[1:]
+        for first, untrusted_slice in slices(untrusted_body.split(b"\n")):
+            parsed = self._read_slice(first, untrusted_slice, section_start)
+            if parsed or first - last_turn >= STEP_LINES:
+                last_turn = first
+                yield
+
+    def _read_slice(self, first: int, untrusted_slice: Sequence[bytes], section_start: bytes) -> bool:
+        """
+        Read the lines of a slice. `first` is the number of the first one.
+
+        What is cached is taken from the cache, the values of all these lines are checked at once, and the other lines
+        are parsed. True if there was one to parse, which takes time.
+        """
+        samples: list[Sample | None] = [None] * len(untrusted_slice)  # in each line
+        untrusted_values: list[bytes] = []
+        untrusted_unknown: list[tuple[int, bytes]] = []  # index in the slice, line
+        untrusted_comments: list[tuple[int, bytes]] = []  # number, line
+        for index, untrusted_line in enumerate(untrusted_slice):
+            untrusted_key = untrusted_line[: untrusted_line.rfind(b" ") + 1]
+            series = self._sample_reader.cached(untrusted_key)
+            if series is not None:
+                untrusted_value = untrusted_line[len(untrusted_key) :]
+                untrusted_values.append(untrusted_value)
+                samples[index] = Sample(series, untrusted_value)
+            elif untrusted_line.lstrip(b" \t").startswith(b"#"):
+                if untrusted_line.startswith(section_start) and first + index > 1:
+                    self.starts.append(len(self.samples) + len(untrusted_values) + len(untrusted_unknown))
+                untrusted_comments.append((first + index, untrusted_line))
+            elif untrusted_line and not untrusted_line.isspace():
+                untrusted_unknown.append((index, untrusted_line))
+        if not are_values(untrusted_values):
+            untrusted_unknown += [(index, untrusted_slice[index]) for index, sample in enumerate(samples) if sample]
+            untrusted_unknown.sort()
+            samples = [None] * len(untrusted_slice)
+        parsed = self._metadata.read(untrusted_comments, self.dropped)
+        if untrusted_unknown:
+            self._parse(first, untrusted_unknown, samples)
+        self.samples += filter(None, samples)
+        return parsed or bool(untrusted_unknown)
+
+    def _parse(self, first: int, untrusted_lines: Sequence[tuple[int, bytes]], samples: list[Sample | None]) -> None:
+        """Put the sample of each line, given with its index, at that index into `samples`."""
+        results = self._sample_reader.read([untrusted_line for _, untrusted_line in untrusted_lines])
+        for (index, untrusted_line), result in zip(untrusted_lines, results, strict=True):
+            if isinstance(result, LabelLimitError):
+                raise LabelLimitError(f"line {first + index}: {result}")
+            if isinstance(result, str):
+                self.dropped.add(first + index, untrusted_line, result)
+            else:
+                samples[index] = result
+
+    def page_lines(self) -> Generator[None, None, list[PageLine]]:
+        """The samples with what they are on the page, each series once."""
+        page_names = self.page_names
+        lines: list[PageLine] = []
+        seen: set[bytes] = set()
+        for number, (series, value) in enumerate(self.samples, 1):
+            if number % STEP_LINES == 0:
+                yield
+            name = series.name
+            if name not in page_names:
+                page_names[name] = self._relabeling.page_name(self._metadata.family(name), name)
+            page_name = page_names[name]
+            if page_name is None:
+                lines.append(PageLine(series.key, None, b"", value))
+                continue
+            start = self._relabeling.line_start(page_name.name, series.labels)
+            if start in seen:
+                self.dropped.add(0, start, "the same series twice; the first one counts")
+                continue
+            seen.add(start)
+            lines.append(PageLine(series.key, page_name.family, start, value))
+        return lines
+
+
+def slices(untrusted_lines: Sequence[bytes]) -> Iterable[tuple[int, Sequence[bytes]]]:
+    """The lines in slices, with the number of the first one of each."""
+    start = size = 0
+    for index, untrusted_line in enumerate(untrusted_lines):
+        size += len(untrusted_line)
+        if size > SLICE_BYTES or index - start >= SLICE_LINES:
+            yield start + 1, untrusted_lines[start:index]
+            start, size = index, len(untrusted_line)
+    yield start + 1, untrusted_lines[start:]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+To which family a sample belongs, by the HELP and TYPE lines of its text.
+
+Owns the rules of the text format and of OpenMetrics for family names. Must not know samples, targets or the page.
+"""
+
+from collections.abc import Sequence
+
+from federator.model import Family
+from federator.text.memory import LineCache
+from federator.text.parser import METRIC_TYPES, DroppedLines, Metadata, parse_metadata
+
+
+class FamilyMetadata:
+    """What the HELP and TYPE lines of one text say. The first of two that disagree counts."""
+
+    def __init__(self, cache: LineCache[Metadata]) -> None:
+        self._cache = cache
+        self._types: dict[str, bytes] = {}
+        self._helps: dict[str, bytes] = {}
+
+    def read(self, untrusted_comments: Sequence[tuple[int, bytes]], dropped: DroppedLines) -> bool:
+        """
+        Read comment lines, each with its number. Those that are neither HELP nor TYPE are ignored.
+
+        True if a line was not in the cache and had to be parsed, which takes time.
+        """
+        cached = [self._cache.get(untrusted_line) for _, untrusted_line in untrusted_comments]
+        new = [line for (_, line), metadata in zip(untrusted_comments, cached, strict=True) if metadata is None]
+        parsed = iter(parse_metadata(new))
+        for (number, untrusted_line), metadata in zip(untrusted_comments, cached, strict=True):
+            result = metadata or next(parsed)
+            if isinstance(result, Metadata):
+                if metadata is None:
+                    self._cache.add(untrusted_line, result)
+                result = self._add(result)
+            if result:
+                dropped.add(number, untrusted_line, result)
+        return bool(new)
+
+    def _add(self, metadata: Metadata) -> str:
+        """Why the line is dropped, or an empty text."""
+        if metadata.kind == b"HELP":
+            if metadata.text:
+                self._helps.setdefault(metadata.name, metadata.text)
+            return ""
+        if self._types.setdefault(metadata.name, metadata.text) != metadata.text:
+            return f"{metadata.name} has another type already"
+        return ""
+
+    def family(self, name: str) -> Family:
+        """
+        The family of the samples of this name.
+
+        `h_count` belongs to the histogram or summary `h`, even where it has a TYPE line of its own: Go's other parser
+        (expfmt: promtool, pushgateway) refuses such a line, and the page has to be good for both.
+        """
+        for suffix in ("_bucket", "_sum", "_count"):
+            base = name.removesuffix(suffix)
+            declared = self._types.get(base) if base != name else None
+            if declared == b"histogram" or (declared == b"summary" and suffix != "_bucket"):
+                return Family(base, METRIC_TYPES[declared], self._helps.get(base, b""))
+        if name not in self._types:
+            # OpenMetrics declares a counter or an info without its suffix; the text format with it.
+            for suffix, declared in (("_total", b"counter"), ("_info", b"info")):
+                base = name.removesuffix(suffix)
+                if base != name and self._types.get(base) == declared:
+                    return Family(name, METRIC_TYPES[declared], self._helps.get(base, b""))
+        return Family(name, METRIC_TYPES[self._types.get(name, b"untyped")], self._helps.get(name, b""))

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+What a target's series are called on the page: our labels in front, and nothing that could be taken for ours.
+
+Owns the labels that the daemon adds, the names that are reserved, and which metrics the configuration drops. Must not
+know lines or texts. As in Prometheus, what would collide with a name of ours gets `exported_` before it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from federator.model import Family, Target
+from federator.text.escaping import labels_text
+
+# These would be taken for Prometheus' own series of the scrape, for its alerts, or for ours.
+_RESERVED_NAMES = frozenset({"up", "ALERTS", "ALERTS_FOR_STATE"})
+_RESERVED_PREFIXES = ("scrape_", "qubes_proxy_")
+_EXPORTED = "exported_"
+
+
+class PageName(NamedTuple):
+    """Where the samples of one metric name stand on the page: in which family, and under which name."""
+
+    family: Family
+    name: bytes
+
+
+# Metric name in the text -> what it is on the page, or None if the configuration drops it.
+PageNames = dict[str, PageName | None]
+
+
+class Relabeling:
+    """The names and labels of one target's series on the page."""
+
+    def __init__(self, target: Target) -> None:
+        ours = {"qube": target.qube, "exporter": target.exporter.name, **dict(target.labels)}
+        self.our_names = frozenset(ours)  # of labels
+        self._our_labels = labels_text(ours.items()).encode()
+        self._drop = target.exporter.drop
+
+    def page_name(self, family: Family, name: str) -> PageName | None:
+        """The name on the page of a metric that belongs to this family; None if the configuration drops it."""
+        if any(pattern.fullmatch(name) for pattern in self._drop):
+            return None
+        # A histogram moves as a whole: `scrape` itself is not reserved, but its `scrape_count` is.
+        parts = family.name + "_" if family.type in ("histogram", "summary") else name
+        if _is_reserved(family.name) or _is_reserved(parts):
+            return PageName(family._replace(name=_EXPORTED + family.name), (_EXPORTED + name).encode())
+        return PageName(family, name.encode())
+
+    def line_start(self, name: bytes, labels: bytes) -> bytes:
+        """What stands before the value on the page. `labels` is what `page_labels` made of the target's labels."""
+        return name + b"{" + self._our_labels + labels + b"} "
+
+    def renamed(self, labels: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
+        """The target's labels, sorted by name. One that has a name of ours gets another name."""
+        names = {name for name, _ in labels}
+        if self.our_names.isdisjoint(names):
+            return labels
+        result: list[tuple[str, str]] = []
+        for untrusted_name, value in labels:
+            name = untrusted_name
+            if name in self.our_names:
+                while name in self.our_names or name in names:
+                    name = _EXPORTED + name
+                names.add(name)
+            result.append((name, value))
+        return sorted(result)
+
+
+def page_labels(labels: Iterable[tuple[str, str]]) -> bytes:
+    """The target's labels as they stand on the page, after ours: `,name="value"` each."""
+    text = labels_text(labels).encode()
+    return b"," + text if text else b""
+
+
+def _is_reserved(name: str) -> bool:
+    return name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES)

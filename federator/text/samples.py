@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Sample lines -> series and values: from the cache where the series was seen before, else from the parser.
+
+Owns the limits on labels. Must not know texts or the page: each line is read for itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from federator.errors import LabelLimitError
+from federator.model import Limits
+from federator.text.memory import LineCache, Series
+from federator.text.parser import ParsedSeries, match_sample, parse_series
+from federator.text.relabel import Relabeling, page_labels
+
+
+class Sample(NamedTuple):
+    """
+    A good sample line.
+
+    Its series has an empty `key` where the line is not just a cached key with the value behind it: next time it has to
+    be read again in full.
+    """
+
+    series: Series
+    value: bytes
+
+
+class SampleReader:
+    """Reads sample lines of one target."""
+
+    def __init__(self, limits: Limits, cache: LineCache[Series], relabeling: Relabeling) -> None:
+        self._limits = limits
+        self._cache = cache
+        self._relabeling = relabeling
+
+    def cached(self, untrusted_key: bytes) -> Series | None:
+        """
+        The series that was read from this key before, for this target or another one.
+
+        None if it has a label that we set for this target: such a label is renamed, for each target in another way.
+        """
+        series = self._cache.get(untrusted_key)
+        return series if series is not None and self._relabeling.our_names.isdisjoint(series.label_names) else None
+
+    def read(self, untrusted_lines: Sequence[bytes]) -> Iterator[Sample | str | LabelLimitError]:
+        """The sample in each line; or why the line is dropped; or the limit that it exceeds."""
+        matches = [match_sample(untrusted_line) for untrusted_line in untrusted_lines]
+        known = [None if isinstance(match, str) else self.cached(match["series"]) for match in matches]
+        pairs = zip(matches, known, strict=True)
+        parsed = iter(parse_series([match for match, series in pairs if not isinstance(match, str) and series is None]))
+        for untrusted_line, match, cached in zip(untrusted_lines, matches, known, strict=True):
+            if isinstance(match, str):
+                yield match
+                continue
+            key, value, series = match["series"], match["value"], cached
+            if series is None:
+                found = next(parsed)
+                if isinstance(found, str):
+                    yield found
+                    continue
+                if over := self._over_limit(found):
+                    yield LabelLimitError(over)
+                    continue
+                series = self._added(key, found)
+            if key + value != untrusted_line:
+                series = Series(b"", series.name, series.label_names, series.labels)
+            yield Sample(series, value)
+
+    def _added(self, key: bytes, parsed: ParsedSeries) -> Series:
+        """The series, after it was put into the cache, if it can be found there by its key."""
+        label_names = tuple(name for name, _ in parsed.labels)
+        labels = page_labels(self._relabeling.renamed(parsed.labels))
+        if key.endswith(b" ") and self._relabeling.our_names.isdisjoint(label_names):
+            series = Series(key, parsed.name, label_names, labels)
+            if self._cache.add(key, series):
+                return series
+        return Series(b"", parsed.name, label_names, labels)
+
+    def _over_limit(self, series: ParsedSeries) -> str:
+        """What is too many or too long, or an empty text."""
+        limits = self._limits
+        if len(series.labels) > limits.labels:
+            return f"more than {limits.labels} labels (scrape.label_limit)"
+        if len(series.name) > limits.label_value_length:
+            return f"a name over {limits.label_value_length} bytes (label_value_length_limit)"
+        for name, value in series.labels:
+            if len(name) > limits.label_name_length:
+                return f"a label name over {limits.label_name_length} bytes (label_name_length_limit)"
+            if len(value) > limits.label_value_length or len(value.encode()) > limits.label_value_length:
+                return f"label {name} over {limits.label_value_length} bytes (label_value_length_limit)"
+        return ""

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Reads tables of a TOML file, and says what is wrong in them: the file, the key, and what to do.
+
+Owns the kinds of values: texts, numbers, lists, durations, sizes, ports. Must not know which keys there are.
+Each key has to be asked for. A key that was not asked for is an error, so that a typing mistake cannot hide.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tomli
+
+from federator.errors import ConfigError
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\[[0-9]+\])?")
+# More digits than any value needs, and few enough to calculate with.
+_DURATION = re.compile(
+    "".join(rf"(?:(?P<{unit}>[0-9]{{1,12}}){unit})?" for unit in ("y", "w", "d", "h", "m", "s", "ms"))
+)
+_SECONDS = {"y": 31_536_000.0, "w": 604_800.0, "d": 86_400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+_SIZE = re.compile(r"([0-9]{1,12})([KMG]i?B|B)")  # KB is 1024 bytes for Prometheus, as KiB is
+_SIZES = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+T = TypeVar("T")
+
+
+def read(text: str, path: Path) -> "Table":
+    """The top table of a TOML text. `path` is for messages. Raises ConfigError."""
+    try:
+        document = tomli.loads(text)
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, lists in thousands of lists
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    return Table(document, Place(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A key of the file, with the keys of the tables around it. `asked`: each key that was asked for in this file."""
+
+    file: Path
+    keys: tuple[str, ...] = ()
+    asked: set[str] = field(default_factory=set, compare=False)
+
+    def below(self, key: str) -> "Place":
+        """A key of the table that is at this place."""
+        return Place(self.file, (*self.keys, key), self.asked)
+
+    def error(self, what: str) -> ConfigError:
+        """The error to raise for this place."""
+        return ConfigError(f"{self.file}: {self.dotted()}: {what}")
+
+    def dotted(self) -> str:
+        """The keys as people write them: exporters.node.port."""
+        return ".".join(key if _PLAIN_KEY.fullmatch(key) else ascii(key) for key in self.keys)
+
+
+class Entry:
+    """One value, and the place where it stands."""
+
+    def __init__(self, value: Any, place: Place) -> None:
+        self.value = value
+        self._place = place
+
+    def error(self, what: str) -> ConfigError:
+        """The error to raise for this value."""
+        return self._place.error(what)
+
+    def take(self, kind: type[T]) -> T:
+        """The value, which has to be of this kind."""
+        if not isinstance(self.value, kind) or (kind is int and isinstance(self.value, bool)):
+            raise self.error(f"expected {_KINDS[kind]}, not {_kind_of(self.value)}")
+        return self.value
+
+    def convert(self, converter: Callable[[str], T]) -> T:
+        """What `converter` makes of a text. It raises ValueError with words for people."""
+        text = self.take(str)
+        try:
+            return converter(text)
+        except ValueError as error:
+            raise self.error(str(error)) from None
+
+    def port(self) -> int:
+        """A port number."""
+        port = self.take(int)
+        if not 1 <= port <= 65535:
+            raise self.error(f"{port} is not a port; ports are 1 to 65535")
+        return port
+
+    def as_table(self) -> "Table":
+        """The value as a table, to be read on."""
+        return Table(self.take(dict), self._place)
+
+
+class Table:
+    """
+    A TOML table that is being read.
+
+    Ask for each key that there may be, last for those that must be there; then call `done`, which finds unknown keys.
+    """
+
+    def __init__(self, values: Mapping[str, Any], place: Place) -> None:
+        self._values = values
+        self._place = place
+        self._known: list[str] = []
+
+    @property
+    def asked(self) -> frozenset[str]:
+        """Each key that was asked for so far, in this table and in all others of the file; dotted."""
+        return frozenset(self._place.asked)
+
+    def wrong(self, what: str) -> ConfigError:
+        """The error to raise for the table itself."""
+        return self._place.error(what)
+
+    def error(self, key: str, what: str) -> ConfigError:
+        """The error to raise for a key of this table."""
+        return self._place.below(key).error(what)
+
+    def entry(self, key: str) -> Entry | None:
+        """The value of a key, if it is there."""
+        place = self._place.below(key)
+        place.asked.add(place.dotted())
+        self._known.append(key)
+        return Entry(self._values[key], place) if key in self._values else None
+
+    def entries(self) -> Iterator[tuple[str, Entry]]:
+        """Every entry of a table whose keys are names that the user chooses."""
+        for key, value in self._values.items():
+            yield key, Entry(value, self._place.below(key))
+
+    def table(self, key: str) -> "Table":
+        """A table in this table; empty if it is not there."""
+        entry = self.entry(key)
+        return entry.as_table() if entry else Table({}, self._place.below(key))
+
+    def list(self, key: str, default: Sequence[Any] | None) -> list[Entry]:
+        """A list's items. `default` None: the key must be there."""
+        entry = self.entry(key)
+        if entry is None and default is None:
+            self.done()  # it may be there under a mistyped name
+            raise self.error(key, "missing")
+        values = entry.take(list) if entry else default or []
+        return [Entry(value, self._place.below(f"{key}[{index}]")) for index, value in enumerate(values)]
+
+    def take(self, key: str, kind: type[T], fallback: T) -> T:
+        """A value of this kind."""
+        entry = self.entry(key)
+        return entry.take(kind) if entry else fallback
+
+    def choice(self, key: str, choices: tuple[str, ...], fallback: str) -> str:
+        """One of some texts."""
+        value = self.take(key, str, fallback)
+        if value not in choices:
+            raise self.error(key, f"{value!r} is none of {', '.join(choices)}")
+        return value
+
+    def number(self, key: str, fallback: int, least: int, most: int) -> int:
+        """A whole number in a range."""
+        value = self.take(key, int, fallback)
+        if not least <= value <= most:
+            raise self.error(key, f"{value} is out of range; it may be {least} to {most}")
+        return value
+
+    def duration(self, key: str, fallback: float, least: float, most: float) -> float:
+        """A duration in a range, in seconds."""
+        entry = self.entry(key)
+        seconds = entry.convert(_duration) if entry else fallback
+        if seconds < least:
+            raise self.error(key, f"too short; at least {least:g}s")
+        if seconds > most:
+            raise self.error(key, f"too long; at most {most:g}s")
+        return seconds
+
+    def size(self, key: str, fallback: int, least: int, most: int) -> int:
+        """A size in a range, in bytes; without a unit it is bytes."""
+        entry = self.entry(key)
+        if entry is None:
+            return fallback
+        value = entry.value if type(entry.value) is int else entry.convert(_size)
+        if not least <= value <= most:
+            raise self.error(key, f"{value} bytes is out of range; it may be {least} to {most} bytes")
+        return value
+
+    def reject(self, key: str, why: str) -> None:
+        """A key that is known, and not possible in this version."""
+        self._known.append(key)
+        if key in self._values:
+            raise self.error(key, why)
+
+    def done(self) -> None:
+        """Raise ConfigError for a key that was not asked for."""
+        for key in self._values:
+            if key not in self._known:
+                close = difflib.get_close_matches(key, self._known, n=1)
+                known = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(self._known))}"
+                raise self.error(key, f"unknown key; {known}")
+
+
+_KINDS: Mapping[type, str] = {
+    str: "a text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list in [brackets]",
+    dict: "a table",
+}
+
+
+def _kind_of(value: Any) -> str:
+    return _KINDS.get(type(value), "a date or time")
+
+
+def _duration(text: str) -> float:
+    match = _DURATION.fullmatch(text)
+    if text == "0":
+        return 0.0
+    if not text or not match:
+        raise ValueError(f"{text!r} is not a duration; write it as Prometheus does: 500ms, 10s, 5m")
+    return math.fsum(int(number) * _SECONDS[unit] for unit, number in match.groupdict().items() if number)
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write it as Prometheus does: 16MiB, 512KiB")
+    return int(match[1]) * _SIZES[match[2][0]]

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""TCP connections: how many, and how long without a request; and what the log hears of bad ones."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from federator import config, connections, daemon, host
+from federator.connections import Connections
+from federator.counters import Counters
+from federator.web import Served, application
+from tests.parts import Daemon, Exporter, eventually, toml
+
+Listen = Callable[[int], "asyncio.Future[tuple[Connections, int]]"]
+HEALTHY = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
+Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@pytest.fixture
+def held(exporter: Callable[[bytes], Exporter]) -> Exporter:
+    """The exporter of the daemon, which does not answer yet."""
+    one = exporter(b"m 1\n")
+    one.hold.clear()
+    return one
+
+
+@pytest.fixture
+async def served(tmp_path: Path, held: Exporter) -> AsyncIterator[Callable[..., "asyncio.Task[Connections]"]]:
+    """Makes a listening daemon of at most so many connections."""
+    host.watch_children()
+    settings = config.parse(toml({"work": {"x": held.port}}, transport="local"), tmp_path / "x.toml")
+    of = Served.of(settings, Counters())
+    runner = web.AppRunner(application(of), access_log=None, logger=daemon.http_log())
+    await runner.setup()
+    assert runner.server is not None
+    made: list[Connections] = []
+
+    async def start(most: int) -> Connections:
+        assert runner.server is not None
+        made.append(Connections(runner.server, most))
+        await made[-1].listen("127.0.0.1", 0)
+        return made[-1]
+
+    yield lambda most=100: asyncio.create_task(start(most))
+    for one in made:
+        await one.close(0.5)
+    await runner.cleanup()
+    await of.fleet.close()
+
+
+async def connected(to: Connections) -> Stream:
+    """A client."""
+    return await asyncio.open_connection(*to.addresses[0])
+
+
+async def healthy(stream: Stream) -> bool:
+    """Ask, and see whether there is an answer."""
+    reader, writer = stream
+    writer.write(HEALTHY)
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return False
+    return head.startswith(b"HTTP/1.1 200")
+
+
+async def is_cut(stream: Stream) -> bool:
+    """Has the other end closed it? Waits for that."""
+    try:
+        return await stream[0].read() == b""
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHo"], ids=["silent", "half-sent"])
+async def test_a_connection_without_a_request_is_cut(
+    served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """It would hold a file descriptor for ever."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    listening = await served()
+    stream = await connected(listening)
+    stream[1].write(said)
+    assert await is_cut(stream)
+    await asyncio.to_thread(eventually, "it is gone", lambda: len(listening) == 0)
+    stream[1].close()
+
+
+async def test_a_connection_is_kept_between_requests_for_a_while(
+    served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than the time for a head, as scrapers need it; then it is cut. Half a second request is cut earlier."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 1.0)
+    listening = await served()
+    one, other = await connected(listening), await connected(listening)
+    assert await healthy(one)
+    assert await healthy(other)
+    await asyncio.sleep(0.5)
+    assert await healthy(one)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 1000.0)
+    assert await healthy(other)
+    other[1].write(b"GET /")
+    assert await is_cut(other)
+    assert await is_cut(one)
+    for _, writer in (one, other):
+        writer.close()
+
+
+async def test_where_there_are_too_many_the_longest_idle_goes(
+    served: Callable[..., "asyncio.Task[Connections]"],
+) -> None:
+    """A scraper that comes always finds a place, unless all are being answered."""
+    listening = await served(3)
+    first, second, third = [await connected(listening) for _ in range(3)]
+    for stream in (first, second, third, first):
+        assert await healthy(stream)
+    fourth = await connected(listening)
+    assert await healthy(fourth)
+    assert len(listening) == 3
+    assert await is_cut(second)
+    assert await healthy(first)
+    for _, writer in (first, second, third, fourth):
+        writer.close()
+
+
+async def test_a_connection_that_is_being_answered_stays(
+    served: Callable[..., "asyncio.Task[Connections]"], held: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all are, the new one goes; and the time without a request does not run."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    listening = await served(1)
+    busy = await connected(listening)
+    busy[1].write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    await asyncio.to_thread(eventually, "its exporter is asked", lambda: held.requests)
+    new = await connected(listening)
+    assert await is_cut(new)
+    held.hold.set()
+    assert (await busy[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    for _, writer in (busy, new):
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "request_text",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /\x1b[2J\x00 HTTP/1.1\r\n\r\n",
+    ],
+    ids=["a length that is none", "TLS", "control characters"],
+)
+def test_bad_requests_are_one_line_without_a_traceback(
+    exporter: Callable[[bytes], Exporter], tmp_path: Path, request_text: bytes
+) -> None:
+    """Anybody on the network could fill the log."""
+    folder = tmp_path / "daemon"
+    folder.mkdir()
+    with Daemon(folder, toml({"work": {"x": exporter(b"m 1\n").port}}, transport="local")) as proxy:
+        for _ in range(50):
+            with socket.create_connection(("127.0.0.1", proxy.port)) as sock:
+                sock.sendall(request_text)
+                assert b" 400 " in sock.recv(1000)
+        assert proxy.get("/-/healthy").status == 200
+        assert "Traceback" not in proxy.log
+        assert proxy.log.count("a request that is no HTTP") <= 1
+        assert proxy.log.count("\n") <= 3
+        assert proxy.log.replace("\n", "").isprintable()
+
+
+def test_a_bug_of_ours_is_not_taken_for_a_bad_request() -> None:
+    """Its traceback is logged each time."""
+    one = connections.BadRequestFilter()
+    for _ in range(3):
+        record = logging.makeLogRecord({"msg": "Error handling request"})
+        record.exc_info = (ZeroDivisionError, ZeroDivisionError("x"), None)
+        assert one.filter(record)
+        assert record.exc_info is not None

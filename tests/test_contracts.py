@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program and its documentation say the same. Each test here tells the author of a change what else to touch."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from federator import errors, web
+from federator.counters import Counters
+from federator.gauges import HELPS
+from tests import test_web
+from tests.helpers import ROOT
+from tests.test_layers import ALLOWED
+
+assert web  # importing it imports every module that can define a ScrapeError
+
+client = test_web.client  # the fixture: a client of the whole application
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+# The closed set that dashboards and alerts rely on.
+REASONS = {
+    "refused",
+    "no_service",
+    "not_running",
+    "closed",
+    "timeout",
+    "protocol",
+    "connection",
+    "http",
+    "exposition",
+    "body_size_limit",
+    "sample_limit",
+    "label_limit",
+}
+
+
+def documented(name: str) -> list[str]:
+    """What the first columns of a document's tables have in backticks, and nothing else."""
+    return re.findall(r"^\| `([^`]+)` \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def scrape_errors(root: type[errors.ScrapeError] = errors.ScrapeError) -> Iterator[type[errors.ScrapeError]]:
+    """Every kind of ScrapeError, in whichever module."""
+    for error in root.__subclasses__():
+        yield error
+        yield from scrape_errors(error)
+
+
+def test_reasons_are_a_closed_set() -> None:
+    """Errors, the tree in errors.py, and the table of docs/troubleshooting.md have the same reasons."""
+    found = list(scrape_errors())
+    assert {error.reason for error in found} == REASONS
+    tree = re.findall(r"^ {12}(\w+)", inspect.getdoc(errors) or "", re.MULTILINE)
+    # One that another module defines is that module's own business, and has the reason of its parent.
+    assert sorted(error.__name__ for error in found if error.__module__ == errors.__name__) == sorted(tree)
+    # Its other tables have messages, which are several words.
+    reasons = [name for name in documented("docs/troubleshooting.md") if re.fullmatch(r"[a-z_]+", name)]
+    assert sorted(reasons) == sorted(REASONS)
+
+
+def test_metrics_are_documented() -> None:
+    """docs/metrics.md has a row for each gauge on /metrics and each metric of ours on /metrics/proxy, and no other."""
+    page = Counters().page().decode()
+    # The library adds when each counter began, on a line of its own.
+    counters = re.findall(r"^# TYPE (qubes_proxy_\w+)(?<!_created) ", page, re.MULTILINE)
+    assert sorted(documented("docs/metrics.md")) == sorted([*HELPS, *counters])
+
+
+async def test_paths_are_documented(client: test_web.Client) -> None:
+    """docs/http.md, the text of the 404 and the links of the front page have all paths, and no other."""
+    assert client.app is not None
+    paths = {resource.canonical for resource in client.app.router.resources()}
+    assert paths == set(documented("docs/http.md"))
+    async with client.get("/no-such-path") as answer:
+        named = set(re.findall(r"(?<!\S)/[\w/-]*", await answer.text()))
+    async with client.get("/") as answer:
+        linked = set(re.findall(r'href="(/[^"?]*)', await answer.text()))
+    assert named - {"/"} == linked - {"/"} == paths - {"/"}
+
+
+def test_files_are_documented() -> None:
+    """ARCHITECTURE.md has a row for each module of the table of who may import whom, and no other."""
+    files = [name for name in documented("ARCHITECTURE.md") if name.endswith(".py")]
+    assert sorted(files) == sorted(f"{module.replace('.', '/')}.py" for module in ALLOWED)
+
+
+def _anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    """To a file that is there, and to a heading that it has."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.is_file(), link
+        assert not anchor or anchor in _anchors(target), link

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One fleet, reconfigured in place: what stays, what goes, and what one limit for all calls means."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from federator import config, host
+from federator.counters import Counters
+from federator.fleet import Fleet
+from federator.model import Config, Limits
+from federator.scrape import Scraper
+from federator.statelog import StateLog
+from tests.helpers import SERVICE, Clock
+from tests.parts import Exporter, eventually, toml
+from tests.standin.qubes import Qubes
+
+MakeExporter = Callable[[bytes], Exporter]
+MakeFleet = Callable[[Config], tuple[Fleet, Scraper]]
+
+# Called as qrexec-client-vm is. Notes how many like it are being set up, itself included, and becomes the service.
+CLIENT = """#!/bin/sh
+mine=$(mktemp "{folder}/setting-up/XXXXXX")
+ls "{folder}/setting-up" | wc -l >>"{folder}/at-once"
+sleep 0.1
+rm "$mine"
+case "$4" in
+admin.vm.List) printf '0\\0dom0 class=AdminVM state=Running\\n' ;;
+*) exec {service} "${{4#*+}}" ;;
+esac
+"""
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[MakeFleet]:
+    """Makes fleets, and closes them."""
+    host.watch_children()
+    made: list[Fleet] = []
+
+    def start(settings: Config) -> tuple[Fleet, Scraper]:
+        counters = Counters()
+        fleet = Fleet(settings, counters)
+        made.append(fleet)
+        return fleet, Scraper(fleet, StateLog(), counters)
+
+    yield start
+    for fleet in made:
+        await fleet.close()
+
+
+def local(of: dict[str, dict[str, int]]) -> Config:
+    """A configuration of local qubes."""
+    return config.parse(toml(of, transport="local"), Path("x.toml"))
+
+
+async def test_a_reload_keeps_what_is_as_before(make: MakeFleet, exporter: MakeExporter) -> None:
+    """The open call of a qube that did not change serves on, its text is followed; other labels make no new call."""
+    port = exporter(b"m 1\n").port
+    settings = local({"work": {"node": port}})
+    fleet, scraper = make(settings)
+    await scraper.collect(fleet.targets, 20.0)
+    fleet.reconfigure(local({"work": {"node": port}}))
+    assert fleet.remembers(fleet.targets[0])
+    (qube,) = settings.qubes
+    labelled = replace(qube.targets[0], labels=(("owner", "alice"),))
+    fleet.reconfigure(replace(settings, qubes=(replace(qube, targets=(labelled,), labels=labelled.labels),)))
+    (outcome,) = (await scraper.collect(fleet.targets, 20.0)).outcomes
+    assert outcome.reading is not None
+    assert b'owner="alice"' in outcome.reading.blocks[0]
+    assert [call.opened for call in fleet.channel("work").calls()] == [1]
+
+
+async def test_what_a_reload_takes_away_is_let_go(make: MakeFleet, exporter: MakeExporter) -> None:
+    """The call of a qube that left ends, and so does that of one with other ports; their texts are forgotten."""
+    a, b = exporter(b"a 1\n"), exporter(b"b 1\n")
+    fleet, scraper = make(local({"work": {"a": a.port}, "personal": {"a": a.port}}))
+    await scraper.collect(fleet.targets, 20.0)
+    work, personal = fleet.targets
+    fleet.reconfigure(local({"work": {"a": a.port, "b": b.port}}))
+    assert (fleet.remembers(work), fleet.remembers(personal)) == (True, False)
+    assert len((await scraper.collect(fleet.targets, 20.0)).outcomes) == 2
+    assert [call.opened for call in fleet.channel("work").calls()] == [1], "a new channel, for both ports"
+    assert fleet.departures == 1
+
+
+async def test_other_limits_are_another_judgement(make: MakeFleet, exporter: MakeExporter) -> None:
+    """What was judged by the old limits is not remembered under the new ones, but calls stay."""
+    fleet, scraper = make(local({"work": {"node": exporter(b'm{a="12345"} 1\n').port}}))
+    await scraper.collect(fleet.targets, 20.0)
+    scrape = replace(fleet.config.scrape, limits=Limits(label_value_length=4))
+    fleet.reconfigure(replace(fleet.config, scrape=scrape))
+    assert not fleet.remembers(fleet.targets[0])
+    (outcome,) = (await scraper.collect(fleet.targets, 20.0)).outcomes
+    assert outcome.reading is None
+    assert [call.opened for call in fleet.channel("work").calls()] == [1]
+
+
+async def test_a_qube_that_leaves_while_it_is_read_holds_no_memory(make: MakeFleet, exporter: MakeExporter) -> None:
+    """Its scrape goes on to its end; what was read is of no more use."""
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    fleet, scraper = make(local({"work": {"slow": slow.port}}))
+    (target,) = fleet.targets
+    collecting = asyncio.create_task(scraper.collect({target}, 20.0))
+    await asyncio.to_thread(eventually, "it is asked", lambda: slow.requests)
+    fleet.reconfigure(replace(fleet.config, qubes=()))
+    slow.hold.set()
+    (outcome,) = (await collecting).outcomes
+    assert outcome.reading is not None
+    assert not fleet.remembers(target)
+
+
+async def test_one_limit_for_all_calls_over_reloads(make: MakeFleet, exporter: MakeExporter, tmp_path: Path) -> None:
+    """With connect_limit 1 no two calls are set up at one time: not of kept, new or discovered qubes, nor dom0's."""
+    client = tmp_path / "client"
+    client.write_text(CLIENT.format(folder=tmp_path, service=SERVICE), encoding="utf-8")
+    client.chmod(0o755)
+    (tmp_path / "setting-up").mkdir()
+    port = exporter(b"m 1\n").port
+
+    def settings(qubes: int) -> Config:
+        text = toml(
+            {f"q{number}": {"x": port} for number in range(qubes)},
+            client=client,
+            qrexec="connect_limit = 1\n",
+            rest="[discovery]\nrefresh_interval = '1s'\n",
+        )
+        return config.parse(text, tmp_path / "x.toml")
+
+    fleet, scraper = make(settings(1))
+    for qubes in range(2, 5):
+        fleet.reconfigure(settings(qubes))
+    await asyncio.gather(fleet.refresh(20.0), scraper.collect(fleet.targets, 20.0))
+    at_once = (tmp_path / "at-once").read_text(encoding="utf-8").split()
+    assert at_once == ["1"] * 5, "four qubes and dom0"
+
+
+@pytest.mark.parametrize("source", ["admin.vm.List", "ruddo.PrometheusDiscover"])
+async def test_dom0_cannot_be_asked_without_a_client(make: MakeFleet, tmp_path: Path, source: str) -> None:
+    """Both ways to ask say the same."""
+    rest = f"[discovery]\nsource = '{source}'\n"
+    text = toml({"work": {"x": 9100}}, client=tmp_path / "missing", rest=rest)
+    fleet, _ = make(config.parse(text, tmp_path / "x.toml"))
+    await fleet.refresh(20.0)
+    assert fleet.discovery_error is not None
+    assert fleet.discovery_error.reason == "closed"
+    assert "cannot be started" in str(fleet.discovery_error)
+
+
+async def test_the_state_is_shown_to_a_debugger(make: MakeFleet, exporter: MakeExporter) -> None:
+    """By repr: of the fleet, of its channels and their calls, and of what is under way."""
+    fleet, scraper = make(local({"work": {"node": exporter(b"m 1\n").port}}))
+    assert "1 qubes, 1 targets" in repr(fleet)
+    await scraper.collect(fleet.targets, 20.0)
+    assert "Channel to work: free" in repr(fleet)
+    assert "opened=1" in repr(fleet.channel("work"))
+    assert "Scraper of <Fleet" in repr(scraper)
+
+
+@pytest.mark.parametrize("source", ["admin.vm.List", "ruddo.PrometheusDiscover"])
+async def test_dom0_that_refuses_is_asked_later_and_later(
+    make: MakeFleet, qubes: Qubes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    """Each question costs it as much as one that it answers: after 10 s, 20 s, 40 s, and so on up to backoff_max."""
+    clock = Clock(monkeypatch)
+    qubes.add("dom0", policy="deny", install=False)
+    rest = f"[discovery]\nrefresh_interval = '10s'\nsource = '{source}'\n"
+    text = toml({"work": {"x": 9100}}, client=qubes.client, rest=rest, qrexec="backoff_max = '1m'\n")
+    fleet, _ = make(config.parse(text, tmp_path / "x.toml"))
+    asked_at = []
+    for second in range(300):
+        calls = len(qubes.calls("dom0"))
+        await fleet.refresh(20.0)
+        asked_at += [second] if len(qubes.calls("dom0")) > calls else []
+        clock.advance(1.0)
+    waits = [later - earlier for earlier, later in itertools.pairwise(asked_at)]
+    for wait, nominal in zip(waits, (10, 20, 40, 60, 60), strict=False):
+        assert nominal * 0.75 < wait < nominal * 1.25 + 2
+    assert len(waits) >= 4
+    assert fleet.discovery_error is not None
+    assert fleet.discovery_error.reason == "refused"

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Snapshot -> page: made once, compressed once, shared."""
+
+import asyncio
+import gc
+import gzip
+
+import pytest
+
+from federator import config, page
+from federator.counters import Counters
+from federator.fleet import Fleet
+from federator.model import Outcome, QubeOutcome, Reload, Snapshot
+from federator.page import Page, Pages, at_once
+from federator.scheduler import Scheduler
+from tests.helpers import read
+from tests.parts import toml
+
+RELOAD = Reload(successful=True, at=1.0)
+
+
+@pytest.fixture
+async def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    """The pages of a fleet that nobody asks."""
+    settings = config.parse(toml({"work": {"node": 9100}}), tmp_path_factory.mktemp("page") / "x.toml")
+    return Pages(Fleet(settings, Counters()), Scheduler())
+
+
+def snapshot(body: bytes = b"m 1\n") -> Snapshot:
+    """What one scrape found: one exporter, with this text."""
+    settings = config.parse(toml({"work": {"node": 9100}}), config.DEFAULT_PATHS[0])
+    (qube,) = settings.qubes
+    outcome = Outcome(qube.targets[0], 0.1, len(body), reading=read(body, qube.targets[0]))
+    return Snapshot(1.0, 0.1, 10.0, (QubeOutcome(qube, True, 0.1, (outcome,)),))  # noqa: FBT003 - it is up
+
+
+async def test_a_snapshot_has_one_page(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many scrapers share it, it is merged once and compressed once."""
+    compressed = []
+    real = page.gzipped
+
+    def counted(text: bytes) -> bytes:
+        compressed.append(text)
+        return real(text)
+
+    monkeypatch.setattr(page, "gzipped", counted)
+    shared = snapshot()
+    texts = await asyncio.gather(*[pages.of(shared, RELOAD).gzipped() for _ in range(20)])
+    assert len(compressed) == 1
+    assert len(set(map(id, texts))) == 1
+    assert await pages.of(shared, RELOAD).plain() == gzip.decompress(texts[0])
+    assert b'm{qube="work",exporter="node"} 1\n' in gzip.decompress(texts[0])
+    assert pages.of(snapshot(), RELOAD) is not pages.of(shared, RELOAD)
+
+
+async def test_a_page_goes_with_its_snapshot(pages: Pages) -> None:
+    """Nothing as large as a page is kept when nobody sends it any more."""
+    one = snapshot()
+    await pages.of(one, RELOAD).plain()
+    assert len(pages) == 1
+    del one
+    gc.collect()
+    assert len(pages) == 0
+
+
+async def test_who_goes_away_does_not_take_the_page_from_the_others(pages: Pages) -> None:
+    """It is made all the same."""
+    shared = snapshot()
+    gone = asyncio.create_task(pages.of(shared, RELOAD).gzipped())
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert b"\nm{" in gzip.decompress(await pages.of(shared, RELOAD).gzipped())
+
+
+async def test_a_text_that_is_there_already() -> None:
+    """As /forward and /metrics/proxy have it."""
+    text = Page(at_once(b"m 1\n"))
+    assert (await text.plain(), gzip.decompress(await text.gzipped())) == (b"m 1\n", b"m 1\n")

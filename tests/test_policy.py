@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lines for dom0's policy: exactly what the configuration needs, in the order that dom0 reads them."""
+
+from pathlib import Path
+
+from federator import config
+from federator.policy import policy_lines
+
+EXPORTERS = "[exporters]\nnode = 9100\nprocess = 9256\n"
+WORK = "[qubes.work]\nexporters = ['process', 'node']\n"
+NET = "[qubes.net]\ntransport = 'local'\nexporters = ['node']\n"
+ADMIN = "[qubes.dom0]\nexporters = ['node']\n"
+
+
+def lines(text: str, own_name: str = "net") -> list[str]:
+    """The lines for a configuration."""
+    return policy_lines(config.parse(EXPORTERS + text, Path("/x")), own_name)
+
+
+def test_qubes_are_called_with_the_ports_of_their_exporters() -> None:
+    """In columns and in the order of the file, dom0 by the name it has in its policy. Halted qubes stay halted."""
+    assert lines(WORK + NET + ADMIN) == [
+        "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
+        "# net may read these ports of these qubes; halted ones are not started",
+        "ruddo.PrometheusProxy  +9100+9256  net  work      allow autostart=no",
+        "ruddo.PrometheusProxy  +9100       net  @adminvm  allow",
+        "# only while upstream's service is in these qubes, which takes one port per call:",
+        "# ruddo.PrometheusProxy  +9100  net  work  allow autostart=no",
+        "# ruddo.PrometheusProxy  +9256  net  work  allow autostart=no",
+    ]
+
+
+def test_a_qube_with_one_port_needs_one_line() -> None:
+    """Upstream's service takes the same call."""
+    assert lines("[qubes.work]\nexporters = ['node']\n")[2:] == [
+        "ruddo.PrometheusProxy  +9100  net  work  allow autostart=no"
+    ]
+
+
+def test_discovery_by_admin_vm_list_needs_a_line_for_each_qube() -> None:
+    """dom0 lists only those; the qubes that may be found have a tag."""
+    assert lines(WORK + ADMIN + "[discovery]\nexporters = ['node']\n")[2:9] == [
+        "ruddo.PrometheusProxy  +9100+9256  net  work            allow autostart=no",
+        "ruddo.PrometheusProxy  +9100       net  @adminvm        allow",
+        "ruddo.PrometheusProxy  +9100       net  @tag:monitored  allow autostart=no",
+        "admin.vm.List          *           net  @adminvm        allow target=dom0",
+        "admin.vm.List          *           net  work            allow target=dom0",
+        "admin.vm.List          *           net  @tag:monitored  allow target=dom0",
+        "# tag the qubes that may be found: qvm-tags QUBE add monitored",
+    ]
+
+
+def test_discovery_by_our_service_needs_one_line() -> None:
+    """It names all qubes that run."""
+    assert lines("[qubes.work]\nexporters = ['node']\n[discovery]\nsource = 'ruddo.PrometheusDiscover'\n")[2:] == [
+        "ruddo.PrometheusProxy     +9100  net  work      allow autostart=no",
+        "ruddo.PrometheusDiscover  *      net  @adminvm  allow target=dom0",
+    ]
+
+
+def test_no_line_is_needed_without_qrexec() -> None:
+    """The qube that the daemon runs in is scraped without it."""
+    assert lines(NET) == ["# nothing is called over qrexec, so dom0 needs no line"]
+
+
+def test_discovery_of_states_alone_still_asks_dom0() -> None:
+    """With nothing to call over qrexec, one line is left."""
+    assert lines(NET + "[discovery]\n")[2:] == ["admin.vm.List  *  net  @adminvm  allow target=dom0"]
+
+
+def test_outside_of_qubes_the_lines_are_for_sys_net() -> None:
+    """A host name that no qube can have would make dom0 refuse all of its policy."""
+    for name in ("my host", "", "dom0", "-x"):
+        assert lines(WORK, name)[2].split()[2] == "sys-net"
