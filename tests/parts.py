@@ -257,8 +257,8 @@ class Prometheus:
     def __init__(self, folder: Path, target: str, *, interval: str = "1s") -> None:
         self._folder = folder
         self.url = f"http://127.0.0.1:{free_port()}"
-        self._config = folder / "prometheus.yml"
-        self._config.write_text(
+        self.config = folder / "prometheus.yml"
+        self.config.write_text(
             f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
             f"scrape_configs: [{{job_name: qubes, static_configs: [{{targets: ['{target}']}}]}}]\n",
             encoding="utf-8",
@@ -269,7 +269,7 @@ class Prometheus:
         """Run it."""
         words = [
             debian_program("prometheus"),
-            f"--config.file={self._config}",
+            f"--config.file={self.config}",
             f"--storage.tsdb.path={self._folder / 'tsdb'}",
             f"--web.listen-address={self.url.removeprefix('http://')}",
         ]
