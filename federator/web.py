@@ -206,7 +206,7 @@ async def _patiently_refreshed(request: web.Request) -> Fleet:
 
 
 def _own_address(request: web.Request) -> str:
-    """Where whoever asks has reached us; by the socket, where the Host header is missing or odd."""
+    """The address at which the client reached us; the socket's, where the Host header is missing or odd."""
     untrusted_host = request.headers.get("Host", "")
     if match := _HOST.fullmatch(untrusted_host):
         return match[1] + (match[2] or ":80")
