@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from federator.model import Limits, Reading
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
-from federator.text.merge import Merger
+from federator.text.merge import SLICE_FAMILIES, Merger
 from tests.helpers import finish, page, read, recording, target
 
 
@@ -117,7 +117,9 @@ def test_recordings_of_three_qubes_are_one_page_that_go_reads_too() -> None:
     promtool = shutil.which("promtool")
     if promtool:
         verdict = subprocess.run([promtool, "check", "metrics"], input=text.encode(), capture_output=True, check=False)
-        assert verdict.returncode in {0, 3}, verdict.stderr  # 3: it parses, but promtool would name some metrics differently
+        assert verdict.returncode in {0, 3}, (
+            verdict.stderr
+        )  # 3: it parses, but promtool would name some metrics differently
     heads = [line for line in text.split("\n") if line.startswith("# TYPE ")]
     assert len(heads) == len(set(heads)) == len({line.split(" ")[2] for line in heads})
     assert heads == sorted(heads, key=lambda line: line.split(" ")[2])
@@ -217,3 +219,9 @@ def test_the_plan_of_an_unchanged_shape_is_not_made_again(monkeypatch: pytest.Mo
     second = finish(merger.merge([finish(one.read(recording("node", 3))) for one in readers]))
     monkeypatch.undo()
     assert second.decode() == page(*(read(recording("node", 3), target(qube, "x")) for qube in "ab"))
+
+
+def test_merging_many_families_gives_turns() -> None:
+    """Planning takes long for very many families: counting types, deciding, placing blocks and sorting names."""
+    many = reading("a", "".join(f"a{number} 1\n" for number in range(10 * SLICE_FAMILIES)))
+    assert sum(1 for _ in Merger().merge([many])) >= 4 * 10 - 2

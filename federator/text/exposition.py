@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-One target's text, from a qube nobody trusts -> checked and labelled lines that any Prometheus takes.
+One target's text, from a qube that is not trusted -> checked and labelled lines that every Prometheus takes.
 
 Owns the way of a text through the other files, and the limits on the whole of it. Must not know where the text came
 from, nor what else is on the page.
@@ -14,7 +14,7 @@ from, nor what else is on the page.
 A line is passed on whole or not at all. Timestamps are left out, so that a series that ends goes stale at once.
 
 Work is done in slices, with a `yield` after each: the caller decides who is next, so that one large or hostile text
-delays nobody else. Everything before the first slice is linear and bounded by `Limits`.
+does not delay the others. Everything before the first slice is linear and bounded by `Limits`.
 """
 
 from collections.abc import Generator, Sequence

@@ -24,8 +24,8 @@ from federator.model import Family, MetricType, Reading
 
 # So many families are looked at between two yields: some 5 ms.
 SLICE_FAMILIES = 2000
-# The last plan is kept, and plans before it (of scrapers that ask for a part of the page) as long as all of them together
-# have no more steps than this, some 150 bytes each.
+# The last plan is kept, and older ones (of scrapers that ask for a part of the page) as long as all plans together have
+# no more steps than this, some 150 bytes each.
 MAX_STEPS = 200_000
 
 _SUFFIXES: dict[MetricType, tuple[str, ...]] = {
