@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federator.model import Limits, Reading
@@ -136,6 +136,7 @@ TEXTS = st.lists(
 
 
 @given(st.lists(TEXTS, min_size=1, max_size=5))
+@settings(deadline=None)
 def test_whatever_targets_claim_each_name_stands_in_one_block_and_no_sample_is_lost(claims: list[list[str]]) -> None:
     """That holds however types and names collide, within a target or between targets."""
     readings = [reading(f"q{number}", "\n".join([*claim, "ok 1", ""])) for number, claim in enumerate(claims)]

@@ -470,7 +470,7 @@ def test_new_series_are_not_parsed_twice(monkeypatch: pytest.MonkeyPatch, label:
 
 
 @given(st.lists(st.one_of(st.sampled_from(VALUES), st.from_regex(rb"[-+.0-9eEinfaNI_ ]{0,6}", fullmatch=True))))
-@settings(max_examples=2000)
+@settings(max_examples=2000, deadline=None)
 def test_values_in_bulk_are_checked_as_one_by_one(values: list[bytes]) -> None:
     """A value does not become good, or bad, by the values beside it."""
     values = [value for value in values if b"\n" not in value]

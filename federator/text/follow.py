@@ -38,7 +38,6 @@ from federator.text.value import are_values
 # Following a text of this size and more yields between its steps, which take some 30 ns per sample each.
 LARGE = 512 << 10
 
-
 # A series that was not in the last text: its name on the page, and the start of its line there.
 PageSeries = tuple[PageName, bytes]
 
