@@ -92,6 +92,7 @@ async def test_a_connection_without_a_request_is_cut(
     stream[1].close()
 
 
+@pytest.mark.slow
 async def test_a_connection_is_kept_between_requests_for_a_while(
     served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +148,7 @@ async def test_a_connection_that_is_being_answered_stays(
         writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_text",
     [
