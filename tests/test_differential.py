@@ -15,12 +15,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from federator.errors import ScrapeError
 from federator.gauges import gauges
 from federator.model import Outcome, Qube, QubeOutcome, Reading, Reload
 from tests.helpers import page, read, target
 from tests.hostile import bodies
 from tests.parts import PATIENCE_SECONDS, debian_program, eventually, free_port, get, process, serving
+
+# Most of these tests wait for a Prometheus.
+pytestmark = pytest.mark.slow
 
 # The honest qube: its samples must be on every page, unchanged.
 HONEST = b'# HELP work_samples Honest.\n# TYPE work_samples gauge\nwork_samples 1\n# TYPE m gauge\nm{a="b"} 1\n'

@@ -110,6 +110,7 @@ def test_a_label_value_with_odd_line_ends_survives_a_lost_type() -> None:
 EXPORTERS = ("node", "process", "postgres", "redis", "pyapp", "blackbox", "prometheus")
 
 
+@pytest.mark.slow
 def test_recordings_of_three_qubes_are_one_page_that_go_reads_too() -> None:
     """Promtool uses Go's other parser (expfmt), which is stricter about families than Prometheus' scraper."""
     readings = [read(recording(exporter), target(qube, exporter)) for qube in ("a", "b", "c") for exporter in EXPORTERS]

@@ -125,6 +125,7 @@ async def test_scrapers_of_different_targets_do_not_share(scraper: MakeScraper, 
     assert len(b.requests) == 1
 
 
+@pytest.mark.slow
 async def test_a_partial_page_in_time(scraper: MakeScraper, exporter: MakeExporter) -> None:
     """What has not come is late; what has is there, and told as it comes."""
     slow, fast = exporter(b"slow 1\n"), exporter(b"fast 1\n")
@@ -257,6 +258,7 @@ async def test_an_unexpected_exception_in_the_middle_of_a_call_ends_that_call(
     assert [call.opened for call in of.fleet.channel("work").calls()] == [1], "a new slot, and one call in it"
 
 
+@pytest.mark.slow
 async def test_a_patient_scraper_has_its_own_deadline(scraper: MakeScraper, exporter: MakeExporter) -> None:
     """It shares with an impatient one, is not told `timeout` when that one is, and the call stays."""
     slow = exporter(b"m 1\n")
@@ -278,6 +280,7 @@ async def test_a_patient_scraper_has_its_own_deadline(scraper: MakeScraper, expo
 SILENT = "#!/bin/sh\nread -r greeting\necho =2\nexec cat >/dev/null\n"
 
 
+@pytest.mark.slow
 async def test_a_silent_qube_is_given_up_at_the_longest_deadline(tmp_path: Path, exporter: MakeExporter) -> None:
     """An impatient scraper has its page in its time; the call ends when the last one that waits has no time left."""
     service = tmp_path / "silent"
@@ -341,6 +344,7 @@ async def test_no_answer_is_older_than_the_time_of_sharing(
     assert outcomes[0]["fast"] is not outcomes[1]["fast"]
 
 
+@pytest.mark.slow
 async def test_the_duration_is_the_exporters_own(
     scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,6 +151,8 @@ def told(reader: Reader, untrusted_body: bytes) -> tuple[object, ...]:
     return page(reading), reading.samples, reading.lines_dropped, reading.complaint
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @given(seed=st.integers(0, 2**32), body=st.sampled_from([*EXPORTERS, *ODD]))
 @example(seed=1, body="node")
 @example(seed=10484, body="format")
@@ -193,6 +195,8 @@ def gentle(chance: random.Random, families: list[tuple[list[bytes], list[bytes]]
         lines[:] = [line.rpartition(b" ")[0] + b" %d" % chance.randrange(100) for line in lines]
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
 def test_targets_that_share_a_cache_read_as_if_each_were_alone(seed: int) -> None:
@@ -417,6 +421,8 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("label", ["x", "x" * 1000])
 def test_the_size_of_a_shape_is_about_what_it_takes(kind: str, label: str) -> None:
@@ -447,6 +453,8 @@ def test_a_shape_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) 
     assert memory.recall(target()) is None
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("label", ["x", "x" * 200, 'y",qube="'])
 def test_new_series_are_not_parsed_twice(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
     """A text in which every series is new costs no more than reading it line by line."""
@@ -469,6 +477,8 @@ def test_new_series_are_not_parsed_twice(monkeypatch: pytest.MonkeyPatch, label:
     assert asked < 1.3 * 3000
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @given(st.lists(st.one_of(st.sampled_from(VALUES), st.from_regex(rb"[-+.0-9eEinfaNI_ ]{0,6}", fullmatch=True))))
 @settings(max_examples=2000, deadline=None)
 def test_values_in_bulk_are_checked_as_one_by_one(values: list[bytes]) -> None:
@@ -477,6 +487,8 @@ def test_values_in_bulk_are_checked_as_one_by_one(values: list[bytes]) -> None:
     assert are_values(values) == all(map(is_value, values))
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 def test_a_large_text_is_followed_in_turns() -> None:
     """Following 100,000 samples yields between its steps, so that others have a turn."""
     limits = Limits(samples=200_000)
