@@ -22,6 +22,7 @@ from typing import Generic, Protocol, TypeVar, cast
 from federator import reasons
 from federator.errors import ScrapeError
 from federator.model import Callee, Qrexec
+from federator.textbudget import TextBudget
 from federator.wire import Wire
 
 # A call counts as being set up for so long at most: a paused qube, whose call hangs, must not keep others waiting.
@@ -130,6 +131,27 @@ def command(settings: Qrexec, callee: Callee, argument: str = "") -> tuple[list[
     }
 
 
+class _Stderr:
+    """What a service writes to stderr: the last of it, and how much more it may write until it is asked again."""
+
+    def __init__(self) -> None:
+        self._untrusted_kept = bytearray()
+        self.allowance = STDERR_LIMIT
+
+    def take(self, untrusted: bytes) -> None:
+        """Raises ProtocolError where it is too much."""
+        self._untrusted_kept += untrusted
+        del self._untrusted_kept[:-STDERR_KEPT]
+        self.allowance -= len(untrusted)
+        if self.allowance < 0:
+            raise reasons.too_much_stderr(STDERR_LIMIT, self.last_words)
+
+    @property
+    def last_words(self) -> bytes:
+        """The last line."""
+        return bytes(self._untrusted_kept).strip().rpartition(b"\n")[2]
+
+
 class Call(asyncio.SubprocessProtocol, Generic[A]):
     """
     One process and the wire it carries. After `end`, or any error, it is of no more use.
@@ -137,15 +159,15 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
     The event loop hands the pipes' bytes in; the wire decides what they mean.
     """
 
-    def __init__(self, callee: Callee, wire: Wire[A], counter: CallCounter) -> None:
+    def __init__(self, callee: Callee, wire: Wire[A], counter: CallCounter, texts: TextBudget | None = None) -> None:
         self._callee = callee
+        self._texts = texts
         self._wire = wire
         self._counter = counter
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.SubprocessTransport | None = None
         self._spoke = False  # has one byte of stdout come?
-        self._stderr = bytearray()
-        self._stderr_allowance = STDERR_LIMIT
+        self._stderr = _Stderr()
         self._pipes_open = {1, 2}
         self._exited = asyncio.Event()
         self._waiting: asyncio.Future[None] | None = None  # for the greeting or for answers
@@ -187,7 +209,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         """
         self._tell = tell
         self._complete = False
-        self._stderr_allowance = STDERR_LIMIT
+        self._stderr.allowance = STDERR_LIMIT
         self._write(request)
         if self._wire.asks_once:
             self._pipe(0).close()
@@ -197,6 +219,8 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         """End the process: quietly if it lets us, in bounded time if not. Await what this returns to see it gone."""
         if self._ending is None:
             self._tell = None  # it may hold what it told into
+            if self._texts is not None:
+                self._texts.release(self)
             self._ending = self._loop.create_task(self._end())
         return self._ending
 
@@ -237,6 +261,10 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
+    def give_up(self) -> None:
+        """Too many bytes of texts are in memory, and this call has the most of them."""
+        self._fail(reasons.too_much_at_once())
+
     def _fail(self, error: ScrapeError) -> None:
         if self._error is None:
             self._error = error
@@ -263,10 +291,13 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             return
         try:
             if fd == 2:
-                self._take_stderr(data)
+                self._stderr.take(data)
             else:
                 self._spoke = True
-                self._pass_on(self._wire.receive(data))
+                answers = self._wire.receive(data)
+                if self._texts is not None:
+                    self._texts.hold(self, self._wire.held)
+                self._pass_on(answers)
         except ScrapeError as error:
             self._fail(error.bare())
         except Exception:  # a bug of ours: it must not leave anybody waiting for this call
@@ -280,13 +311,6 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         if self._wire.idle:
             self._complete = True
             self._wake()
-
-    def _take_stderr(self, untrusted: bytes) -> None:
-        self._stderr += untrusted
-        del self._stderr[:-STDERR_KEPT]
-        self._stderr_allowance -= len(untrusted)
-        if self._stderr_allowance < 0:
-            raise reasons.too_much_stderr(STDERR_LIMIT, self._last_words())
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         """A pipe was closed at the other end; after the exit, the last words are in once both are."""
@@ -319,7 +343,4 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
                 log.exception("bug in a call", extra={"qube": self._callee.name})
                 self._fail(reasons.bug())
                 return
-        self._fail(reasons.call_ended(status, self._last_words(), self._callee, self._wire, spoke=self._spoke))
-
-    def _last_words(self) -> bytes:
-        return bytes(self._stderr).strip().rpartition(b"\n")[2]
+        self._fail(reasons.call_ended(status, self._stderr.last_words, self._callee, self._wire, spoke=self._spoke))

@@ -19,6 +19,7 @@ from federator.pace import Pace
 from federator.reasons import OnlyVersion1Error
 from federator.request import Request
 from federator.slot import Caller, Slot
+from federator.textbudget import TextBudget
 from federator.turns import Turns
 from federator.wire import SERVICE, PortWire, Version1, Version2
 
@@ -38,9 +39,11 @@ class Channel:
     `close` must be awaited before the event loop ends, or processes are left to find out by themselves.
     """
 
-    def __init__(self, qube: Qube, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter) -> None:
+    def __init__(
+        self, qube: Qube, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter, texts: TextBudget
+    ) -> None:
         self.qube = qube
-        self._caller = Caller(Callee(qube.name, qube.transport, SERVICE), settings, limiter, counter)
+        self._caller = Caller(Callee(qube.name, qube.transport, SERVICE), settings, limiter, counter, texts)
         self._turns = Turns()
         self._pace = Pace(ASKED_EVERY_SECONDS, ASKED_AT_ONCE)
         self._slots = [Slot(qube.ports, Version2, self._caller)]

@@ -45,6 +45,9 @@ MAX_EXPORTERS_PER_QUBE = 64
 MAX_BODY_SIZE = 1 << 30
 # Each sample costs about 1 kB while it is read: these need more memory than a NetVM has.
 MAX_SAMPLES = 5_000_000
+# Less than the first is not worth remembering anything in; no NetVM has more than the second.
+MIN_MEMORY = 6 << 20
+MAX_MEMORY = 1 << 40
 # A line of a text has at most 16 KiB, so there cannot be more labels, nor longer ones, that mean anything.
 MAX_LABELS = 1000
 MAX_LABEL_LENGTH = 10_000
@@ -131,10 +134,11 @@ def _scrape(table: Table) -> Scrape:
     )
     timeout = table.duration("timeout", fallback.timeout, least=0.1, most=MAX_TIMEOUT_SECONDS)
     offset = table.duration("timeout_offset", fallback.timeout_offset, least=0.0, most=MAX_TIMEOUT_SECONDS)
+    memory = table.size("memory_limit", fallback.memory_limit, least=MIN_MEMORY, most=MAX_MEMORY)
     table.done()
     if offset >= timeout:
         raise table.error("timeout_offset", "leaves no time to scrape in; make it shorter than scrape.timeout")
-    return Scrape(timeout=timeout, timeout_offset=offset, limits=limits)
+    return Scrape(timeout=timeout, timeout_offset=offset, memory_limit=memory, limits=limits)
 
 
 def _qrexec(table: Table, folder: Path) -> Qrexec:

@@ -43,10 +43,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """[scrape]: seconds for a whole scrape, and the limits of each target."""
+    """[scrape]: seconds for a whole scrape, bytes of memory for texts, and the limits of each target."""
 
     timeout: float = 10.0
     timeout_offset: float = 0.5
+    memory_limit: int = 192 << 20
     limits: Limits = field(default_factory=Limits)
 
 

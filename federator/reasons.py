@@ -77,6 +77,11 @@ def not_started(program: str, why: str | None) -> ClosedError:
     return ClosedError(f"{program} cannot be started: {why}")
 
 
+def too_much_at_once() -> BodySizeLimitError:
+    """All texts together are larger than may be in memory at one time, and this one is the largest."""
+    return BodySizeLimitError("too many large texts at one time, and this is the largest (scrape.memory_limit)")
+
+
 def too_much_stderr(limit: int, untrusted_words: bytes) -> ProtocolError:
     """The service writes more to stderr than a scrape allows."""
     return ProtocolError(f"sent more than {limit} bytes on stderr: {shown(untrusted_words)}")

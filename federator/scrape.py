@@ -141,6 +141,19 @@ class _Asking:
         )
 
 
+class _TextBeingRead:
+    """Holds bytes of the budget for texts. `task` reads this text, and does nothing else."""
+
+    def __init__(self, task: "asyncio.Task[object]") -> None:
+        self.gave_up = False
+        self._task = task
+
+    def give_up(self) -> None:
+        """There is too much, and this is the largest."""
+        self.gave_up = True
+        self._task.cancel()
+
+
 class Scraper:
     """Scrapes the qubes of a fleet, for all scrapers of the daemon."""
 
@@ -302,7 +315,7 @@ class Scraper:
             error = reasons.no_text(answer, self.fleet.config.scrape.limits.body_size)
             if error is None:
                 async with asking.deadline.limit():
-                    reading = await self.scheduler.run(asking.readers[target].read(answer.body))
+                    reading = await self._read_text(asking.readers[target], answer.body)
         except ScrapeError as failed:
             error = failed.bare()
         except TimeoutError:
@@ -315,6 +328,21 @@ class Scraper:
             self.fleet.forget_text(target)
         body_size = len(answer.body) if answer.status else 0
         asking.add(Outcome(target=target, seconds=seconds, body_size=body_size, reading=reading, error=error))
+
+    async def _read_text(self, reader: Reader, untrusted_body: bytes) -> Reading:
+        """Read it in turns with others, unless there is too much to be read, and this is the largest."""
+        task = asyncio.current_task()
+        assert task is not None, "it is read in a task of its own"
+        holder = _TextBeingRead(task)
+        try:
+            self.fleet.texts.hold(holder, len(untrusted_body))
+            return await self.scheduler.run(reader.read(untrusted_body), len(untrusted_body))
+        except asyncio.CancelledError:
+            if holder.gave_up and not task.uncancel():
+                raise reasons.too_much_at_once() from None
+            raise
+        finally:
+            self.fleet.texts.release(holder)
 
     def _record(self, qube: QubeOutcome) -> None:
         """Tell the log and the counters."""

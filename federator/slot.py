@@ -18,6 +18,7 @@ from federator.errors import RefusedError, ScrapeError
 from federator.model import Answer, Callee, CallState, Qrexec
 from federator.reasons import OnlyVersion1Error
 from federator.request import Request
+from federator.textbudget import TextBudget
 from federator.wire import PortWire, Version1, argument, is_late
 
 # The service is told a little less than the time there is, so that its "timed out" still reaches us and one slow
@@ -28,8 +29,11 @@ ANSWER_MARGIN_SECONDS = 0.25
 class Caller:
     """Makes and ends the calls to one qube's service. `settings` may be replaced at any time."""
 
-    def __init__(self, callee: Callee, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter) -> None:
+    def __init__(
+        self, callee: Callee, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter, texts: TextBudget
+    ) -> None:
         self.callee = callee
+        self._texts = texts
         self.settings = settings
         self.limiter = limiter
         self._counter = counter
@@ -37,7 +41,7 @@ class Caller:
 
     def new(self, wire: PortWire) -> Call[Answer]:
         """A call that is not open yet."""
-        return Call(self.callee, wire, self._counter)
+        return Call(self.callee, wire, self._counter, self._texts)
 
     async def open(self, call: Call[Answer], ports: Collection[int]) -> None:
         """Open it for these ports. Raises ScrapeError."""

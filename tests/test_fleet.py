@@ -184,3 +184,22 @@ async def test_dom0_that_refuses_is_asked_later_and_later(
     assert len(waits) >= 4
     assert fleet.discovery_error is not None
     assert fleet.discovery_error.reason == "refused"
+
+
+async def test_large_texts_at_one_time_cost_the_largest_and_nobody_else(
+    make: MakeFleet, exporter: MakeExporter
+) -> None:
+    """What is received and read at one time is bounded for all together; small texts of others are read."""
+    honest = exporter(b"m 1\n")
+    hostile = [exporter(b"".join(b'x{a="%d"} 1\n' % number for number in range(60_000))) for _ in range(8)]
+    names = {f"large{number}": one.port for number, one in enumerate(hostile)}
+    settings = local({"work": {"honest": honest.port}, "evil": names})
+    scrape = replace(settings.scrape, memory_limit=6 << 20, limits=Limits(samples=1_000_000))
+    fleet, scraper = make(replace(settings, scrape=scrape))
+    outcomes = {one.target.exporter.name: one for one in (await scraper.collect(fleet.targets, 60.0)).outcomes}
+    assert outcomes["honest"].reading is not None
+    given_up = [one.error for name, one in outcomes.items() if name != "honest" and one.error]
+    assert {error.reason for error in given_up} == {"body_size_limit"}
+    assert all("scrape.memory_limit" in str(error) for error in given_up)
+    assert 4 <= len(given_up) <= 8
+    assert fleet.texts.total == 0

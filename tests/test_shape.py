@@ -378,14 +378,15 @@ def test_a_series_with_a_label_that_we_set_for_this_target_is_not_taken_from_the
         assert b'x="ours",exported_x="theirs"' in b"".join(finish(other.read(body)).blocks)
 
 
-def test_memory_forgets_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_forgets_the_largest_first() -> None:
     """When there is too much, the qube that sends most is the one that is read in full again."""
-    monkeypatch.setattr("federator.text.memory._SHAPES_SIZE", 300_000)
-    monkeypatch.setattr("federator.text.memory._SHAPES_SIZE_PER_SAMPLE", 0)
-    memory = Memory(Limits())
-    small, large = target("small"), target("large")
+    memory = Memory(Limits(), 1_600_000)
+    small, large, other = target("small"), target("large"), target("other")
     finish(Reader(small, Limits(), memory).read(b"a 1\n"))
-    finish(Reader(large, Limits(), memory).read(recording("node") + b"# " + b"x" * 200_000 + b"\n"))
+    finish(Reader(large, Limits(), memory).read(recording("node") + b"# " + b"x" * 100_000 + b"\n"))
+    assert memory.recall(large) is not None
+    for number in range(12):
+        finish(Reader(replace(other, qube=f"q{number}"), Limits(), memory).read(b"# " + b"x" * 60_000 + b"\na 1\n"))
     assert memory.recall(small) is not None
     assert memory.recall(large) is None
 
@@ -441,16 +442,12 @@ def test_the_size_of_a_shape_is_about_what_it_takes(kind: str, label: str) -> No
     assert 0.5 < taken / shape.size < 1.5, (taken, shape.size)
 
 
-def test_a_shape_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_that_is_too_large_is_not_kept() -> None:
     """One qube may not have all the memory, even if no other qube needs it."""
-    monkeypatch.setattr("federator.text.memory._SHAPE_SIZE", 100_000)
-    limits = Limits(samples=50)
-    memory = Memory(limits)
-    reader = Reader(target(), limits, memory)
-    finish(reader.read(b"a 1\n"))
-    assert memory.recall(target()) is not None
-    finish(reader.read(b"# HELP a %b\na 1\n" % (b"x" * 4000) + b"# %b\n" % (b"x" * 100_000)))
-    assert memory.recall(target()) is None
+    memory = Memory(Limits(), 600_000)
+    for size, is_kept in ((100_000, True), (200_000, False)):
+        finish(Reader(TARGET, Limits(), memory).read(b"# " + b"x" * size + b"\na 1\n"))
+        assert (memory.recall(TARGET) is not None) == is_kept
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from federator.errors import ScrapeError
 from federator.host import watch_children
 from federator.model import Answer
 from federator.request import Deadline, Request
+from federator.textbudget import TextBudget
 from federator.web import SEND_BYTES
 
 # qube, exporter, body
@@ -60,7 +61,8 @@ async def _serve(how: str, path: Path, port: int) -> None:
     watch_children()
     settings = config.load(path)
     limiter, counters = ConnectionLimiter(settings.qrexec.connect_limit), Counters()
-    channels = [Channel(qube, settings.qrexec, limiter, counters) for qube in settings.qubes]
+    texts = TextBudget(1 << 40)
+    channels = [Channel(qube, settings.qrexec, limiter, counters, texts) for qube in settings.qubes]
     work = {"join": joined, "parse": parsed}[how]
 
     async def metrics(request: web.Request) -> web.StreamResponse:
