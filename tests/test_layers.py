@@ -119,7 +119,7 @@ ALLOWED = {
         "text.samples",
         "text.shape",
     },
-    "text.follow": {"text.relabel", "text.shape", "text.value"},
+    "text.follow": {"text.shape", "text.value"},
     "text.lines": {
         "errors",
         "text.memory",

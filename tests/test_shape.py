@@ -18,11 +18,11 @@ from federator.text.exposition import Reader
 from federator.text.follow import LARGE, PageSeries, Unfinished, follow
 from federator.text.lines import SLICE_BYTES, SLICE_LINES, STEP_LINES, TextLines
 from federator.text.memory import LineCache, Memory
-from federator.text.relabel import PageName, Relabeling
+from federator.text.relabel import Relabeling
 from federator.text.samples import SampleReader
 from federator.text.shape import PageLine, shape_of
 from federator.text.value import are_values, is_value
-from tests.helpers import RECORDINGS, finish, page, read, recording, target
+from tests.helpers import RECORDINGS, finish, page, read, reader, recording, target
 
 EXPORTERS = sorted({path.name.rpartition("-")[0] for path in RECORDINGS.glob("*.prom")})
 # Bodies that are unusual: without HELP and TYPE; TYPE alone; comments, blanks and timestamps between samples; labels
@@ -273,6 +273,22 @@ def test_a_series_is_not_passed_on_twice_because_its_family_is_in_two_places() -
         assert told(warm, untrusted) == told(Reader(target(), Limits(), Memory(Limits())), untrusted)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"# HELP a t\na 1 123\n", b"# HELP a t\n5\n"),
+        (b'# HELP a t\na 1\n# comment\na{x="2"} 2\n', b'# HELP a t\na 1\na 7\na{x="2"} 2\n'),
+        (b'# HELP a t\na 1\n\na{x="2"} 2\n', b'# HELP a t\na 1\na 7\na{x="2"} 2\n'),
+    ],
+    ids=["a value alone in place of a line with a timestamp", "a series in place of a comment", "in place of a blank"],
+)
+def test_a_section_with_more_than_metadata_and_plain_lines_is_not_followed(first: bytes, second: bytes) -> None:
+    """Only where each line of a section is a key and a value does its place in the section say which series it has."""
+    warm = Reader(target(), Limits(), Memory(Limits()))
+    for untrusted in (first, second, first):
+        assert told(warm, untrusted) == told(reader(target()), untrusted)
+
+
 def test_a_text_that_grows_is_held_to_the_limit() -> None:
     """The text grows by a series at each scrape, and is followed each time."""
     limits = Limits(samples=22)
@@ -520,6 +536,14 @@ def test_reading_gives_turns_even_where_nothing_is_parsed() -> None:
     assert turns(shape_of(b"# HELP " + sections + b"\n", lines, starts, {}, ())) >= 9
 
 
+@pytest.mark.parametrize("line", [b'a{x="%d"} 1\n', b"# HELP a%d t\n"], ids=["samples", "metadata"])
+def test_reading_gives_a_turn_after_each_slice_that_was_parsed(line: bytes) -> None:
+    """Parsing is slow, so a slice of lines that are not in the cache is as much as may be done at once."""
+    relabeling, memory = Relabeling(target()), Memory(Limits())
+    text = TextLines(SampleReader(Limits(), memory.series, relabeling), relabeling, memory.metadata)
+    assert turns(text.read(b"".join(line % number for number in range(10 * SLICE_LINES)))) >= 10
+
+
 def test_following_new_series_gives_turns() -> None:
     """Many sections that each have a new series take long to bring in line with the last text."""
 
@@ -541,9 +565,9 @@ def test_following_new_series_gives_turns() -> None:
     unfinished = finish(follow(last, text(b"new"), 1000))
     assert isinstance(unfinished, Unfinished)
     series: dict[bytes, PageSeries] = {}
-    for section, family in enumerate(last.families):
+    for section in range(20):
         name = b"a%d" % section
-        series[name + b'{x="new"} '] = PageName(family, name), name + b'{qube="work",exporter="node",x="new"} '
+        series[name + b'{x="new"} '] = name, name + b'{qube="work",exporter="node",x="new"} '
     assert turns(unfinished.resume(series)) >= 9
 
 

@@ -117,7 +117,8 @@ class Reader:
                 page_name = page_names.get(series.name)
                 if page_name is None:
                     return None
-                found[series.key] = page_name, self._relabeling.line_start(page_name.name, series.labels)
+                name = page_name.name
+                found[series.key] = name, self._relabeling.line_start(name, series.labels)
             yield
         return found
 

@@ -22,7 +22,6 @@ from itertools import chain, compress
 from operator import ne
 from typing import NamedTuple
 
-from federator.text.relabel import PageName
 from federator.text.shape import (
     BYTES_PER_BYTE,
     BYTES_PER_SAMPLE,
@@ -38,8 +37,8 @@ from federator.text.value import are_values
 # Following a text of this size and more yields between its steps, which take some 30 ns per sample each.
 LARGE = 512 << 10
 
-# A series that was not in the last text: its name on the page, and the start of its line there.
-PageSeries = tuple[PageName, bytes]
+# A series that was not in the last text: its metric name on the page, and the start of its line there.
+PageSeries = tuple[bytes, bytes]
 
 
 class _Moved(NamedTuple):
@@ -78,15 +77,14 @@ class Unfinished:
 
         `series` are those of `untrusted_lines`, by their keys: each line up to its last blank.
         """
-        last = self._changes.last
         sections = self._changes.sections.copy()
         since_turn = 0  # lines since the last yield
         for moved in self._moved:
             head, _, _, blocks, _ = sections[moved.position]
             for at in moved.new:
-                (family, name), line_start = series[moved.untrusted_keys[at]]
-                # If its name stands in other sections too, one of them may have this very series.
-                if family != last.families[blocks[0]] or last.only_section.get(name) != moved.number:
+                name, line_start = series[moved.untrusted_keys[at]]
+                # If its name stands in another section, that one may have this very series.
+                if self._changes.last.only_section.get(name) != moved.number:
                     return None
                 moved.lines[at] = slotted(line_start)
             if len(set(moved.lines)) != len(moved.lines):
