@@ -2,7 +2,8 @@
 """What several test files need: running the generators of the core, and the recorded texts."""
 
 import asyncio
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -32,6 +33,18 @@ def finish(work: Generator[None, None, T]) -> T:
         except StopIteration as stop:
             result: T = stop.value
             return result
+
+
+# How long a test waits for something that must happen before the test fails. It is no limit that users know.
+PATIENCE_SECONDS = 30.0
+
+
+async def soon(what: str, condition: Callable[[], object]) -> None:
+    """Wait on the event loop until the condition is true. If it never is, the failure says what did not happen."""
+    end = time.monotonic() + PATIENCE_SECONDS  # not the event loop's clock, which a test may advance
+    while not condition():
+        assert time.monotonic() < end, f"did not happen: {what}"
+        await asyncio.sleep(0.01)
 
 
 class Clock:

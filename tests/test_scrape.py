@@ -21,29 +21,38 @@ from federator.errors import (
     TimedOutError,
 )
 from federator.fleet import Fleet
-from federator.model import Outcome, Reading, Scrape
-from federator.scrape import Scraper, budget
+from federator.model import CallState, Outcome, Reading, Scrape
+from federator.scrape import LEAST_SECONDS, Scraper, budget, deadline_of
 from federator.statelog import StateLog
 from federator.text.exposition import Reader
 from federator.wire import Version2
-from tests.helpers import SERVICE
+from tests.helpers import SERVICE, Clock, soon
 from tests.parts import Exporter, eventually, free_port, toml
 
 MakeExporter = Callable[[bytes], Exporter]
-MakeScraper = Callable[..., Scraper]
+MakeScraper = Callable[..., "CountedScraper"]
 MakeFleet = Callable[..., Fleet]
+
+
+class CountedScraper(Scraper):
+    """A scraper whose counters a test can read."""
+
+    def __init__(self, fleet: Fleet, counters: Counters) -> None:
+        super().__init__(fleet, StateLog(), counters)
+        self.counters = counters
 
 
 @pytest.fixture
 async def scraper(tmp_path: Path) -> AsyncIterator[MakeScraper]:
     """Makes scrapers of local qubes, and closes them."""
     host.watch_children()
-    made: list[Scraper] = []
+    made: list[CountedScraper] = []
 
-    def make(of: dict[str, dict[str, int]], scrape: str = "") -> Scraper:
-        settings = config.parse(toml(of, transport="local", scrape=scrape), tmp_path / "x.toml")
+    def make(of: dict[str, dict[str, int]], scrape: str = "", service: Path = SERVICE) -> CountedScraper:
+        text = toml(of, transport="local", scrape=scrape).replace(str(SERVICE), str(service))
         counters = Counters()
-        made.append(Scraper(Fleet(settings, counters), StateLog(), counters))
+        fleet = Fleet(config.parse(text, tmp_path / "x.toml"), counters)
+        made.append(CountedScraper(fleet, counters))
         return made[-1]
 
     yield make
@@ -165,7 +174,7 @@ async def test_answers_are_let_go(scraper: MakeScraper, exporter: MakeExporter) 
     assert "asking" not in repr(of)
 
 
-async def test_whoever_waits_when_the_daemon_stops_is_told(scraper: MakeScraper, exporter: MakeExporter) -> None:
+async def test_a_scraper_that_waits_when_the_daemon_stops_is_told(scraper: MakeScraper, exporter: MakeExporter) -> None:
     """Half a page would look like qubes that went down."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
@@ -274,33 +283,89 @@ async def test_a_patient_scraper_has_its_own_deadline(scraper: MakeScraper, expo
     assert (call.opened, call.failures) == (1, 0)
 
 
-# Greets, and then says nothing; it stays until the end of its input.
-SILENT = "#!/bin/sh\nread -r greeting\necho =2\nexec cat >/dev/null\n"
+def service(folder: Path, text: str) -> Path:
+    """A service with this text."""
+    path = folder / "service"
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return path
 
 
-async def test_a_silent_qube_is_given_up_at_the_longest_deadline(tmp_path: Path, exporter: MakeExporter) -> None:
+def call_of(of: Scraper) -> CallState:
+    """The one call to the qube `work`."""
+    (call,) = of.fleet.channel("work").calls()
+    return call
+
+
+# Greets, and does not answer; it stays until the end of its input. A file tells that it was asked.
+SILENT = '#!/bin/sh\nread -r greeting\necho =2\nread -r request\n: >"$0.asked"\nexec cat >/dev/null\n'
+
+
+async def test_a_silent_qube_is_given_up_at_the_longest_deadline(
+    scraper: MakeScraper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An impatient scraper has its page in its time; the call ends when the last one that waits has no time left."""
-    service = tmp_path / "silent"
-    service.write_text(SILENT, encoding="utf-8")
-    service.chmod(0o755)
-    text = toml(
-        {"work": {"x": exporter(b"m 1\n").port}}, transport="local", scrape='timeout = "100ms"\ntimeout_offset = "0s"'
-    )
-    settings = config.parse(text.replace(str(SERVICE), str(service)), tmp_path / "x.toml")
-    host.watch_children()
-    counters = Counters()
-    fleet = Fleet(settings, counters)
-    of = Scraper(fleet, StateLog(), counters)
-    first, second = asyncio.create_task(collect(of, 0.3)), asyncio.create_task(collect(of, 2.0))
-    late = (await first)["x"]
-    assert isinstance(late.error, TimedOutError)
-    (call,) = fleet.channel("work").calls()
-    assert (call.open_seconds is not None, call.failures) == (True, 0), "the second one still waits"
+    clock = Clock(monkeypatch)
+    of = scraper({"work": {"x": 9100}}, service=service(tmp_path, SILENT))
+    first, second = asyncio.create_task(collect(of, 1000.0)), asyncio.create_task(collect(of, 2000.0))
+    await soon("it is asked", (tmp_path / "service.asked").exists)
+    clock.advance(1000.0)
+    assert isinstance((await first)["x"].error, TimedOutError)
+    assert (call_of(of).open_seconds is not None, call_of(of).failures) == (True, 0), "the second one still waits"
+    clock.advance(1000.0)
     assert isinstance((await second)["x"].error, TimedOutError)
+    await soon("the call is ended", lambda: call_of(of).open_seconds is None)
+    assert call_of(of).failures == 1
+
+
+async def test_an_impatient_scraper_of_a_silent_qube_does_not_end_its_call(
+    scraper: MakeScraper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call ends when the configured timeout is over, and not when that scraper goes: others may get an answer."""
+    clock = Clock(monkeypatch)
+    of = scraper({"work": {"x": 9100}}, service=service(tmp_path, SILENT), scrape='timeout = "500s"')
+    impatient = asyncio.create_task(collect(of, 50.0))
+    await soon("it is asked", (tmp_path / "service.asked").exists)
+    clock.advance(50.0)
+    assert isinstance((await impatient)["x"].error, TimedOutError)
+    clock.advance(400.0)
     await asyncio.sleep(0.1)
-    (call,) = fleet.channel("work").calls()
-    assert (call.open_seconds, call.failures) == (None, 1)
-    await fleet.close()
+    assert (call_of(of).open_seconds is not None, call_of(of).failures) == (True, 0)
+    clock.advance(100.0)
+    await soon("the call is ended", lambda: call_of(of).open_seconds is None)
+    assert call_of(of).failures == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timeout", "wanted_by", "ends_at"),
+    [
+        (0.2, 10.0, 100.0 + LEAST_SECONDS, 109.5),
+        (0.2, 2.0, 101.5, 101.5),
+        (8.0, 10.0, 108.0, 109.5),
+        (15.0, 10.0, 115.0, 115.0),
+    ],
+    ids=["impatient", "impatient, where little time is configured", "as most are", "patient"],
+)
+def test_the_deadline_of_a_request(seconds: float, timeout: float, wanted_by: float, ends_at: float) -> None:
+    """Exporters have LEAST_SECONDS however short the time of a scraper is; a call has the configured timeout."""
+    deadline = deadline_of(100.0 + seconds, 100.0, Scrape(timeout=timeout, timeout_offset=0.5))
+    assert deadline.wanted_by == pytest.approx(wanted_by)
+    assert deadline.ends_at == pytest.approx(ends_at)
+
+
+async def test_one_impatient_scraper_does_not_make_an_exporter_down(
+    scraper: MakeScraper, exporter: MakeExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no text of a slow exporter; but the exporter answers, and neither log nor counters say anything else."""
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    of = scraper({"work": {"slow": slow.port}})
+    assert (await collect(of, 0.1))["slow"].error is not None
+    slow.hold.set()
+    await soon("its answer is read", lambda: of.fleet.remembers(of.fleet.targets[0]))
+    await soon("the scrape is over", lambda: "asking" not in repr(of))
+    assert "is down" not in caplog.text
+    assert b"exporter_failures_total{" not in of.counters.page()
 
 
 async def test_what_was_late_for_one_is_asked_anew_for_a_patient_one(
@@ -364,16 +429,22 @@ async def test_reading_has_a_time_limit(
     """A text that takes for ever to be read is late, and holds up nobody."""
 
     def endless(_: Reader, body: bytes) -> Generator[None, None, Reading]:
+        begun.append(body)
         while body:
             yield
         raise AssertionError
 
-    of = scraper({"work": {"x": exporter(b"m 1\n").port}}, scrape='timeout = "300ms"\ntimeout_offset = "0s"')
+    clock = Clock(monkeypatch)
+    begun: list[bytes] = []
+    of = scraper({"work": {"x": exporter(b"m 1\n").port}}, scrape='timeout = "500s"')
     with monkeypatch.context() as patch:
         patch.setattr(Reader, "read", endless)
-        error = (await collect(of, 0.3))["x"].error
-    assert isinstance(error, TimedOutError)
-    await asyncio.sleep(0.1)
+        collecting = asyncio.create_task(collect(of, 1000.0))
+        await soon("it is read", lambda: begun)
+        clock.advance(1000.0)
+        error = (await collecting)["x"].error
+        assert isinstance(error, TimedOutError)
+        await soon("the reading has ended", lambda: "asking" not in repr(of))
     assert (await collect(of))["x"].reading is not None
 
 
