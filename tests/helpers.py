@@ -2,13 +2,14 @@
 """What several test files need: running the generators of the core, and the recorded texts."""
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Generator
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import TypeVar
 
 import pytest
@@ -59,6 +60,16 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """So much time passes at once."""
         self._ahead += seconds
+
+
+def kept_tracebacks() -> list[str]:
+    """The functions of the daemon whose frames are kept by tracebacks: these hold what the frames held, whole texts."""
+    gc.collect()
+    return [
+        one.tb_frame.f_code.co_qualname
+        for one in gc.get_objects()
+        if isinstance(one, TracebackType) and "/federator/" in one.tb_frame.f_code.co_filename
+    ]
 
 
 @cache

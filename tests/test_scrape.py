@@ -2,10 +2,9 @@
 """Scrapes over the local transport: deadlines, who shares what with whom, and what the log is told."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -17,16 +16,18 @@ from federator.counters import Counters
 from federator.errors import (
     ExporterUnreachableError,
     ExpositionError,
+    ScrapeError,
     StoppingError,
     TimedOutError,
 )
 from federator.fleet import Fleet
-from federator.model import CallState, Outcome, Reading, Scrape
+from federator.model import Answer, CallState, Outcome, Reading, Scrape
+from federator.request import Request
 from federator.scrape import LEAST_SECONDS, Scraper, budget, deadline_of
 from federator.statelog import StateLog
 from federator.text.exposition import Reader
 from federator.wire import Version2
-from tests.helpers import SERVICE, Clock, soon
+from tests.helpers import SERVICE, Clock, kept_tracebacks, soon
 from tests.parts import Exporter, eventually, free_port, toml
 
 MakeExporter = Callable[[bytes], Exporter]
@@ -453,13 +454,131 @@ async def test_no_error_that_is_kept_holds_what_its_frames_held(scraper: MakeScr
     web_page = exporter(b"<html>\n" * 1000)
     of = scraper({"work": {"page": web_page.port, "none": free_port()}})
     await collect(of)
-    gc.collect()
-    kept = [
-        one.tb_frame.f_code.co_qualname
-        for one in gc.get_objects()
-        if isinstance(one, TracebackType) and "/federator/" in one.tb_frame.f_code.co_filename
-    ]
-    assert kept == []
+    assert kept_tracebacks() == []
+
+
+CRASHES = "#!/bin/sh\nexit 3\n"
+# Does not greet, and does not end when its input does.
+GARBAGE = "#!/bin/sh\necho garbage\nexec sleep 1000\n"
+# Answers, and then goes on to say what nobody asked for.
+UNSOLICITED = """#!/bin/sh
+read -r greeting
+echo =2
+read -r request
+printf '9100 200 4 0.1 -\\nm 1\\n'
+sleep 0.2
+echo garbage
+exec cat >/dev/null
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [CRASHES, GARBAGE, UNSOLICITED], ids=["a crash", "garbage", "garbage while nobody asks"]
+)
+async def test_no_error_that_a_call_keeps_holds_what_its_frames_held(
+    scraper: MakeScraper, tmp_path: Path, text: str
+) -> None:
+    """The last error of a qube is told until the next call is made; that may be a long time."""
+    of = scraper({"work": {"x": 9100}}, service=service(tmp_path, text))
+    outcome = (await collect(of))["x"]
+    assert (outcome.error is None) == (text is UNSOLICITED)
+    await soon("the call has failed", lambda: call_of(of).open_seconds is None)
+    assert kept_tracebacks() == []
+
+
+async def test_an_exporter_whose_qube_fails_is_forgotten(
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its text was like holds no memory until the qube is back."""
+    of = scraper({"work": {"x": exporter(b"m 1\n").port}})
+    await collect(of)
+    assert of.fleet.remembers(of.fleet.targets[0])
+
+    async def fail(_: Channel, request: Request) -> None:
+        request.tell_all(request.owed.copy(), TimedOutError("late"))
+
+    monkeypatch.setattr(Channel, "ask", fail)
+    await collect(of)
+    assert not of.fleet.remembers(of.fleet.targets[0])
+
+
+class ToldQubes:
+    """Stands in for the channels: they tell at once what each qube says, and go on until the test ends them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.said: dict[str, list[Answer | ScrapeError]] = {}  # one for each port, in their order
+        self.goes_on = {"work": asyncio.Event(), "personal": asyncio.Event()}
+        monkeypatch.setattr(Channel, "ask", lambda channel, request: self._ask(channel.qube.name, request))
+
+    async def _ask(self, qube: str, request: Request) -> None:
+        self.asked.append(qube)
+        request.deadline.asked_at = asyncio.get_running_loop().time()
+        for port, said in zip(sorted(request.owed), self.said.get(qube, []), strict=False):
+            request.tell(port, said)
+        await self.goes_on[qube].wait()
+
+
+async def test_what_was_late_is_asked_anew_while_another_text_is_still_read(
+    scraper: MakeScraper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a scraper that waits longer; one that does not shares what there is."""
+    told = ToldQubes(monkeypatch)
+    told.said["work"] = [TimedOutError("late"), Answer(9200, 200, b"m 1\n", 0.1, "text/plain")]
+    told.goes_on["work"].set()
+    read, reads_on = Reader.read, asyncio.Event()
+
+    def slowly(self: Reader, body: bytes) -> Generator[None, None, Reading]:
+        while not reads_on.is_set():
+            yield
+        return (yield from read(self, body))
+
+    monkeypatch.setattr(Reader, "read", slowly)
+    of = scraper({"work": {"late": 9100, "large": 9200}})
+    collecting = [asyncio.create_task(collect(of, seconds)) for seconds in (20.0, 20.0, 5.0)]
+    await soon("it is told", lambda: "1 of 2 done, 3 waiting" in repr(of))
+    collecting.append(asyncio.create_task(collect(of, 5.0)))
+    await soon("it shares", lambda: "4 waiting" in repr(of))
+    assert told.asked == ["work"]
+    collecting.append(asyncio.create_task(collect(of, 40.0)))
+    await soon("the patient one asks anew", lambda: told.asked == ["work"] * 2)
+    reads_on.set()
+    await asyncio.gather(*collecting)
+
+
+async def test_what_was_late_is_asked_anew_while_its_scraper_waits_for_another_qube(
+    scraper: MakeScraper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The qube is done, and its outcome is still there to be shared; a scraper that waits longer does not want it."""
+    told = ToldQubes(monkeypatch)
+    told.said["work"] = [TimedOutError("late")]
+    told.goes_on["work"].set()
+    of = scraper({"work": {"late": 9100}, "personal": {"other": 9200}})
+    collecting = [asyncio.create_task(collect(of, 20.0))]
+    await soon("the qube is done", lambda: "work: finished" in repr(of))
+    await collect(of, 5.0, "late")
+    assert told.asked == ["work", "personal"], "it shares"
+    await collect(of, 40.0, "late")
+    assert told.asked == ["work", "personal", "work"]
+    told.goes_on["personal"].set()
+    await asyncio.gather(*collecting)
+
+
+@pytest.mark.parametrize("halted", [False, True], ids=["there are no qubes", "no qube runs"])
+async def test_a_snapshot_for_which_no_qube_was_asked_is_not_shared(
+    scraper: MakeScraper, monkeypatch: pytest.MonkeyPatch, *, halted: bool
+) -> None:
+    """Its outcomes are the same for a long time, but each scrape has its own time, and its own page."""
+    of = scraper({"work": {"x": 9100}})
+    monkeypatch.setattr(Fleet, "state", lambda *_: "halted")
+    if not halted:
+        of.fleet.reconfigure(replace(of.fleet.config, qubes=()))
+    first = await of.collect(of.fleet.targets, 20.0)
+    second = await of.collect(of.fleet.targets, 20.0)
+    assert len(first.qubes) == halted
+    assert first is not second
+    assert of.last is not None
+    assert of.last.at == second.at
 
 
 async def test_scrapers_who_share_all_answers_share_the_snapshot(scraper: MakeScraper, exporter: MakeExporter) -> None:
