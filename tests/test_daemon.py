@@ -199,7 +199,7 @@ def test_scrape_shows_a_line_for_each_target(qubes: Qubes, exporter: MakeExporte
 def test_a_signal_ends_a_scrape_in_flight_and_all_children(
     qubes: Qubes, exporter: MakeExporter, daemon: Callable[..., Daemon], number: int
 ) -> None:
-    """Whoever waits is told 503, which is a failed scrape; not half a page."""
+    """A scraper that waits is told 503, which is a failed scrape; not half a page."""
     qubes.add("work")
     slow = exporter(b"m 1\n")
     slow.hold.clear()

@@ -395,7 +395,7 @@ def test_a_reload_does_not_ask_dom0_again(machine: tuple[Qubes, Exporter], daemo
 def test_a_reload_while_dom0_is_asked_does_not_cut_the_list(
     machine: tuple[Qubes, Exporter], daemon: MakeDaemon
 ) -> None:
-    """Whoever waits is answered by the new configuration, and with all that dom0 named."""
+    """A client that waits is answered by the new configuration, and with all that dom0 named."""
     qubes, exporter = machine
     dom0(qubes, "admin.vm.List", ADMIN_VM_LIST.replace("#!/bin/sh\n", "#!/bin/sh\nsleep 1\n"))
     proxy = daemon({"work": {"x": exporter.port}}, rest="[discovery]\nexporters = ['x']\n")
@@ -432,7 +432,7 @@ def test_the_end_comes_in_the_middle_of_a_reload(machine: tuple[Qubes, Exporter]
 
 
 def test_what_a_changed_source_does_not_say_is_not_made_up(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
-    """Who was not named by a service that names all that run, does not run: whoever is asked from now on."""
+    """A qube does not run that was not named by a service that names all that run; another source changes nothing."""
     qubes, exporter = machine
     qubes.set_state("vault", "Halted")
     dom0(qubes, "ruddo.PrometheusDiscover", UPSTREAM)
