@@ -236,7 +236,7 @@ def machine(count: int, bodies: Mapping[str, Sequence[bytes]]) -> Iterator[Path]
         limits = (
             "timeout = '100s'\nsample_limit = 600_000\nbody_size_limit = '256MiB'\nmemory_limit = '3GiB'"
             if "large" in bodies
-            else "timeout = '60s'\nmemory_limit = '1GiB'"
+            else "timeout = '60s'" + ("\nmemory_limit = '1GiB'" if count > 100 else "")
         )
         config = (
             f"[scrape]\n{limits}\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
