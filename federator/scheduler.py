@@ -32,12 +32,9 @@ class Scheduler:
 
         `size`: bytes that it works on, which it may need several times. Large works go one after the other.
         """
-        if size < LARGE:
-            return await self._run(work)
-        async with self._large:
-            return await self._run(work)
-
-    async def _run(self, work: Generator[None, None, T]) -> T:
+        if size >= LARGE:
+            async with self._large:
+                return await self.run(work)
         while True:
             async with self._turn:
                 try:
