@@ -571,6 +571,17 @@ def test_following_new_series_gives_turns() -> None:
     assert turns(unfinished.resume(series)) >= 9
 
 
+def test_a_text_with_too_many_new_series_is_not_followed() -> None:
+    """Reading such a text line by line costs less than to follow it for long and then read it."""
+    memory = Memory(Limits())
+    finish(Reader(target(), Limits(), memory).read(b"# HELP a t\na 1\n"))
+    last = memory.recall(target())
+    assert last is not None
+    text = b"# HELP a t\na 1\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(10))
+    assert isinstance(finish(follow(last, text, 10)), Unfinished)
+    assert finish(follow(last, text, 9)) is None
+
+
 def test_prometheus_client_gets_a_slice_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its time grows with the bytes it gets, and while it runs no other target has a turn, followed text or not."""
     sizes: list[int] = []

@@ -5,11 +5,10 @@ One target's text, from a qube that is not trusted -> checked and labelled lines
 Owns the way of a text through the other files, and the limits on the whole of it. Must not know where the text came
 from, nor what else is on the page.
 
-    body -> follow (its shape is remembered)            most texts end here: only values are read
-         -> lines -> metadata (HELP, TYPE)          the parser, or a cache
-                     samples                        the parser, or a cache
-                  -> page lines                     relabel: our labels, reserved names; each series once
-         -> shape                                   remembered, if no line was dropped
+    body -> follow                      most texts end here: only their values are read
+         -> lines -> metadata, samples  from the parser or a cache
+                  -> page lines         relabel: our labels, reserved names; each series once
+         -> shape                       remembered if no line was dropped, and followed next time
 
 A line is passed on whole or not at all. Timestamps are left out, so that a series that ends goes stale at once.
 
@@ -51,7 +50,7 @@ class Reader:
         self._limits = limits
         self._memory = memory
         self._relabeling = Relabeling(target)
-        self._samples = SampleReader(limits, memory.series, self._relabeling)
+        self._sample_reader = SampleReader(limits, memory.series, self._relabeling)
         self._families: tuple[Family, ...] = ()  # of the last text with dropped lines
 
     def read(self, untrusted_body: bytes) -> Generator[None, None, Reading]:
@@ -104,12 +103,12 @@ class Reader:
             new_series: list[Series] = []
             untrusted_unknown: list[bytes] = []
             for untrusted_line in untrusted_slice:
-                cached = self._samples.cached(untrusted_line[: untrusted_line.rfind(b" ") + 1])
+                cached = self._sample_reader.cached(untrusted_line[: untrusted_line.rfind(b" ") + 1])
                 if cached is None:
                     untrusted_unknown.append(untrusted_line)
                 else:
                     new_series.append(cached)
-            for sample in self._samples.read(untrusted_unknown):
+            for sample in self._sample_reader.read(untrusted_unknown):
                 if not isinstance(sample, Sample) or not sample.key:
                     return None
                 new_series.append(sample.series)
@@ -124,7 +123,7 @@ class Reader:
 
     def _read_lines(self, untrusted_body: bytes, families: tuple[Family, ...]) -> Generator[None, None, Reading]:
         """Read every line. Remember the shape of the text if no line is dropped."""
-        text = TextLines(self._samples, self._relabeling, self._memory.metadata)
+        text = TextLines(self._sample_reader, self._relabeling, self._memory.metadata)
         yield from text.read(untrusted_body)
         count, most = len(text.samples), self._limits.samples
         if not count:
