@@ -883,3 +883,29 @@ async def test_a_request_that_gives_way_is_asked_last(qubes: Qubes, line: MakeLi
     busy.hold.set()
     await asyncio.gather(*asking)
     assert order == [busy.port, page.port, single.port, single.port, single.port]
+
+
+async def test_places_of_the_limiter_are_given_in_the_order_of_waiting() -> None:
+    """One that comes when a place becomes free does not overtake those that wait."""
+    limiter = ConnectionLimiter(1)
+    order: list[str] = []
+
+    async def hold(name: str) -> None:
+        async with limiter.place():
+            order.append(name)
+
+    async with limiter.place():
+        waiting = [asyncio.create_task(hold(name)) for name in ("first", "second", "third")]
+        await asyncio.sleep(0)
+    await hold("newcomer")
+    await asyncio.gather(*waiting)
+    assert order == ["first", "second", "third", "newcomer"]
+
+
+async def test_a_place_that_is_given_back_twice_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time that a set-up may take, and then by the end of the set-up: there are no more places than before."""
+    monkeypatch.setattr("federator.call.SETUP_SECONDS", 0.0)
+    limiter = ConnectionLimiter(1)
+    async with limiter.place():
+        await soon("its time is over", lambda: "0 of 1 used" in repr(limiter))
+    assert "0 of 1 used" in repr(limiter)
