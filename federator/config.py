@@ -4,7 +4,7 @@ The configuration: which keys there are, their defaults and ranges, and what the
 
 Owns the schema. To add a key, add it here, to `model.py`, to the commented example in conf/ and to
 docs/configuration.md. Must not know how TOML is read, nor what is done with a configuration.
-Raises a ConfigError that names the file, the key and what to do. Nothing is guessed, and no key is ignored.
+A fault raises a ConfigError that names the file, the key and what to do. Nothing is guessed, and no key is ignored.
 """
 
 import re
@@ -36,9 +36,9 @@ DEFAULT_PATHS = (Path("/rw/config/prometheus-qubes-proxy.toml"), Path("/etc/prom
 
 _EXPORTER_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,62}")
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-# Labels that mean something on the series they would be added to.
+# Labels that have a meaning already on the series that they would be added to.
 _TAKEN_LABELS = frozenset({"qube", "exporter", "reason", "le", "quantile", "job", "instance"})
-# The ports are the qrexec argument; qrexec's control channel carries some 3.9 kB, and the service takes as many.
+# The ports are the qrexec argument. qrexec's control channel carries some 3.9 kB; the service takes the same number.
 MAX_EXPORTERS_PER_QUBE = 64
 
 # The request to a qube's service has ten digits for the size; a NetVM has less memory than this.
@@ -58,7 +58,7 @@ MAX_REFRESH_SECONDS = 86_400.0
 
 
 def default_path() -> Path:
-    """The file that is read where none is named."""
+    """The file that is read if the command line names none."""
     return next((path for path in DEFAULT_PATHS if path.exists()), DEFAULT_PATHS[-1])
 
 
@@ -76,7 +76,7 @@ def load(path: Path) -> Config:
 
 
 def parse(text: str, path: Path) -> Config:
-    """Check a configuration. `path` is for messages, and for what stands relative to the file. Raises ConfigError."""
+    """Check a configuration. `path` is for messages and for relative paths. Raises ConfigError."""
     return from_table(toml_reader.read(text, path), path)
 
 
@@ -101,7 +101,7 @@ def listen_address(text: str) -> tuple[str, int]:
     """HOST:PORT, :PORT or [IPV6]:PORT as (host, port). Raises ValueError with words for a person."""
     host, colon, port = text.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    # Port 0 lets the system choose a free one: the log says which.
+    # With port 0 the system chooses a free port; the log says which.
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535 or (":" in host) != ("[" in text):
         raise ValueError(f"{text!r} is not HOST:PORT; write 127.0.0.1:8199, [::1]:8199, or :8199 for every address")
     return host, int(port)

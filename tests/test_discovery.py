@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT, recording
-from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port, serving
+from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port, script, serving
 from tests.standin.qubes import Qubes
 
 MakeExporter = Callable[[bytes], Exporter]
@@ -212,7 +212,7 @@ def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
 def test_prometheus_discover_does_not_trust_its_caller(said: bytes, status: int) -> None:
     """Anything but the two lines that it knows ends it; here there is no qubesd to ask."""
     service = ROOT / "vmside" / "ruddo.PrometheusDiscover"
-    done = subprocess.run([service, "$(x)"], input=said, capture_output=True, timeout=30, check=False)
+    done = subprocess.run([*script(service), "$(x)"], input=said, capture_output=True, timeout=30, check=False)
     assert done.returncode == status
     assert done.stdout in (b"", b"=\n")
 
@@ -326,12 +326,12 @@ def test_prometheus_scrapes_single_targets_and_the_page_and_both_agree(
     proxy = daemon({"work": {"x": good.port, "y": second.port}, "vault": {"x": good.port}}, rest=rest)
     address = proxy.url.removeprefix("http://")
     prometheus = Prometheus(tmp_path, address)
-    with prometheus._config.open("a", encoding="utf-8") as file:
+    with prometheus.config.open("a", encoding="utf-8") as file:
         sd = f"{{url: '{proxy.url}/sd', refresh_interval: 1s}}"
         file.write(f"- {{job_name: single, scrape_interval: 1s, scrape_timeout: 1s, http_sd_configs: [{sd}]}}\n")
-    text = prometheus._config.read_text(encoding="utf-8")
+    text = prometheus.config.read_text(encoding="utf-8")
     text = re.sub(r"scrape_configs: \[(.*)\]\n", r"scrape_configs:\n- \1\n", text)
-    prometheus._config.write_text(text, encoding="utf-8")
+    prometheus.config.write_text(text, encoding="utf-8")
     with prometheus.running():
         prometheus.waits_for('m{job="qubes"}', {"work": 1.0, "extra": 1.0})
         prometheus.waits_for('m{job="single"}', {"work": 1.0, "extra": 1.0})

@@ -236,3 +236,22 @@ def test_no_group_is_possessive() -> None:
     """Python before 3.11.5, and so Debian 12's, does not match what it should then (python/cpython #106052)."""
     for path in (*sorted(PACKAGE.rglob("*.py")), SERVICE):
         assert not re.search(r"\)(?:[*+?]|\{[\d,]+\})\+", path.read_text(encoding="utf-8")), path
+
+
+MAX_LINES = {ast.ClassDef: 200, ast.FunctionDef: 50, ast.AsyncFunctionDef: 50}
+
+
+def too_long(path: Path) -> set[str]:
+    """The classes and functions of a file that have too many lines. Decorators do not count."""
+    return {
+        f"{path.relative_to(PACKAGE.parent)}: {node.name}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno + 1 > MAX_LINES[type(node)]
+    }
+
+
+def test_no_class_and_no_function_is_too_long() -> None:
+    """A reader can keep each of them in mind."""
+    paths = [*PACKAGE.rglob("*.py"), *SERVICE.parent.iterdir()]
+    assert not set().union(*map(too_long, paths))

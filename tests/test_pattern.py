@@ -51,6 +51,16 @@ def test_a_usual_pattern_matches_what_re_matches(text: str) -> None:
         assert Pattern(text).fullmatch(name) == bool(re.fullmatch(text, name))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["(?m)a$[^b]b", "a$[^b]b", r"a\Z\n?", "(?i)a(?-i:b)", "(?i:a)b", "(?s:a.)b", "(?P<x>a)b", "a{b", r"\0|a\x62"],
+)
+def test_a_rare_pattern_matches_what_re_matches(text: str) -> None:
+    """Flags, names of groups, and places that depend on the characters behind them."""
+    for name in ("a", "ab", "aB", "Ab", "AB", "a\n", "a\nb", "a{b", "\0"):
+        assert Pattern(text).fullmatch(name) == bool(re.fullmatch(text, name)), name
+
+
 @pytest.mark.parametrize("text", EXPLOSIVE)
 def test_a_pattern_takes_linear_time(text: str) -> None:
     """Names of 5000 letters are answered, where Python's `re` would not end."""

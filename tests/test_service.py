@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""vmside/ruddo.PrometheusProxy as a process, as qrexec runs it; the daemon's own wire reads what it says."""
+"""vmside/ruddo.PrometheusProxy as a process, as qrexec runs it. The daemon's own wire reads its output."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ import pytest
 from federator.model import Answer
 from federator.wire import Version2
 from tests.helpers import SERVICE, recording
-from tests.parts import PATIENCE_SECONDS, Exporter, free_port, raw_server
+from tests.parts import MEASURED, PATIENCE_SECONDS, Exporter, free_port, raw_server, script
 
 StartService = Callable[..., "Service"]
 MakeExporter = Callable[[bytes], Exporter]
@@ -25,26 +25,26 @@ HEAD = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n"
 
 
 class Service:
-    """The service as a process, and what it says."""
+    """The service as a process."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [SERVICE, *arguments],
+            [*script(SERVICE), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env={"PATH": os.defpath, **environment},
+            env={"PATH": os.defpath, **MEASURED, **environment},
         )
 
     def say(self, text: bytes) -> Self:
-        """To its stdin."""
+        """Write to its stdin."""
         assert self.process.stdin
         self.process.stdin.write(text)
         return self
 
     def hear(self, size: int) -> bytes:
-        """So many bytes of its stdout, or all there are."""
+        """Read this number of bytes from its stdout, fewer only at the end."""
         assert self.process.stdout
         heard = b""
         while len(heard) < size and (piece := self.process.stdout.read(size - len(heard))):
@@ -54,7 +54,7 @@ class Service:
     def ask(
         self, wire: Version2, *ports: int, milliseconds: int = 20_000, max_body: int = 1 << 20
     ) -> dict[int, Answer]:
-        """One request of version 2, answered."""
+        """Send a request of version 2; the answers by port."""
         assert self.process.stdout
         if not wire.greeted:
             self.say(wire.greeting)
@@ -68,7 +68,7 @@ class Service:
         return answers
 
     def end(self, *, close: bool = True) -> tuple[int, bytes, bytes]:
-        """Status, the rest of stdout, and stderr; after the end of its input, if `close`."""
+        """Wait for its end; the exit status, the rest of stdout, and stderr. `close` ends its input first."""
         streams = self.process
         assert streams.stdin
         assert streams.stdout
@@ -81,7 +81,7 @@ class Service:
 
 @pytest.fixture
 def service() -> Iterator[StartService]:
-    """Starts services, and ends what is left of them."""
+    """Starts services, and ends them with the test."""
     with ExitStack() as stack:
 
         def start(*arguments: str, **environment: str) -> Service:
@@ -94,7 +94,7 @@ def service() -> Iterator[StartService]:
 
 
 def one_answer(service: StartService, port: int, **limits: int) -> Answer:
-    """The answer of a new service about one port; after it, the service ends well."""
+    """The answer of a new service for one port. The service ends with status 0 after it."""
     started = service(str(port))
     answer = started.ask(Version2(), port, **limits)[port]
     assert started.end() == (0, b"", b"")
@@ -102,7 +102,7 @@ def one_answer(service: StartService, port: int, **limits: int) -> Answer:
 
 
 def test_it_answers_for_every_port_at_once(service: StartService, exporter: MakeExporter) -> None:
-    """A slow exporter does not hold up a fast one, one that is down is told at once, and the next request works too."""
+    """A slow exporter does not delay the others, a missing one is reported at once, and the next request works too."""
     slow, fast, down = exporter(b"slow 1\n"), exporter(recording("node")), free_port()
     slow.hold.clear()
     ports = sorted([slow.port, fast.port, down])
@@ -126,7 +126,7 @@ def test_it_answers_for_every_port_at_once(service: StartService, exporter: Make
 
 
 def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporter) -> None:
-    """GET /metrics, with the time there is, on a connection that ends."""
+    """The service sends GET /metrics with the time limit, on a connection that ends after the answer."""
     asked = exporter(b"m 1\n")
     one_answer(service, asked.port, milliseconds=2500)
     ((path, headers),) = asked.requests
@@ -164,7 +164,7 @@ def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporte
     ],
 )
 def test_what_an_exporter_may_answer(service: StartService, reply: str, status: int, body: bytes) -> None:
-    """A table of answers, and what is passed on of them."""
+    """For each answer of an exporter, what the service passes on."""
 
     def answer(connection: socket.socket) -> None:
         connection.recv(4096)
@@ -197,7 +197,7 @@ def test_the_body_of_an_http_error_is_cut(service: StartService, framing: str, l
 
 
 def test_a_content_type_cannot_break_the_header(service: StartService) -> None:
-    """What is not printable ASCII is left out, what is long is cut."""
+    """One that is not printable ASCII is left out, a long one is cut."""
     for untrusted, told in ((b"text/\xffplain", "-"), (b"a\tb", "-"), (b"x" * 500, "x" * 128)):
 
         def answer(connection: socket.socket, untrusted: bytes = untrusted) -> None:
@@ -210,7 +210,7 @@ def test_a_content_type_cannot_break_the_header(service: StartService) -> None:
 
 @pytest.mark.parametrize("spoken", [b"", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 200 OK\r\n\r\nm 1\n"])
 def test_who_does_not_answer_in_time_is_late(service: StartService, spoken: bytes) -> None:
-    """Silence, half a head, half a body; the service goes on living."""
+    """After silence, half of the headers or half of the body the reason is "timed out", and the service goes on."""
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(spoken)
@@ -224,7 +224,7 @@ def test_who_does_not_answer_in_time_is_late(service: StartService, spoken: byte
 
 
 def test_a_drip_is_bounded_in_time(service: StartService) -> None:
-    """One byte now and then does not buy more time."""
+    """An exporter that sends single bytes gets no more time."""
 
     def answer(connection: socket.socket) -> None:
         while True:
@@ -238,7 +238,7 @@ def test_a_drip_is_bounded_in_time(service: StartService) -> None:
 
 
 def select_for(connection: socket.socket) -> bool:
-    """Wait a moment; has the other end gone?"""
+    """Wait a moment; whether the other end has closed the connection."""
     connection.settimeout(0.02)
     try:
         return connection.recv(4096) == b""
@@ -247,7 +247,7 @@ def select_for(connection: socket.socket) -> bool:
 
 
 def test_version_1_is_upstreams(service: StartService, exporter: MakeExporter) -> None:
-    """Upstream's proxy sends `+`, waits for two bytes, sends `?`, and reads a length and as many bytes; many times."""
+    """Upstream's proxy sends `+`, reads two bytes, then again and again sends `?` and reads a length and a body."""
     body = recording("process")
     started = service(str(exporter(body).port)).say(b"+\n")
     assert started.hear(2) == b"=\n"
@@ -260,14 +260,14 @@ def test_version_1_is_upstreams(service: StartService, exporter: MakeExporter) -
 
 
 def test_version_1_has_no_empty_answer(service: StartService, exporter: MakeExporter) -> None:
-    """Upstream's proxy takes a length of 0 for a failure; an exporter without a metric is none."""
+    """An exporter without metrics has not failed, but upstream's proxy treats a length of 0 as a failure."""
     started = service(str(exporter(b"").port)).say(b"+\n?\n")
     assert started.hear(5) == b"=\n1\n\n"
     assert started.end() == (0, b"", b"")
 
 
 def test_version_1_ends_at_a_failure(service: StartService, exporter: MakeExporter) -> None:
-    """It has no other way to say so."""
+    """Version 1 cannot report a failure in another way."""
     gone = exporter(b"gone")
     gone.status = 503
     for port, why in ((free_port(), b"Connection refused"), (gone.port, b"status 503")):
@@ -284,7 +284,7 @@ def test_version_1_ends_at_a_failure(service: StartService, exporter: MakeExport
      "٣", "9" * 4000, "+".join(map(str, range(1, 66))), "-h", "../9100", "9100\n"],
 )  # fmt: skip
 def test_an_argument_that_is_no_list_of_ports(service: StartService, argument: str) -> None:
-    """One line says what it has to be; nothing is said on stdout."""
+    """One line on stderr says what the argument must be, and stdout stays empty."""
     for started in (service(argument), service(QREXEC_SERVICE_ARGUMENT=argument)):
         status, out, errors = started.end(close=False)
         assert (status, out) == (3, b"")
@@ -293,7 +293,7 @@ def test_an_argument_that_is_no_list_of_ports(service: StartService, argument: s
 
 
 def test_the_argument_may_come_in_the_environment(service: StartService) -> None:
-    """As qrexec gives it, in both places."""
+    """The environment has it, too, when qrexec starts the service."""
     assert service(QREXEC_SERVICE_ARGUMENT="9100").say(b"+2\n").end() == (0, b"=2\n", b"")
 
 
@@ -320,7 +320,7 @@ def test_the_argument_may_come_in_the_environment(service: StartService) -> None
     ],
 )
 def test_a_caller_who_does_not_keep_to_the_protocol(service: StartService, said: bytes, status: int) -> None:
-    """The service ends at once, with a status of its own and one line; and fetches nothing."""
+    """The service ends at once with an exit status for this mistake and one line, and fetches nothing."""
     ended, out, errors = service("9100").say(said).end(close=False)
     assert ended == status
     assert out in (b"", b"=2\n", b"=\n")
@@ -329,13 +329,13 @@ def test_a_caller_who_does_not_keep_to_the_protocol(service: StartService, said:
 
 
 def test_version_1_is_for_one_port(service: StartService) -> None:
-    """Upstream's proxy never asks for more."""
+    """With more ports in the argument the service refuses version 1."""
     assert service("9100+9256").say(b"+\n").end(close=False)[0] == 3
 
 
 @pytest.mark.parametrize("said", [b"+", b"+2\n?50"])
 def test_the_end_of_input_in_the_middle_of_a_line(service: StartService, said: bytes) -> None:
-    """It ends, and says so."""
+    """The service ends, and says why."""
     status, _, errors = service("9100").say(said).end()
     assert (status, errors) == (
         7,
@@ -344,7 +344,7 @@ def test_the_end_of_input_in_the_middle_of_a_line(service: StartService, said: b
 
 
 def test_the_end_of_input_while_it_fetches(service: StartService, exporter: MakeExporter) -> None:
-    """It does not wait for the exporter."""
+    """The service ends without waiting for the exporter."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
     started = service(str(slow.port)).say(b"+2\n")
@@ -354,7 +354,7 @@ def test_the_end_of_input_while_it_fetches(service: StartService, exporter: Make
 
 
 def test_whoever_speaks_while_answers_are_owed_is_left(service: StartService, exporter: MakeExporter) -> None:
-    """Anything else on either side ends the channel."""
+    """A second request before the first one is answered ends the service."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
     started = service(str(slow.port)).say(b"+2\n")
@@ -364,7 +364,7 @@ def test_whoever_speaks_while_answers_are_owed_is_left(service: StartService, ex
 
 
 def test_a_caller_who_does_not_read_is_left(service: StartService, exporter: MakeExporter) -> None:
-    """Soon after the request's time is over: it must not stay in the qube for ever."""
+    """The service ends soon after the request's time, so that it does not stay in the qube."""
     large = exporter(b"m 1\n" * 500_000)
     started = service(str(large.port)).say(b"+2\n")
     started.hear(3)
@@ -421,7 +421,7 @@ def test_a_caller_who_does_not_read_has_less_than_a_second_more() -> None:
 
 
 def test_a_caller_who_is_gone(service: StartService, exporter: MakeExporter) -> None:
-    """Nobody reads and nobody speaks any more."""
+    """The service ends when its output is closed."""
     large = exporter(b"m 1\n" * 500_000)
     started = service(str(large.port)).say(b"+2\n")
     started.hear(3)
@@ -433,7 +433,7 @@ def test_a_caller_who_is_gone(service: StartService, exporter: MakeExporter) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_without_a_word(service: StartService, number: int) -> None:
-    """As when its qube is shut down."""
+    """The service ends so when its qube shuts down."""
     started = service("9100").say(b"+2\n")
     started.hear(3)
     started.process.send_signal(number)
@@ -441,7 +441,7 @@ def test_a_signal_ends_it_without_a_word(service: StartService, number: int) -> 
 
 
 def test_it_is_what_it_says_it_is() -> None:
-    """One executable file on the standard library, started without anything of the qube's environment."""
+    """One executable file that needs only the standard library, and that the qube's environment cannot change."""
     first, text = SERVICE.read_text(encoding="utf-8").split("\n", 1)
     assert first == "#!/usr/bin/python3 -ISE"
     assert os.access(SERVICE, os.X_OK)
