@@ -28,7 +28,7 @@ from federator.wire import Wire
 SETUP_SECONDS = 1.0
 # Calls made in the same instant collide in xenstore (QubesOS/qubes-issues #11059), so each waits a random part of this.
 STAGGER_SECONDS = 0.05
-# An ending call has so long after its stdin was closed, after SIGTERM and after SIGKILL.
+# An ending call has at most this many seconds after its stdin was closed, after SIGTERM and after SIGKILL.
 END_SECONDS = (1.0, 1.0, 1.0)
 # After the process is gone its last words may still be in the pipes; a child of its may hold them open for ever.
 LAST_WORDS_SECONDS = 0.2
@@ -56,26 +56,34 @@ class ConnectionLimiter:
     """Lets few calls be set up at a time, and no two in the same instant. There is one for all calls of the daemon."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit  # may change at any time
+        self._limit = limit
         self._used = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def __repr__(self) -> str:
-        return f"<ConnectionLimiter {self._used} of {self.limit} used, {len(self._waiting)} waiting>"
+        return f"<ConnectionLimiter {self._used} of {self._limit} used, {len(self._waiting)} waiting>"
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be set up at a time."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._hand_out()
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold one of the places while a call is set up, but no longer than SETUP_SECONDS."""
-        while self._used >= self.limit:
-            await self._until_one_is_free()
-        self._used += 1
+        """Hold one of the places while a call is set up, but no longer than SETUP_SECONDS. First come, first served."""
+        await self._take()
         held = [True]  # given back once, by the timer or by the end of the set-up, whichever comes first
 
         def give_back() -> None:
             if held:
                 held.clear()
                 self._used -= 1
-                self._wake()
+                self._hand_out()
 
         timer = asyncio.get_running_loop().call_later(SETUP_SECONDS, give_back)
         try:
@@ -85,22 +93,25 @@ class ConnectionLimiter:
             timer.cancel()
             give_back()
 
-    async def _until_one_is_free(self) -> None:
+    async def _take(self) -> None:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
+        self._hand_out()
         try:
             await waiting
         except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled():
-                self._wake()  # this place is for the next one
+            if waiting.done() and not waiting.cancelled():  # it has a place, and does not want it any more
+                self._used -= 1
+                self._hand_out()
             raise
 
-    def _wake(self) -> None:
-        while self._waiting and self._used < self.limit:
+    def _hand_out(self) -> None:
+        """Give the free places to those that wait."""
+        while self._waiting and self._used < self._limit:
             waiting = self._waiting.popleft()
             if not waiting.done():
+                self._used += 1
                 waiting.set_result(None)
-                return
 
 
 def command(settings: Qrexec, callee: Callee, argument: str = "") -> tuple[list[str], dict[str, str]]:
@@ -298,11 +309,17 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         if self._error is not None:
             return
         status = self._transport.get_returncode()
-        if status == 0 and (answers := self._wire.end_of_output()):
-            self._pass_on(answers)
-            self.end()
-        else:
-            self._fail(reasons.call_ended(status, self._last_words(), self._callee, self._wire, spoke=self._spoke))
+        if status == 0 and self._ending is None:
+            try:
+                if answers := self._wire.end_of_output():
+                    self._pass_on(answers)
+                    self.end()
+                    return
+            except Exception:  # a bug of ours: see pipe_data_received
+                log.exception("bug in a call", extra={"qube": self._callee.name})
+                self._fail(reasons.bug())
+                return
+        self._fail(reasons.call_ended(status, self._last_words(), self._callee, self._wire, spoke=self._spoke))
 
     def _last_words(self) -> bytes:
         return bytes(self._stderr).strip().rpartition(b"\n")[2]

@@ -24,7 +24,7 @@ from federator.errors import ConfigError, StartError
 from federator.model import Config, Reload
 from federator.web import Served, application
 
-# A scraper that is still being sent a page when the daemon ends has so long to take it.
+# A scraper that is still being sent a page when the daemon ends has at most this many seconds to take it.
 FAREWELL_SECONDS = 2.0
 # File descriptors are kept back for the calls of so many qubes that dom0 names. More than these do not run at one time.
 MAX_DISCOVERED_QUBES = 64
@@ -48,14 +48,16 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
     def hang_up() -> None:
         if not stop.is_set():  # a reload would revive what is being closed
             reload(path, served, watch_addresses=not addresses)
+            connections.limit(host.files_for_connections(_most_calls(served.fleet.config)))
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
     await runner.setup()
     assert runner.server is not None, "it was set up"
-    connections = Connections(runner.server, host.files_for_connections(_most_calls(settings)))
+    connections = Connections(runner.server, logger=http_log())
+    connections.limit(host.files_for_connections(_most_calls(settings)))
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         await _listen(connections, addresses or settings.web.listen_addresses)
         bound = [f"{name}:{port}" for name, port in connections.addresses]

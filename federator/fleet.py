@@ -177,8 +177,8 @@ class Fleet:
             task.cancel()
         if self._discoverer is not None:
             await self._discoverer.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # one of them might open a call otherwise
         await asyncio.gather(*(member.channel.close() for member in self._members.values()), *self._ends)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _reconfigure_discovery(self, config: Config) -> None:
         if config.discovery is None:

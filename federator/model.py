@@ -230,6 +230,11 @@ class Snapshot:
         """Of every target, in the order of the page."""
         return tuple(outcome for qube in self.qubes for outcome in qube.outcomes)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the texts that are on the page."""
+        return sum(outcome.body_size for outcome in self.outcomes if outcome.reading)
+
 
 @dataclass(frozen=True, slots=True)
 class Reload:

@@ -89,7 +89,7 @@ class Slot:
         return CallState(
             ports=self.ports,
             version=1 if self.version is Version1 else 2,
-            open_seconds=None if self._call is None else now - self._open_since,
+            open_seconds=None if self._call is None or self._call.error else now - self._open_since,
             opened=self._opened,
             failures=self.backoff.failures,
             wait=self.backoff.wait(now) if self._last_error is not None else 0.0,
@@ -113,7 +113,7 @@ class Slot:
             self._call = None
 
     async def ask(self, request: Request) -> None:
-        """Have its ports told of, those that are asked for. Raises OnlyVersion1Error, and nothing else of its own."""
+        """Ask for those of its ports that the request wants. Raises OnlyVersion1Error, and nothing else of its own."""
         ports = frozenset(request.owed.intersection(self.ports))
         error: ScrapeError
         try:

@@ -65,7 +65,7 @@ def recording(exporter: str, number: int = 2) -> bytes:
 
 
 def target(qube: str = "work", exporter: str = "node", port: int = 9100, **labels: str) -> Target:
-    """A target, for those who do not care."""
+    """A target, where it does not matter which."""
     return Target(qube=qube, exporter=Exporter(exporter, port), labels=tuple(labels.items()))
 
 
@@ -75,7 +75,7 @@ def read(body: bytes, of: Target | None = None, limits: Limits | None = None) ->
 
 
 def reader(of: Target | None = None, limits: Limits | None = None) -> Reader:
-    """One that remembers nothing yet."""
+    """A reader that remembers nothing yet."""
     limits = limits or Limits()
     return Reader(of or target(), limits, Memory(limits))
 

@@ -154,6 +154,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", FAULTS)
 async def test_every_fault_has_its_reason_and_ends_the_call(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter, case: str
@@ -184,6 +185,7 @@ exec cat >/dev/null
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
@@ -232,6 +234,7 @@ async def test_sudden_death_with_each_status(qubes: Qubes, line: MakeLine, statu
     assert text.isprintable()
 
 
+@pytest.mark.slow
 async def test_bytes_that_nobody_asked_for_end_the_call(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """Invariant 6: they could be taken for the next answer."""
     qubes.add("work")
@@ -245,6 +248,7 @@ async def test_bytes_that_nobody_asked_for_end_the_call(qubes: Qubes, line: Make
     assert len(qubes.calls()) == 2
 
 
+@pytest.mark.slow
 async def test_a_late_answer_is_never_taken_for_the_next(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """Invariant 6: a qube that was paused in the middle answers late; that answer is lost with its call."""
     qubes.add("work")
@@ -260,6 +264,7 @@ async def test_a_late_answer_is_never_taken_for_the_next(qubes: Qubes, line: Mak
     assert len(qubes.calls()) == 2
 
 
+@pytest.mark.slow
 async def test_a_slow_exporter_costs_neither_the_others_nor_the_call(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
@@ -347,6 +352,7 @@ async def test_a_reload_leaves_calls_of_version_1_alone(
     assert len(qubes.calls()) == calls
 
 
+@pytest.mark.slow
 async def test_ports_that_are_allowed_each_by_itself_are_called_so(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
@@ -388,6 +394,7 @@ async def test_ports_that_were_allowed_together_are_not_called_singly(
     assert len({call[1] for call in qubes.calls()}) == 1
 
 
+@pytest.mark.slow
 async def test_one_port_that_is_asked_for_is_enough_to_find_the_way(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
@@ -453,6 +460,7 @@ done
 """
 
 
+@pytest.mark.slow
 async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, exporter: MakeExporter) -> None:
     """`connect_limit` of them; but one that hangs gives its place away, or it would hold up the others."""
     served = exporter(b"m 1\n")
@@ -493,6 +501,7 @@ async def test_a_call_that_waits_for_its_turn_is_not_the_qubes_fault(qubes: Qube
     assert (call.failures, call.wait) == (0, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["ignore-eof", "ignore-term"])
 async def test_ending_a_call_is_bounded(qubes: Qubes, line: MakeLine, exporter: MakeExporter, fault: str) -> None:
     """Whoever does not end with its stdin gets SIGTERM, then SIGKILL."""
@@ -651,6 +660,7 @@ while read -r request; do printf '9100 200 4 0.1 -\\nm 1\\n'; done
 """
 
 
+@pytest.mark.slow
 async def test_a_service_that_greets_before_it_is_greeted(
     qubes: Qubes, line: MakeLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -375,3 +375,12 @@ def test_the_example_shows_the_defaults() -> None:
     assert shown.discovery
     assert default.discovery
     assert replace(shown.discovery, exporters=(), exclude=()) == default.discovery
+
+
+def test_the_documentation_has_every_key() -> None:
+    """The keys of the schema are the rows of the table in docs/configuration.md."""
+    text = (EXAMPLE.parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    # exporters.NAME = 9100 is the short form of exporters.NAME.port.
+    assert set(rows) - {"exporters.NAME"} == keys_of_the_schema()

@@ -93,6 +93,7 @@ async def test_a_connection_without_a_request_is_cut(
     stream[1].close()
 
 
+@pytest.mark.slow
 async def test_a_connection_is_kept_between_requests_for_a_while(
     served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +202,7 @@ async def test_a_client_that_is_gone_gives_its_place_back(
     honest[1].close()
 
 
+@pytest.mark.slow
 def test_requests_whose_answers_are_not_read_cost_no_memory(
     exporter: Callable[[bytes], Exporter], tmp_path: Path
 ) -> None:
@@ -222,6 +224,7 @@ def test_requests_whose_answers_are_not_read_cost_no_memory(
             assert sent < 20_000_000, "the daemon reads no more of it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_text",
     [

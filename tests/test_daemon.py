@@ -21,6 +21,9 @@ from tests.helpers import ROOT, SERVICE
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, toml
 from tests.standin.qubes import CLIENT, Qubes
 
+# Each of these tests starts the daemon or its command line.
+pytestmark = pytest.mark.slow
+
 MakeExporter = Callable[[bytes], Exporter]
 
 

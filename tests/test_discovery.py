@@ -20,6 +20,9 @@ from tests.helpers import ROOT, recording
 from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port, script, serving
 from tests.standin.qubes import Qubes
 
+# Most of these tests start the daemon.
+pytestmark = pytest.mark.slow
+
 MakeExporter = Callable[[bytes], Exporter]
 MakeDaemon = Callable[..., Daemon]
 

@@ -8,11 +8,15 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.helpers import recording
 from tests.parts import Daemon, Exporter, Prometheus, debian_program, eventually, free_port, get, process, toml
 from tests.standin.qubes import Qubes
+
+# Each of these tests starts the daemon.
+pytestmark = pytest.mark.slow
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The gate: what may pass, what it becomes, and what is said of the rest."""
+"""What may pass, what it becomes on the page, and what is said of the lines that are dropped."""
 
 import re
+from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, ScrapeError
@@ -12,16 +13,16 @@ from federator.model import Exporter, Limits, Target
 from federator.pattern import Pattern
 from federator.text.parser import MAX_LINE
 from federator.text.value import is_value
-from tests.helpers import RECORDINGS, lines, read, recording, target
+from tests.helpers import RECORDINGS, finish, lines, read, reader, recording, target
 
-# One line as any Prometheus from 2.42 on takes it: the last line of defence, written down once more and more narrowly.
+# One line as every Prometheus from 2.42 on takes it, written independently of the code, and stricter.
 STRICT_LINE = re.compile(
     rb'[a-zA-Z_:][a-zA-Z0-9_:]*\{[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n\0]|\\["\\n])*"'
     rb'(?:,[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n\0]|\\["\\n])*")*\} '
     rb"(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|(?i:nan|[-+]?inf(?:inity)?))"
 )
 
-# What an exporter writes -> what stands on the page, without our labels. `MINE` stands for them.
+# What an exporter writes -> what stands on the page, with `MINE` in place of our labels.
 KEPT = {
     "bare": ("foo 1", "foo{MINE} 1"),
     "empty braces": ("foo{} 1", "foo{MINE} 1"),
@@ -64,7 +65,7 @@ KEPT = {
     "not up": ("upper 1", "upper{MINE} 1"),
 }
 
-# Lines that cannot be passed on, with a word of what is said of them.
+# Lines that cannot be passed on, with a word of the complaint.
 DROPPED = {
     "a quoted name": ('{"foo"} 1', "not a sample"),
     "a newline in a quoted name": ('{"foo\\n"} 1', "not a sample"),
@@ -128,7 +129,7 @@ MINE = 'qube="work",exporter="node"'
 
 @pytest.mark.parametrize(("line", "expected"), KEPT.values(), ids=KEPT.keys())
 def test_what_can_be_kept_is_kept(line: str, expected: str) -> None:
-    """A line that means something to a Prometheus is passed on, alone or among others."""
+    """A line that Prometheus can use is passed on, alone or among others."""
     expected = expected.replace("MINE", MINE)
     alone = read(f"{line}\n".encode())
     assert lines(alone) == [expected]
@@ -139,7 +140,7 @@ def test_what_can_be_kept_is_kept(line: str, expected: str) -> None:
 
 @pytest.mark.parametrize(("line", "why"), DROPPED.values(), ids=DROPPED.keys())
 def test_what_cannot_be_passed_on_is_dropped_counted_and_named(line: str, why: str) -> None:
-    """A bad line costs itself and nothing else, and the log can say which it was."""
+    """A bad line is lost and no other line is; the complaint says which line it was."""
     reading = read(f"ok 1\n{line}\nfine 2\n".encode())
     assert lines(reading) == [f"ok{{{MINE}}} 1", f"fine{{{MINE}}} 2"]
     assert reading.lines_dropped == 1
@@ -148,14 +149,14 @@ def test_what_cannot_be_passed_on_is_dropped_counted_and_named(line: str, why: s
 
 
 @pytest.mark.parametrize("line", IGNORED)
-def test_comments_and_blank_lines_are_nobodys_loss(line: str) -> None:
-    """They carry nothing, so they are neither passed on nor counted."""
+def test_comments_and_blank_lines_are_not_counted_as_dropped(line: str) -> None:
+    """Comments and blank lines are neither passed on nor counted."""
     reading = read(f"ok 1\n{line}\n".encode())
     assert (lines(reading), reading.lines_dropped) == ([f"ok{{{MINE}}} 1"], 0)
 
 
-def test_bytes_that_are_not_utf8_cost_their_line() -> None:
-    """One bad byte in a label does not make the rest unreadable."""
+def test_only_the_lines_that_are_not_utf8_are_dropped() -> None:
+    """One bad byte in a label does not make the rest of the text unreadable."""
     reading = read(b'ok 1\nfoo{a="\xff"} 1\n# HELP ok \xff\n')
     assert (lines(reading), reading.lines_dropped) == ([f"ok{{{MINE}}} 1"], 2)
 
@@ -183,14 +184,14 @@ def test_bytes_that_are_not_utf8_cost_their_line() -> None:
 def test_a_target_is_down_where_nothing_is_left_or_too_much_came(
     body: bytes, error: type[ScrapeError], why: str
 ) -> None:
-    """Limits fail the target, as they do in Prometheus; the reason says which."""
+    """A target that exceeds a limit fails, as in Prometheus; the reason names the limit."""
     limits = Limits(body_size=1024, samples=3, labels=2, label_name_length=10, label_value_length=16)
     with pytest.raises(error, match=re.escape(why)):
         read(body, limits=limits)
 
 
 def test_what_is_exactly_at_a_limit_passes() -> None:
-    """A limit is the most there may be, not the first too many."""
+    """A limit is the largest number that is allowed."""
     limits = Limits(body_size=100, samples=1, labels=1, label_name_length=2, label_value_length=4)
     assert read(b'foo{ab="1234"} 1\n', limits=limits).samples == 1
 
@@ -249,7 +250,7 @@ def test_every_sample_stands_in_the_family_its_type_line_says(body: str, familie
     ["foo 2", "foo{} 2", 'foo{a=""} 2', "foo 1 1395066363000", "  foo 2"],
 )
 def test_the_same_series_twice_counts_once(twin: str) -> None:
-    """The first wins, as in Prometheus; however the second one is written."""
+    """The first one wins, as in Prometheus, in whatever way the second one is written."""
     reading = read(f"foo 1\nbar 1\n{twin}\n".encode())
     assert lines(reading) == [f"foo{{{MINE}}} 1", f"bar{{{MINE}}} 1"]
     assert (reading.samples, reading.lines_dropped) == (2, 1)
@@ -257,7 +258,7 @@ def test_the_same_series_twice_counts_once(twin: str) -> None:
 
 
 def test_the_order_of_labels_does_not_make_another_series() -> None:
-    """Labels are a set."""
+    """Labels are a set: their order means nothing."""
     reading = read(b'foo{a="1",b="2"} 1\nfoo{b="2",a="1"} 2\n')
     assert (reading.samples, reading.lines_dropped) == (1, 1)
 
@@ -269,27 +270,27 @@ def test_a_renamed_metric_does_not_collide_with_one_of_that_name() -> None:
 
 
 def test_labels_of_the_qube_stand_on_every_series() -> None:
-    """They come from the configuration, and win."""
+    """Labels that the configuration sets win over the target's."""
     reading = read(b'foo{owner="mallory"} 1\n', target(owner='al"ice'))
     assert lines(reading) == [f'foo{{{MINE},owner="al\\"ice",exported_owner="mallory"}} 1']
 
 
 def test_unwanted_metrics_are_left_out_and_not_counted_as_lost() -> None:
-    """`drop` is the operator's wish; anchored, as in Prometheus."""
+    """`drop` patterns are anchored, as in Prometheus, and what they match is not counted as dropped lines."""
     of = Target(qube="work", exporter=Exporter("node", 9100, (Pattern("(?:go_.*)|(?:foo)"),)))
     reading = read(b"go_threads 1\nfoo 2\nfoobar 3\n", of)
     assert (lines(reading), reading.samples, reading.lines_dropped) == ([f"foobar{{{MINE}}} 3"], 1, 0)
 
 
 def test_a_target_of_which_nothing_is_wanted_is_up() -> None:
-    """The exporter did nothing wrong."""
+    """A target whose metrics the configuration drops, all of them, did nothing wrong."""
     reading = read(b"foo 1\n", Target(qube="work", exporter=Exporter("node", 9100, (Pattern(".*"),))))
     assert (reading.samples, reading.families) == (0, ())
 
 
 @pytest.mark.parametrize("exporter", ["node", "process", "postgres", "redis", "pyapp", "blackbox", "prometheus"])
 def test_recordings_pass_whole_with_values_as_written(exporter: str) -> None:
-    """Nothing a real exporter writes is lost, renamed or rounded."""
+    """No sample of a real exporter is lost, renamed or rounded."""
     body = recording(exporter)
     samples = [line for line in body.decode().split("\n") if line and not line.startswith("#")]
     reading = read(body, target(exporter=exporter))
@@ -304,7 +305,7 @@ def test_recordings_pass_whole_with_values_as_written(exporter: str) -> None:
 
 
 def test_a_recording_in_openmetrics_passes_whole() -> None:
-    """An exporter that answers in OpenMetrics, asked or not, loses its timestamps and exemplars and nothing else."""
+    """A text in OpenMetrics loses its timestamps and exemplars and nothing else."""
     body = (RECORDINGS / "pyapp-1.om").read_bytes()
     reading = read(body)
     samples = [line for line in body.decode().split("\n") if line and not line.startswith("#")]
@@ -322,6 +323,7 @@ def test_a_recording_in_openmetrics_passes_whole() -> None:
         max_size=12,
     )
 )
+@settings(deadline=None)
 def test_no_bytes_raise_anything_but_our_own_error(parts: list[bytes]) -> None:
     """Invariant 2: no bytes make `read` raise anything but its own error; and what passes is strict."""
     body = b"\n".join([*parts, b""])
@@ -338,7 +340,7 @@ def test_no_bytes_raise_anything_but_our_own_error(parts: list[bytes]) -> None:
     "value", [b"1", b"+1", b"-.5", b"5.", b"1e5", b"1E-5", b"1e-999", b"nan", b"INF", b"-inf", b"Infinity"]
 )
 def test_values_that_go_takes(value: bytes) -> None:
-    """Go's strconv.ParseFloat is the judge; an underflow is zero to it, and no error."""
+    """A value is good if Go's strconv.ParseFloat takes it, for which an underflow is zero and no error."""
     assert is_value(value)
 
 
@@ -346,5 +348,41 @@ def test_values_that_go_takes(value: bytes) -> None:
     "value", [b"", b".", b"e5", b"1e", b"--1", b"1e400", b"-nan", b"+nan", b"1_0", b"0x10", b" 1", b"1 ", b"infin"]
 )
 def test_values_that_go_refuses(value: bytes) -> None:
-    """What Python's float() would take is not always a number to Go."""
+    """Python's float() takes more than Go's strconv.ParseFloat."""
     assert not is_value(value)
+
+
+def test_families_stay_the_same_object_while_a_text_has_dropped_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is planned once for these families; those of a text with very many are not kept."""
+    monkeypatch.setattr("federator.text.exposition.MAX_KEPT_FAMILIES", 3)
+    for count, kept in ((3, True), (4, False)):
+        one = reader()
+        body = b"".join(b"a%d 1\n" % number for number in range(count)) + b"bad\n"
+        first, second = finish(one.read(body)), finish(one.read(body))
+        assert first.families == second.families
+        assert (first.families is second.families) == kept
+
+
+class Counting:
+    """A `drop` pattern that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def fullmatch(self, text: str) -> bool:
+        """Drop `b`."""
+        self.names.append(text)
+        return text == "b"
+
+
+def test_a_drop_pattern_is_asked_once_for_each_name() -> None:
+    """A pattern may be slow, and a name may have very many series."""
+    pattern = Counting()
+    of = Target(qube="work", exporter=Exporter("node", 9100, (cast("Any", pattern),)))
+    one, body = reader(of), b'a{x="1"} 1\na{x="2"} 2\nb 3\nb{x="1"} 4\n'
+    for scrape in range(3):
+        assert lines(finish(one.read(body.replace(b" 1", b" %d" % scrape)))) == [
+            f'a{{{MINE},x="1"}} {scrape}',
+            f'a{{{MINE},x="2"}} 2',
+        ]
+    assert pattern.names == ["a", "b"]

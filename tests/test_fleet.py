@@ -114,6 +114,7 @@ async def test_a_qube_that_leaves_while_it_is_read_holds_no_memory(make: MakeFle
     assert not fleet.remembers(target)
 
 
+@pytest.mark.slow
 async def test_one_limit_for_all_calls_over_reloads(make: MakeFleet, exporter: MakeExporter, tmp_path: Path) -> None:
     """With connect_limit 1 no two calls are set up at one time: not of kept, new or discovered qubes, nor dom0's."""
     client = tmp_path / "client"

@@ -63,6 +63,7 @@ ALLOWED = {
     },
     "scrape": {
         "channel",
+        "cost",
         "counters",
         "errors",
         "fleet",
@@ -96,6 +97,7 @@ ALLOWED = {
     "counters": {"model"},
     # ------------------------------------------------
     "admission": {"errors"},
+    "cost": set(),
     "backoff": set(),
     "pace": set(),
     "reasons": {"errors", "model", "wire"},
@@ -114,7 +116,7 @@ ALLOWED = {
         "text.samples",
         "text.shape",
     },
-    "text.follow": {"model", "text.shape", "text.value"},
+    "text.follow": {"text.relabel", "text.shape", "text.value"},
     "text.lines": {
         "errors",
         "text.memory",
@@ -145,6 +147,7 @@ ALLOWED = {
 }
 PURE = (
     "admission",
+    "cost",
     "backoff",
     "pace",
     "reasons",
@@ -161,6 +164,8 @@ PURE = (
     "text.relabel",
     "text.samples",
     "text.shape",
+    "text.relabel",
+    "text.parser",
     "text.value",
     "config",
     "toml_reader",
@@ -228,7 +233,7 @@ def test_the_core_knows_no_process_loop_socket_or_clock(module: str) -> None:
 
 @pytest.mark.parametrize("library", sorted(LIBRARIES))
 def test_a_library_has_few_users(library: str) -> None:
-    """Only exposition asks the parser; only the shell knows aiohttp."""
+    """Only text.parser asks prometheus_client's parser; only the shell knows aiohttp."""
     assert {module for module in ALLOWED if library in imports(module)[1]} == LIBRARIES[library]
 
 

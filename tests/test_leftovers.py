@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT
 from tests.parts import PATIENCE_SECONDS
 
@@ -43,6 +45,7 @@ def test_good():
 """
 
 
+@pytest.mark.slow
 def test_what_a_test_leaves_running_is_named_and_ended(tmp_path: Path) -> None:
     """A thread, a process, an orphan; after a skip and after a teardown that fails. The run ends all the same."""
     path = tmp_path / "test_it.py"

@@ -16,6 +16,9 @@ from tests.helpers import ROOT
 from tests.parts import Exporter, debian_program, eventually, free_port, get, process
 from tests.standin.qubes import SERVICE, Qubes
 
+# Most of these tests build and install packages.
+pytestmark = pytest.mark.slow
+
 PROXY = {
     "etc/prometheus-qubes-proxy.toml": 0o644,
     "usr/bin/prometheus-qubes-proxy": 0o755,

@@ -73,6 +73,7 @@ def test_a_long_name_can_match() -> None:
     assert Pattern(r"(\w+_?)+_bucket").fullmatch("a" * 5000 + "_bucket")
 
 
+@pytest.mark.slow
 def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A qube may choose names that lead to thousands of states; they are forgotten, and the answers stay the same."""
     monkeypatch.setattr(pattern, "MAX_REMEMBERED_NUMBERS", 1000)

@@ -525,6 +525,7 @@ def test_whoever_speaks_while_answers_are_owed_is_left(service: StartService, ex
     assert started.say(request + request).end(close=False)[0] == 6
 
 
+@pytest.mark.slow
 def test_a_caller_who_does_not_read_is_left(service: StartService, exporter: MakeExporter) -> None:
     """The service ends soon after the request's time, so that it does not stay in the qube."""
     large = exporter(b"m 1\n" * 500_000)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-One target's text, from a qube nobody trusts -> checked and labelled lines that any Prometheus takes.
+One target's text, from a qube that is not trusted -> checked and labelled lines that every Prometheus takes.
 
 Owns the way of a text through the other files, and the limits on the whole of it. Must not know where the text came
 from, nor what else is on the page.
@@ -14,7 +14,7 @@ from, nor what else is on the page.
 A line is passed on whole or not at all. Timestamps are left out, so that a series that ends goes stale at once.
 
 Work is done in slices, with a `yield` after each: the caller decides who is next, so that one large or hostile text
-delays nobody else. Everything before the first slice is linear and bounded by `Limits`.
+does not delay the others. Everything before the first slice is linear and bounded by `Limits`.
 """
 
 from collections.abc import Generator, Sequence
@@ -100,25 +100,24 @@ class Reader:
         None if one of them is not good, or is not sure to be on the page: `_read_lines` finds out what is wrong.
         """
         found: dict[bytes, PageSeries] = {}
-
-        def add(series: Series) -> bool:
-            page_name = page_names.get(series.name)
-            if page_name is not None and series.key:
-                start = self._relabeling.line_start(page_name.name, series.labels)
-                found[series.key] = PageSeries(page_name.family, page_name.name, start)
-            return series.key in found
-
         for _, untrusted_slice in slices(untrusted_lines):
+            new_series: list[Series] = []
             untrusted_unknown: list[bytes] = []
             for untrusted_line in untrusted_slice:
-                series = self._samples.cached(untrusted_line[: untrusted_line.rfind(b" ") + 1])
-                if series is None:
+                cached = self._samples.cached(untrusted_line[: untrusted_line.rfind(b" ") + 1])
+                if cached is None:
                     untrusted_unknown.append(untrusted_line)
-                elif not add(series):
-                    return None
+                else:
+                    new_series.append(cached)
             for sample in self._samples.read(untrusted_unknown):
-                if not isinstance(sample, Sample) or not add(sample.series):
+                if not isinstance(sample, Sample) or not sample.key:
                     return None
+                new_series.append(sample.series)
+            for series in new_series:
+                page_name = page_names.get(series.name)
+                if page_name is None:
+                    return None
+                found[series.key] = page_name, self._relabeling.line_start(page_name.name, series.labels)
             yield
         return found
 

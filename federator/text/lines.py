@@ -67,7 +67,7 @@ class TextLines:
             if series is not None:
                 untrusted_value = untrusted_line[len(untrusted_key) :]
                 untrusted_values.append(untrusted_value)
-                samples[index] = Sample(series, untrusted_value)
+                samples[index] = Sample(series.key, series, untrusted_value)
             elif untrusted_line.lstrip(b" \t").startswith(b"#"):
                 if untrusted_line.startswith(section_start) and first + index > 1:
                     self.starts.append(len(self.samples) + len(untrusted_values) + len(untrusted_unknown))
@@ -100,7 +100,7 @@ class TextLines:
         page_names = self.page_names
         lines: list[PageLine] = []
         seen: set[bytes] = set()
-        for number, (series, value) in enumerate(self.samples, 1):
+        for number, (key, series, value) in enumerate(self.samples, 1):
             if number % STEP_LINES == 0:
                 yield
             name = series.name
@@ -108,14 +108,14 @@ class TextLines:
                 page_names[name] = self._relabeling.page_name(self._metadata.family(name), name)
             page_name = page_names[name]
             if page_name is None:
-                lines.append(PageLine(series.key, None, b"", value))
+                lines.append(PageLine(key, None, b"", value))
                 continue
             start = self._relabeling.line_start(page_name.name, series.labels)
             if start in seen:
                 self.dropped.add(0, start, "the same series twice; the first one counts")
                 continue
             seen.add(start)
-            lines.append(PageLine(series.key, page_name.family, start, value))
+            lines.append(PageLine(key, page_name.family, start, value))
         return lines
 
 

@@ -19,10 +19,11 @@ class Sample(NamedTuple):
     """
     A good sample line.
 
-    Its series has an empty `key` where the line is not just a cached key with the value behind it: next time it has to
-    be read again in full.
+    `key` is empty where the line is not just the key of a cached series with the value behind it: such a line has to be
+    parsed again next time.
     """
 
+    key: bytes
     series: Series
     value: bytes
 
@@ -34,6 +35,7 @@ class SampleReader:
         self._limits = limits
         self._cache = cache
         self._relabeling = relabeling
+        self._our_names = relabeling.our_names
 
     def cached(self, untrusted_key: bytes) -> Series | None:
         """
@@ -42,7 +44,7 @@ class SampleReader:
         None if it has a label that we set for this target: such a label is renamed, for each target in another way.
         """
         series = self._cache.get(untrusted_key)
-        return series if series is not None and self._relabeling.our_names.isdisjoint(series.label_names) else None
+        return series if series is not None and self._our_names.isdisjoint(series.label_names) else None
 
     def read(self, untrusted_lines: Sequence[bytes]) -> Iterator[Sample | str | LabelLimitError]:
         """The sample in each line; or why the line is dropped; or the limit that it exceeds."""
@@ -64,15 +66,13 @@ class SampleReader:
                     yield LabelLimitError(over)
                     continue
                 series = self._added(key, found)
-            if key + value != untrusted_line:
-                series = Series(b"", series.name, series.label_names, series.labels)
-            yield Sample(series, value)
+            yield Sample(series.key if key + value == untrusted_line else b"", series, value)
 
     def _added(self, key: bytes, parsed: ParsedSeries) -> Series:
-        """The series, after it was put into the cache, if it can be found there by its key."""
+        """The series, added to the cache if it can be found there by its key; else its key is empty."""
         label_names = tuple(name for name, _ in parsed.labels)
         labels = page_labels(self._relabeling.renamed(parsed.labels))
-        if key.endswith(b" ") and self._relabeling.our_names.isdisjoint(label_names):
+        if key.endswith(b" ") and self._our_names.isdisjoint(label_names):
             series = Series(key, parsed.name, label_names, labels)
             if self._cache.add(key, series):
                 return series

@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-A sample's value: would Prometheus take it?
+Is the value of a sample one that Prometheus takes?
 
-Owns that one question, for one value and for many at once, which is ten times cheaper. Must not know lines or series.
+Owns that question, for one value and for many at once, which is ten times cheaper. Must not know lines or series.
 """
 
 import math
 import re
 from collections.abc import Iterable
 
-# Go's strconv.ParseFloat, less hexadecimal, which the text format does not take. Python's float() takes more.
+# What Go's strconv.ParseFloat takes, without hexadecimal, which the text format does not take. Python's float() takes
+# more than that.
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?")
 _NOT_FINITE = re.compile(rb"(?i:nan|[+-]?inf(?:inity)?)")
-# How values look where nothing is unusual, line by line: all of it finite, and short. So many at a time, because
-# Python's regular expressions remember every turn of a group.
+# Most values, one per line: short, and finite or one of three words. 200 at a time, because Python's regular
+# expressions remember every repetition of a group.
 _USUAL = re.compile(rb"(?:(?:[-+]?[0-9]{1,99}+\.?[0-9]{0,99}+(?:e[-+]?[0-9]{1,2}+)?|NaN|[-+]Inf)\n){1,200}")
-# The parser writes huge integers out as int before it looks at them; nobody measures anything to 400 digits.
+# prometheus_client turns integers of any length into int first, which takes long. No measurement has 400 digits.
 _MAX_VALUE = 400
 
 
 def is_value(untrusted_value: bytes) -> bool:
-    """Would Go's strconv.ParseFloat take it? Out of float64's range is an error there, where Python says inf."""
+    """Whether Go's strconv.ParseFloat takes it. What is out of float64's range is an error there; Python says inf."""
     if len(untrusted_value) > _MAX_VALUE:
         return False
     if _NUMBER.fullmatch(untrusted_value):
@@ -29,7 +30,7 @@ def is_value(untrusted_value: bytes) -> bool:
 
 
 def are_values(untrusted_values: Iterable[bytes]) -> bool:
-    """`all(map(is_value, …))`, in bulk, for values without a newline. Many are the same; each is looked at once."""
+    """`all(map(is_value, …))`, in bulk, for values without a newline. Equal values are checked once."""
     untrusted_distinct = set(untrusted_values)
     untrusted_joined = b"\n".join([*untrusted_distinct, b""])
     end = 0
