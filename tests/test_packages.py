@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -377,6 +378,18 @@ def test_the_settings_of_the_unit() -> None:
     # /dev/xen would be gone; and an address that we guess locks out everyone.
     assert not names & {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "IPAddressDeny"}
     assert "#IPAddressDeny=any\n#IPAddressAllow=" in text
+
+
+def test_the_lock_file_pins_all_dependencies() -> None:
+    """Each package that pyproject.toml names has one version and its hashes; `make lock` writes them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {re.split(r"[^a-z0-9-]", line)[0] for line in project["dependencies"]}
+    wanted |= {re.split(r"[^a-z0-9-]", line)[0] for line in project["optional-dependencies"]["dev"]}
+    entries = re.split(r"\n(?=[a-z])", (ROOT / "requirements-dev.lock").read_text(encoding="utf-8"))[1:]
+    pinned = {entry.partition("==")[0] for entry in entries}
+    assert wanted <= pinned, "run `make lock`"
+    assert len(pinned) == len(entries)
+    assert all("--hash=sha256:" in entry for entry in entries)
 
 
 POLICY_LINE = re.compile(
