@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Scripts whose names have no extension. mypy checks each of them by itself.
 SCRIPTS := vmside/ruddo.PrometheusProxy vmside/ruddo.PrometheusDiscover tests/standin/qrexec-client-vm
 
@@ -19,7 +20,7 @@ DATE := $(shell sed -n 's/^## $(VERSION) (\(.*\))$$/\1/p' CHANGELOG.md)
 SPEC := dist/$(NAME).spec
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-debian coverage lint check soak bench clean install install-proxy install-service install-dom0 source srpm rpm deb
+.PHONY: help run test test-fast test-debian coverage lint lock check soak bench clean install install-proxy install-service install-dom0 source srpm rpm deb
 
 help:
 	@echo "make run         try it: the daemon on 127.0.0.1:8199, three demo qubes, real exporters (Ctrl-C ends it)"
@@ -28,18 +29,28 @@ help:
 	@echo "make coverage    all tests, and what they do not cover"
 	@echo "make lint        ruff and mypy"
 	@echo "make check       lint, then test"
+	@echo "make lock        pin the newest versions of what the tests need, in requirements-dev.lock"
 	@echo "make soak        five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
 	@echo "make bench       what a scrape costs, compared with other programs; takes some ten minutes"
 	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
 	@echo "make rpm, srpm, deb    the three packages, into dist/"
 	@echo "make clean       remove everything that these created"
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is missing or older than Python 3.11; name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module; on Debian: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP_INSTALL) --require-hashes --requirement requirements-dev.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# The newest versions that pyproject.toml allows, for every supported Python. uv itself is not needed for anything else.
+lock:
+	$(PYTHON) -m venv --clear dist/lock
+	dist/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	dist/lock/bin/uv pip compile --quiet --universal --upgrade --python-version 3.11 --generate-hashes --extra dev \
+	    --custom-compile-command 'make lock' --output-file requirements-dev.lock pyproject.toml
+	rm -rf dist/lock
 
 run: .venv/installed
 	@exec $(BIN)/python tests/demo/run.py

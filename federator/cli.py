@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-argv -> serve | check | scrape | policy, and the exit status: 0 well, 1 said why on stderr in one line, 2 wrong usage.
+argv -> serve | check | scrape | policy, and the exit status.
+
+0: all went well. 1: a line on stderr says what did not. 2: wrong usage. 78: serve cannot use the configuration.
 
 Owns words on a terminal. Must not know how anything is done.
 """
@@ -23,6 +25,8 @@ from federator.statelog import StateLog
 from federator.wire import SERVICE, argument
 
 PROGRAM = "prometheus-qubes-proxy"
+# EX_CONFIG of sysexits.h. The systemd unit does not start the daemon again after it.
+WRONG_CONFIGURATION = 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asyncio.run(daemon.serve(path, options.listen_addresses))
     except FederatorError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+        return WRONG_CONFIGURATION if options.command == "serve" and isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `… | head` has seen enough

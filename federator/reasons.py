@@ -90,7 +90,8 @@ def too_much_stderr(limit: int, untrusted_words: bytes) -> ProtocolError:
 # What our service says where there is no HTTP answer (status 0): how its line starts, and what it comes to.
 _SERVICE_SAYS: tuple[tuple[str, type[ScrapeError], str], ...] = (
     (TIMED_OUT, TimedOutError, "the exporter did not answer in time"),
-    (BODY_LARGER, BodySizeLimitError, "larger than {limit} bytes (scrape.body_size_limit)"),
+    # The number is the service's own limit where that is smaller.
+    (BODY_LARGER, BodySizeLimitError, "{words}; scrape.body_size_limit is {limit} bytes"),
     (COMPRESSED, HttpError, "the exporter on port {port} compresses its answer, which was not asked for"),
     (CUT_SHORT, HttpError, "the exporter on port {port} ended in the middle of its answer: {words}"),
     (HEAD_LARGER, HttpError, "the exporter on port {port} sends too many HTTP headers: {words}"),

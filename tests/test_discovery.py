@@ -7,6 +7,7 @@ import re
 import socket
 import socketserver
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +206,41 @@ def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
     qubes.set_state("vault", "Running")
     eventually("it is there", lambda: up(proxy.get().text)["vault"] == "1")
     assert len(qubes.calls("dom0")) == 1
+
+
+# Runs the service with another path of qubesd's socket and with a clock that moves by `step` seconds for each request.
+DISCOVER = """
+import itertools, runpy, sys, time
+
+_, script, qubesd, step = sys.argv
+ticks = itertools.count()
+time.monotonic = lambda: next(ticks) * float(step)
+service = runpy.run_path(script)
+service["main"].__globals__["QUBESD"] = qubesd
+sys.exit(service["main"]())
+"""
+
+
+@pytest.mark.parametrize(("step", "questions"), [(0.0, 1), (0.25, 250), (1.0, 1000)])
+def test_prometheus_discover_asks_qubesd_once_a_second(tmp_path: Path, step: float, questions: int) -> None:
+    """A caller that asks all the time gets the last answer, and one that asks each second gets a new one."""
+    asked: list[bytes] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.rfile.read())
+            self.wfile.write(b"0\0q%d class=AppVM state=Running\n" % len(asked))
+
+    qubesd = tmp_path / "qubesd.sock"
+    service = ROOT / "vmside" / "ruddo.PrometheusDiscover"
+    words = [sys.executable, "-c", DISCOVER, str(service), str(qubesd), str(step)]
+    with serving(socketserver.UnixStreamServer(str(qubesd), Handler)):
+        done = subprocess.run(words, input=b"+\n" + b"?\n" * 1000, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(asked) == questions
+    names = done.stdout.split(b"\n")[2::2]
+    assert len(names) == 1000
+    assert list(dict.fromkeys(names)) == [b"q%d" % (number + 1) for number in range(questions)]
 
 
 @pytest.mark.parametrize(

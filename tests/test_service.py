@@ -2,10 +2,12 @@
 """vmside/ruddo.PrometheusProxy as a process, as qrexec runs it. The daemon's own wire reads its output."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,13 +17,15 @@ import pytest
 
 from federator.model import Answer
 from federator.wire import Version2
-from tests.helpers import SERVICE, recording
+from tests.helpers import SERVICE, recording, service_module
 from tests.parts import MEASURED, PATIENCE_SECONDS, Exporter, free_port, raw_server, script
 
 StartService = Callable[..., "Service"]
 MakeExporter = Callable[[bytes], Exporter]
 
 HEAD = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n"
+CHUNKED = HEAD + "Transfer-Encoding: chunked\r\n\r\n"
+NOT_CHUNKS = b"answer cut short, or not in chunks as it says"
 
 
 class Service:
@@ -145,8 +149,21 @@ def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporte
         (HEAD + "Content-Length: 4\r\n\r\nm 1\nmore", 200, b"m 1\n"),
         (HEAD + "Content-Length: 9\r\n\r\nm 1\n", 0, b"answer cut short: 4 of 9 bytes"),
         (HEAD + "Transfer-Encoding: chunked\r\n\r\n2\r\nm \r\n2;x=y\r\n1\n\r\n0\r\n\r\n", 200, b"m 1\n"),
-        (HEAD + "Transfer-Encoding: chunked\r\n\r\n2\r\nm ", 0, b"answer cut short in the middle of a chunk"),
-        (HEAD + "Transfer-Encoding: chunked\r\n\r\nm 1\n", 0, b"answer cut short, or not in chunks as it says"),
+        (CHUNKED + "6\r\nm 0\r\n\r\r\n0\r\n", 200, b"m 0\r\n\r"),
+        (CHUNKED + "0004 ;x\r\nm 1\n\r\n0;y\r\nTrailer: z\r\n\r\nmore", 200, b"m 1\n"),
+        (CHUNKED + "0\r\n\r\n", 200, b""),
+        (CHUNKED + "2\r\nm ", 0, b"answer cut short before its last chunk"),
+        (CHUNKED + "7\r\nm 0\r\n\r\n", 0, b"answer cut short before its last chunk"),
+        (CHUNKED + "4\r\nm 1\n\r\n", 0, b"answer cut short before its last chunk"),
+        (CHUNKED, 0, b"answer cut short before its last chunk"),
+        (CHUNKED + "m 1\n", 0, NOT_CHUNKS),
+        (CHUNKED + "4\nm 1\n\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "2\r\nm 1\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "-4\r\nm 1\n\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "000000004\r\nm 1\n\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "4;" + "x" * 1023 + "\r\nm 1\n\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "4;" + "x" * 2000, 0, NOT_CHUNKS),
         (HEAD + "Content-Encoding: gzip\r\n\r\n\x1f", 0, b"answered with a compressed body, which was not asked for"),
         ("HTTP/1.1 404 Not Found\r\n\r\n" + "x" * 5000, 404, b"x" * 1000),
         ("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", 302, b""),
@@ -173,6 +190,151 @@ def test_what_an_exporter_may_answer(service: StartService, reply: str, status: 
     with raw_server(answer) as port:
         got = one_answer(service, port, max_body=1000)
     assert (got.status, got.body) == (status, body)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_chunks_are_taken_apart_as_they_come(size: int) -> None:
+    """After each piece the content is complete up to this piece, however the connection cuts the chunks."""
+    wire, content = b"", [b""]  # the content after each byte of `wire`
+    for chunk in (b"0\r\n\r\n", b"m 1\n" * 100, b"\r", b"\n"):
+        line = b"%x;x=y\r\n" % len(chunk)
+        wire += line + chunk + b"\r\n"
+        done = content[-1]
+        content += [done] * len(line)
+        content += [done + chunk[: end + 1] for end in range(len(chunk))]
+        content += [done + chunk] * len(b"\r\n")
+    body = service_module().ChunkedBody()
+    for start in range(0, len(wire), size):
+        body.feed(wire[start : start + size])
+        assert body.content == content[min(start + size, len(wire))]
+        assert not body.whole
+    body.feed(b"0\r\n")
+    assert body.whole
+    assert body.content == content[-1]
+
+
+def test_the_work_for_chunks_grows_with_their_number() -> None:
+    """Ten times as many chunks of one byte are ten times as many steps: no byte is looked at again."""
+
+    def steps(chunks: int) -> int:
+        body, events = service_module().ChunkedBody(), 0
+
+        def count(*_: object) -> None:
+            nonlocal events
+            events += 1
+
+        sys.setprofile(count)
+        for _ in range(chunks):
+            body.feed(b"1\r\nx\r\n")
+        sys.setprofile(None)
+        assert len(body.content) == chunks
+        return events
+
+    few = steps(100)
+    assert 0 < steps(1000) <= 10 * few
+
+
+# Runs a script with a clock that only `recv` moves: by a second for each call. At the end it prints how often an
+# exporter was read from.
+CLOCK_OF_WORK = """
+import runpy, socket, sys, time
+
+calls = 0
+
+class Socket(socket.socket):
+    def recv(self, size):
+        global calls
+        calls += 1
+        return super().recv(size)
+
+socket.socket = Socket
+time.monotonic = lambda: float(calls)
+del sys.argv[0]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(calls, file=sys.stderr)
+"""
+
+
+def test_no_exporter_is_read_from_after_the_requests_time() -> None:
+    """The time is checked before each piece of work, also where many exporters send tiny chunks without an end."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(CHUNKED.encode())
+        while True:
+            connection.sendall(b"1\r\nx\r\n" * 1000)
+
+    with ExitStack() as stack:
+        ports = sorted(stack.enter_context(raw_server(answer)) for _ in range(8))
+        words = [sys.executable, "-c", CLOCK_OF_WORK, str(SERVICE), "+".join(map(str, ports))]
+        process = stack.enter_context(
+            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+        wire = Version2()
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(wire.greeting)
+        process.stdin.flush()
+        wire.receive(process.stdout.read(3))
+        process.stdin.write(wire.ask(milliseconds=100_000, max_body=1 << 30, ports=ports))
+        process.stdin.flush()
+        answers: list[Answer] = []
+        while len(answers) < len(ports):
+            answers += wire.receive(process.stdout.read(1))
+        process.stdin.close()
+        assert process.stderr.read() == b"100\n"
+    assert {answer.body for answer in answers} == {b"timed out"}
+
+
+def test_a_greedy_caller_who_does_not_read_costs_bounded_memory(service: StartService) -> None:
+    """The service lives with little memory: it holds 128 MiB of bodies, and the largest that are too much fail."""
+    length, reached = 48 << 20, threading.Semaphore(0)
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        try:
+            connection.sendall(f"{HEAD}Content-Length: {length}\r\n\r\n".encode())
+            for _ in range(length >> 20):
+                connection.sendall(bytes(1 << 20))
+        finally:
+            reached.release()
+
+    with ExitStack() as stack:
+        ports = sorted(stack.enter_context(raw_server(answer)) for _ in range(4))
+        started, wire = service("+".join(map(str, ports))), Version2()
+        resource.prlimit(started.process.pid, resource.RLIMIT_AS, (256 << 20, 256 << 20))
+        started.say(wire.greeting)
+        wire.receive(started.hear(3))
+        assert started.process.stdout
+        output = started.process.stdout.fileno()
+        started.say(wire.ask(milliseconds=600_000, max_body=9_999_999_999, ports=ports))
+        for _ in ports:
+            assert reached.acquire(timeout=PATIENCE_SECONDS)
+        answers: list[Answer] = []
+        while not wire.idle:
+            piece = os.read(output, 1 << 16)
+            assert piece, "the service ended"
+            answers += wire.receive(piece)
+    assert sorted(len(answer.body) for answer in answers if answer.status == 200) == [length, length]
+    assert {answer.body for answer in answers if answer.status == 0} == {
+        b"body larger than the rest of 134217728 bytes for all ports"
+    }
+
+
+def test_the_service_has_a_limit_of_its_own(service: StartService) -> None:
+    """One body has 64 MiB at most, whatever the caller asks for."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(f"{HEAD}\r\n".encode())
+        while True:
+            connection.sendall(bytes(1 << 20))
+
+    with raw_server(answer) as port:
+        assert one_answer(service, port, max_body=9_999_999_999).body == b"body larger than 67108864 bytes"
 
 
 @pytest.mark.parametrize("length", [1024, 5000])
