@@ -100,7 +100,7 @@ FAULTS = {
     "an unknown key": ("[scrape]\ntimout = '1s'\n" + WORK, "scrape.timout: unknown key; did you mean timeout?"),
     "a key like none": (
         "[web]\nzzz = 1\n" + WORK,
-        "web.zzz: unknown key; known here: basic_auth_users, listen_addresses",
+        "web.zzz: unknown key; known here: basic_auth_users, hosts, http_server_config, listen_addresses",
     ),
     "an unknown key of a qube": (WORK + "port = 1\n", "qubes.work.port: unknown key; "),
     "an unknown key of an exporter": (
@@ -146,7 +146,6 @@ FAULTS = {
         "[web]\nlisten_addresses = [':99999']\n" + WORK,
         "web.listen_addresses[0]: ':99999' is not",
     ),
-    "TLS": ("[web.tls_server_config]\n" + WORK, "web.tls_server_config: TLS and passwords are not in this version"),
     "discovery's source": (WORK + "[discovery]\nsource = 'qvm-ls'\n", "discovery.source: 'qvm-ls' is none of admin.vm"),
     "discovery of nothing": (
         WORK + "[discovery]\ninclude = []\n",
