@@ -69,11 +69,11 @@ async def serve(
         await _listen(connections, () if sockets else addresses or settings.web.listen_addresses)
         bound = [f"{name}:{port}" for name, port in connections.addresses]
         bound += [f"unix:{name}" for name in connections.unix_paths]
-        _warn_if_open(connections, settings)
         log.info(
             "serving",
             extra={"version": __version__, "address": " ".join(bound), "config": path, **_size(settings)},
         )
+        _warn_if_open(connections, settings)
         systemd.notify("READY=1", _status(settings))
         watched = asyncio.create_task(systemd.feed_watchdog())
         await stop.wait()
