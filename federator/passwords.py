@@ -70,6 +70,11 @@ class Passwords:
         self._one_at_a_time = asyncio.Lock()
         self._wrong = Pace(WRONG_SECONDS, WRONG_BURST)
 
+    @property
+    def addresses(self) -> int:
+        """How many sent wrong passwords, as far as it is remembered."""
+        return len(self._wrong)
+
     def retain(self, users: Mapping[bytes, bytes]) -> None:
         """Other users are forgotten."""
         self._remembered = {user: digest for user, digest in self._remembered.items() if user in users}
@@ -89,7 +94,13 @@ class Passwords:
             self._admit(network)
             check = asyncio.create_task(self._check(user, password, users, network))
             self._checks[digest] = check
-            check.add_done_callback(lambda _: self._checks.pop(digest))
+            self._waiting[network] += 1
+
+            def done(_: "asyncio.Task[bool]") -> None:
+                del self._checks[digest]
+                self._waiting -= Counter([network])  # and without those that are at 0
+
+            check.add_done_callback(done)
         # Who goes away does not end the check: it would be a way to have many at one time, and none of them counted.
         return await asyncio.shield(check)
 
@@ -103,14 +114,11 @@ class Passwords:
         known = users.get(user)
         # For an unknown user a hash that is there is checked, for the time it takes; the result is not used.
         expected = known or list(users.values())[self._digest(user)[0] % len(users)]
-        self._waiting[network] += 1
         try:
             async with self._one_at_a_time:
                 same = await asyncio.to_thread(_is_same, password, expected)
         except RuntimeError:  # the system has no thread for it
             raise BusyError("no password can be checked now; try again in a while") from None
-        finally:
-            self._waiting -= Counter([network])  # and without those that are at 0
         if same and known:
             self._remembered[user] = self._digest(user, password, known)
             return True
