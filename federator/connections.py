@@ -17,7 +17,6 @@ import asyncio
 import logging
 import re
 import socket
-import ssl
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,7 +25,7 @@ from typing import cast
 
 from aiohttp.http import HttpProcessingError
 
-from federator.errors import shown
+from federator.errors import HandshakeError, shown
 from federator.tls import ServerTls
 
 log = logging.getLogger(__name__)
@@ -114,8 +113,8 @@ class Connection(asyncio.Protocol):
     async def _secure(self, tls: ServerTls, plain: asyncio.Transport) -> None:
         try:
             secured = await tls.handshake(plain, self, HEAD_SECONDS)
-        except OSError as error:
-            if isinstance(error, ssl.SSLError):
+        except (HandshakeError, OSError) as error:
+            if isinstance(error, HandshakeError):
                 self._connections.handshake_failed(error)
             plain.abort()
             self.connection_lost(error)
@@ -293,14 +292,13 @@ class Connections:
         del self._open[idle]
         idle.abort()
 
-    def handshake_failed(self, error: ssl.SSLError) -> None:
+    def handshake_failed(self, error: HandshakeError) -> None:
         """A client did not come as far as a request."""
         times = self._failed_handshakes.again()
         if times is not None:
-            reason = "it does not speak TLS, but plain HTTP" if error.reason == "HTTP_REQUEST" else shown(str(error))
             log.warning(
                 "a client failed at TLS; more of them are not told for a while",
-                extra={"error": reason, "suppressed": times},
+                extra={"error": str(error), "suppressed": times},
             )
 
     def becomes_idle(self, connection: Connection) -> None:

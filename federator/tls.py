@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from federator.errors import ConfigError
+from federator.errors import ConfigError, HandshakeError, shown
 from federator.model import Pem, Secret, Tls
 
 # A chain of certificates has some kilobytes, and all authorities that browsers know have 250.
@@ -51,22 +51,28 @@ class ServerTls:
         self, plain: asyncio.Transport, protocol: asyncio.Protocol, seconds: float
     ) -> asyncio.Transport:
         """
-        The encrypted transport, for this protocol; its `connection_made` is not called. Raises OSError.
+        The encrypted transport, for this protocol; its `connection_made` is not called.
+
+        Raises HandshakeError where the client did not pass, OSError where it went away or took too long.
 
         `protocol` may get the first data before this returns. Its `connection_lost` may be called or not if it fails.
         """
-        secured = await asyncio.get_running_loop().start_tls(
-            plain,
-            protocol,
-            self._current(),
-            server_side=True,
-            ssl_handshake_timeout=seconds,
-            ssl_shutdown_timeout=GOODBYE_SECONDS,
-        )
+        try:
+            secured = await asyncio.get_running_loop().start_tls(
+                plain,
+                protocol,
+                self._current(),
+                server_side=True,
+                ssl_handshake_timeout=seconds,
+                ssl_shutdown_timeout=GOODBYE_SECONDS,
+            )
+        except ssl.SSLError as error:
+            plain_http = "it speaks plain HTTP; use https:// in its configuration"
+            raise HandshakeError(plain_http if error.reason == "HTTP_REQUEST" else shown(str(error))) from None
         if secured is None or secured.is_closing():
             raise ConnectionAbortedError("the client went away in the handshake")
         if not self._admits(secured.get_extra_info("peercert") or {}):
-            raise ssl.SSLError("the client's certificate has none of the names in client_allowed_sans")
+            raise HandshakeError("its certificate has none of the names in client_allowed_sans")
         return secured
 
     def _current(self) -> ssl.SSLContext:
