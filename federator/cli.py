@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-argv -> serve | check | scrape | policy, and the exit status.
+argv -> serve | check | scrape | policy | hash-password, and the exit status.
 
 0: all went well. 1: a line on stderr says what did not. 2: wrong usage. 78: serve cannot use the configuration.
 
@@ -9,19 +9,23 @@ Owns words on a terminal. Must not know how anything is done.
 
 import argparse
 import asyncio
+import getpass
 import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from federator import __version__, config, daemon, host, journal
+from federator.access import Access
 from federator.counters import Counters
 from federator.errors import ConfigError, FederatorError
 from federator.fleet import Fleet
-from federator.model import Config, Outcome, Target
+from federator.model import Address, Config, Outcome, Target
+from federator.passwords import hashed
 from federator.policy import policy_lines
 from federator.scrape import Scraper, budget
 from federator.statelog import StateLog
+from federator.web_config import listen_address
 from federator.wire import SERVICE, argument
 
 PROGRAM = "prometheus-qubes-proxy"
@@ -37,13 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{options.command} takes no {options.targets[0]!a}; only scrape takes names of qubes")
     path: Path = options.config_file or config.default_path()
     try:
-        if options.command in ("check", "policy"):
-            return (_check if options.command == "check" else _policy)(path)
-        if options.command == "scrape":
-            journal.set_up("error", options.log_format)  # what is down is said in lines of its own
-            return asyncio.run(_scrape(path, options.targets))
-        journal.set_up(options.log_level, options.log_format)
-        asyncio.run(daemon.serve(path, options.listen_addresses))
+        return _run(options, path)
     except FederatorError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return WRONG_CONFIGURATION if options.command == "serve" and isinstance(error, ConfigError) else 1
@@ -52,7 +50,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `… | head` has seen enough
         sys.stderr.close()
         return 1
-    return 0
+
+
+def _run(options: argparse.Namespace, path: Path) -> int:
+    if options.command == "serve":
+        journal.set_up(options.log_level, options.log_format)
+        serving = daemon.serve(
+            path, options.listen_addresses, web_file=options.web_file, systemd_socket=options.systemd_socket
+        )
+        asyncio.run(serving)
+        return 0
+    if options.command == "scrape":
+        journal.set_up("error", options.log_format)  # what is down is said in lines of its own
+        return asyncio.run(_scrape(path, options.targets))
+    if options.command == "check":
+        return _check(path, options.web_file)
+    return _policy(path) if options.command == "policy" else _hash_password()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,10 +77,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=("serve", "check", "scrape", "policy"),
+        choices=("serve", "check", "scrape", "policy", "hash-password"),
         default="serve",
         help="serve (default) runs the daemon; check says what would be scraped, and whether it could be;"
-        " scrape does one scrape now; policy prints the lines that dom0 needs",
+        " scrape does one scrape now; policy prints the lines that dom0 needs;"
+        " hash-password prints the bcrypt hash of a password",
     )
     parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
     parser.add_argument(
@@ -77,15 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help=f"default: {config.DEFAULT_PATHS[0]} if it exists, else {config.DEFAULT_PATHS[1]}",
     )
-    parser.add_argument(
-        "--web.listen-address",
-        dest="listen_addresses",
-        type=_listen_address,
-        action="append",
-        default=[],
-        metavar="HOST:PORT",
-        help="with serve: listen here, not where the file says; may be given more than once",
-    )
+    _add_web(parser)
     parser.add_argument("--log.level", dest="log_level", choices=journal.LEVELS, default="info")
     parser.add_argument("--log.format", dest="log_format", choices=journal.FORMATS, default="logfmt")
     parser.add_argument(
@@ -96,15 +102,42 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _listen_address(text: str) -> tuple[str, int]:
+def _add_web(parser: argparse.ArgumentParser) -> None:
+    """Where the daemon listens, and who is let in."""
+    parser.add_argument(
+        "--web.listen-address",
+        dest="listen_addresses",
+        type=_listen_address,
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="with serve: listen here, not where the file says; may be given more than once; or unix:/PATH",
+    )
+    parser.add_argument(
+        "--web.systemd-socket",
+        dest="systemd_socket",
+        action="store_true",
+        help="with serve: listen on the sockets that systemd gives, and nowhere else",
+    )
+    parser.add_argument(
+        "--web.config.file",
+        dest="web_file",
+        type=Path,
+        metavar="PATH",
+        help="another file with tls_server_config, basic_auth_users and rate_limit",
+    )
+
+
+def _listen_address(text: str) -> Address:
     try:
-        return config.listen_address(text)
+        return listen_address(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _check(path: Path) -> int:
-    settings = config.load(path)
+def _check(path: Path, web_file: Path | None) -> int:
+    settings = config.load(path, web_file)
+    Access(settings.web, host.own_name())  # finds certificates and packages that are missing
     print(f"{path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}")
     width = max((len(qube.name) for qube in settings.qubes), default=0)
     for qube in settings.qubes:
@@ -115,6 +148,23 @@ def _check(path: Path) -> int:
         names = ", ".join(f"{one.name} ({one.port})" for one in settings.discovery.exporters) or "no exporters"
         print(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
     host.check_programs(settings)
+    return 0
+
+
+def _hash_password() -> int:
+    """From the terminal, twice; or one line of stdin."""
+    if sys.stdin.isatty():
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Once more: ") != password:
+            print(f"{PROGRAM}: these are two different passwords", file=sys.stderr)
+            return 1
+    else:
+        password = sys.stdin.readline().removesuffix("\n")
+    try:
+        print(hashed(password.encode()))
+    except ValueError as error:
+        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -25,11 +25,11 @@ from federator.model import (
     Source,
     Target,
     Transport,
-    Web,
 )
 from federator.pattern import Pattern
 from federator.targets import DOM0, is_qube_name
 from federator.toml_reader import Entry, Table
+from federator.web_config import web_settings
 
 # /rw/config survives a reboot of a NetVM that is based on a template; /etc is the template's.
 DEFAULT_PATHS = (Path("/rw/config/prometheus-qubes-proxy.toml"), Path("/etc/prometheus-qubes-proxy.toml"))
@@ -65,17 +65,26 @@ def default_path() -> Path:
     return next((path for path in DEFAULT_PATHS if path.exists()), DEFAULT_PATHS[-1])
 
 
-def load(path: Path) -> Config:
-    """Read and check a configuration file. Raises ConfigError."""
+def load(path: Path, web_file: Path | None = None) -> Config:
+    """
+    Read and check a configuration file. Raises ConfigError.
+
+    `web_file`: another file, of --web.config.file, that says who is let in.
+    """
+    text = _text(path, "--config.file")
+    top = toml_reader.read(_text(web_file, "--web.config.file"), web_file) if web_file else None
+    return from_table(toml_reader.read(text, path), path, top)
+
+
+def _text(path: Path, option: str) -> str:
     try:
-        text = path.read_bytes().decode()
+        return path.read_bytes().decode()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; write one, or name yours with --config.file=PATH") from None
+        raise ConfigError(f"{path}: no such file; write one, or name yours with {option}=PATH") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; the daemon must be able to read it") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8; save the file as UTF-8 text") from None
-    return parse(text, path)
 
 
 def parse(text: str, path: Path) -> Config:
@@ -83,9 +92,9 @@ def parse(text: str, path: Path) -> Config:
     return from_table(toml_reader.read(text, path), path)
 
 
-def from_table(top: Table, path: Path) -> Config:
-    """Check a configuration that is a TOML table already. Raises ConfigError."""
-    web = _web(top.table("web"))
+def from_table(top: Table, path: Path, web_top: Table | None = None) -> Config:
+    """Check a configuration that is a TOML table already, and so may be `web_file`'s. Raises ConfigError."""
+    web = web_settings(top.table("web"), web_top)
     scrape = _scrape(top.table("scrape"))
     qrexec = _qrexec(top.table("qrexec"), path.parent)
     exporters = {name: _exporter(name, entry) for name, entry in top.table("exporters").entries()}
@@ -98,28 +107,6 @@ def from_table(top: Table, path: Path) -> Config:
     if not qubes and not (discovery and discovery.exporters):
         raise top.error("qubes", "there is nothing to scrape; add a table such as [qubes.work]")
     return Config(path=path, web=web, scrape=scrape, qrexec=qrexec, qubes=qubes, discovery=discovery)
-
-
-def listen_address(text: str) -> tuple[str, int]:
-    """HOST:PORT, :PORT or [IPV6]:PORT as (host, port). Raises ValueError with words for a person."""
-    host, colon, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    # With port 0 the system chooses a free port; the log says which.
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535 or (":" in host) != ("[" in text):
-        raise ValueError(f"{text!r} is not HOST:PORT; write 127.0.0.1:8199, [::1]:8199, or :8199 for every address")
-    return host, int(port)
-
-
-def _web(table: Table) -> Web:
-    addresses = tuple(
-        entry.convert(listen_address) for entry in table.list("listen_addresses", default=["0.0.0.0:8199"])
-    )
-    for key in ("tls_server_config", "basic_auth_users"):
-        table.reject(key, "TLS and passwords are not in this version; guard the port with the firewall instead")
-    table.done()
-    if not addresses:
-        raise table.error("listen_addresses", 'empty; name at least one, such as "127.0.0.1:8199"')
-    return Web(listen_addresses=addresses)
 
 
 def _scrape(table: Table) -> Scrape:

@@ -16,15 +16,20 @@ that sends requests and reads no answers costs no more than one that waits. A re
 import asyncio
 import logging
 import re
+import socket
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
-from federator.errors import shown
+from federator.errors import HandshakeError, shown
+from federator.tls import ServerTls
+
+log = logging.getLogger(__name__)
 
 # Prometheus' own --web.max-connections.
 MAX_CONNECTIONS = 512
@@ -38,6 +43,8 @@ HEAD_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 # Bad requests are one line in the log, and one more in so many seconds.
 BAD_REQUEST_SECONDS = 60.0
+# A reverse proxy connects if it runs as the daemon's user or in its group.
+UNIX_SOCKET_MODE = 0o660
 
 
 # Where the head of a request ends. All that we serve has no body.
@@ -59,6 +66,8 @@ class Connection(asyncio.Protocol):
         self._untrusted_tail = b""  # the last bytes of a head that has not ended
         self._untrusted_held = b""  # what came behind the request in hand
         self._in_hand = False  # was the head of a request passed on that is not answered yet?
+        self._made = False  # does the HTTP library know of it?
+        self._handshake: asyncio.Task[None] | None = None
         self.address = ""
 
     @property
@@ -99,11 +108,38 @@ class Connection(asyncio.Protocol):
         self._head_expected = True
         self._start_timer(HEAD_SECONDS)
         self._connections.opened(self)
+        tls = self._connections.tls()
+        if tls is None:
+            self._make(self._transport)
+        else:
+            self._transport.pause_reading()
+            self._handshake = self._loop.create_task(self._secure(tls, self._transport))
+
+    async def _secure(self, tls: ServerTls, plain: asyncio.Transport) -> None:
+        try:
+            secured = await tls.handshake(plain, self, HEAD_SECONDS)
+        except (HandshakeError, OSError) as error:
+            if isinstance(error, HandshakeError):
+                self._connections.handshake_failed(error)
+            plain.abort()
+            self.connection_lost(error)
+        else:
+            self._make(secured)
+
+    def _make(self, transport: asyncio.Transport) -> None:
+        """The HTTP library takes over."""
+        self._transport = transport
+        self._made = True
         self._inner.connection_made(transport)
+        untrusted, self._untrusted_held = self._untrusted_held, b""
+        if untrusted:
+            self.data_received(untrusted)
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
-        if self._in_hand:
+        if not self._made:  # they came with the end of the handshake, and are few
+            self._untrusted_held += data
+        elif self._in_hand:
             self._untrusted_held += data
             if self._transport is not None:
                 self._transport.pause_reading()
@@ -146,7 +182,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool | None:
         """The client sends no more."""
-        return self._inner.eof_received()
+        return self._inner.eof_received() if self._made else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
@@ -155,7 +191,9 @@ class Connection(asyncio.Protocol):
         self._connections.closed(self)
         if self._handler is not None:
             self._handler.cancel()
-        self._inner.connection_lost(exc)
+        if self._made:
+            self._made = False
+            self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
         """The client does not read."""
@@ -175,16 +213,23 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """All of them. `make_protocol` is the HTTP library's; `most`: so many at one time."""
+    """
+    All of them. `make_protocol` is the HTTP library's; `most`: so many at one time.
+
+    `tls`: what a new connection has to use, if anything.
+    """
 
     def __init__(
         self,
         make_protocol: Callable[[], asyncio.Protocol],
         most: int = MAX_CONNECTIONS,
         logger: logging.Logger | None = None,
+        tls: Callable[[], ServerTls | None] = lambda: None,
     ) -> None:
         self._make_protocol = make_protocol
         self._log = logger or logging.getLogger(__name__)
+        self.tls = tls
+        self._failed_handshakes = Seldom(BAD_REQUEST_SECONDS)
         self._most = most
         self._servers: list[asyncio.Server] = []
         # Those without a request stand in the order in which they are without one.
@@ -206,14 +251,35 @@ class Connections:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Where it listens."""
-        return [sock.getsockname()[:2] for server in self._servers for sock in server.sockets]
+        """Where it listens in the network."""
+        return [name[:2] for name in self._names() if isinstance(name, tuple)]
+
+    @property
+    def unix_paths(self) -> list[str]:
+        """The Unix sockets on which it listens."""
+        return [name for name in self._names() if isinstance(name, str)]
+
+    def _names(self) -> list[tuple[str, int] | str]:
+        return [sock.getsockname() for server in self._servers for sock in server.sockets]
 
     async def listen(self, name: str, port: int) -> None:
         """Take connections at this address; an empty name is every address. Raises OSError."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Connection(self._make_protocol(), self), name or None, port)
-        self._servers.append(server)
+        self._servers.append(await loop.create_server(self._connection, name or None, port))
+
+    async def listen_unix(self, path: Path) -> None:
+        """Take connections on a new Unix socket, from processes of this user and group. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_unix_server(self._connection, path))
+        _open_to_group(path)
+
+    async def take(self, sock: socket.socket) -> None:
+        """Take connections on a socket that systemd made."""
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_server(self._connection, sock=sock))
+
+    def _connection(self) -> Connection:
+        return Connection(self._make_protocol(), self)
 
     async def close(self, seconds: float) -> None:
         """Listen no more, and end all connections; those with a request have `seconds` to take their answer."""
@@ -251,6 +317,15 @@ class Connections:
         del self._open[idle]
         idle.abort()
 
+    def handshake_failed(self, error: HandshakeError) -> None:
+        """A client did not come as far as a request."""
+        times = self._failed_handshakes.again()
+        if times is not None:
+            log.warning(
+                "a client failed at TLS; more of them are not told for a while",
+                extra={"error": str(error), "suppressed": times},
+            )
+
     def becomes_idle(self, connection: Connection) -> None:
         """It is the last in the line of those that may have to go."""
         if connection in self._open:
@@ -264,6 +339,29 @@ class Connections:
         self._changed.set()
 
 
+def _open_to_group(path: Path) -> None:
+    path.chmod(UNIX_SOCKET_MODE)
+
+
+class Seldom:
+    """What is told once in so many seconds, however often it happens."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._not_before = 0.0
+        self._suppressed = 0
+
+    def again(self) -> int | None:
+        """It happened again: how often it was not told since the last time; None where it is not to be told."""
+        now = time.monotonic()
+        if now < self._not_before:
+            self._suppressed += 1
+            return None
+        self._not_before = now + self._seconds
+        times, self._suppressed = self._suppressed, 0
+        return times
+
+
 class BadRequestFilter(logging.Filter):
     """
     What is no HTTP is the client's mistake: a line without a traceback, now and then, and not one for each request.
@@ -273,22 +371,18 @@ class BadRequestFilter(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._not_before = 0.0
-        self._suppressed = 0
+        self._seldom = Seldom(BAD_REQUEST_SECONDS)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Is this record to be written?"""
         error = record.exc_info[1] if record.exc_info else None
         if not isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError | ValueError):
             return True
-        now = time.monotonic()
-        if now < self._not_before:
-            self._suppressed += 1
+        times = self._seldom.again()
+        if times is None:
             return False
-        self._not_before = now + BAD_REQUEST_SECONDS
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg, record.args = "a request that is no HTTP; more of them are not told for a while", ()
         record.exc_info = record.exc_text = None
-        vars(record).update(error=shown(str(error)), suppressed=self._suppressed)
-        self._suppressed = 0
+        vars(record).update(error=shown(str(error)), suppressed=times)
         return True

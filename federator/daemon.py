@@ -7,9 +7,11 @@ Owns the life of the process. Must not know what is scraped or served.
 
 import asyncio
 import errno
+import ipaddress
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +23,7 @@ from federator import __version__, config, host, systemd
 from federator.connections import BadRequestFilter, Connections
 from federator.counters import Counters
 from federator.errors import ConfigError, StartError
-from federator.model import Config, Reload
+from federator.model import Address, Config, Reload
 from federator.web import Served, application
 
 # A scraper that is still being sent a page when the daemon ends has at most this many seconds to take it.
@@ -32,14 +34,18 @@ MAX_DISCOVERED_QUBES = 64
 log = logging.getLogger(__name__)
 
 
-async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
+async def serve(
+    path: Path, addresses: Sequence[Address] = (), *, web_file: Path | None = None, systemd_socket: bool = False
+) -> None:
     """
     Run until SIGTERM or SIGINT. `addresses` are the command line's, and win over the file's.
 
+    `web_file`: another file that says who is let in. `systemd_socket`: listen on systemd's sockets, and nowhere else.
     Raises ConfigError or StartError where it cannot start.
     """
     host.watch_children()
-    settings = config.load(path)
+    sockets = _activated() if systemd_socket else []
+    settings = config.load(path, web_file)
     host.check_programs(settings)
     served = Served.of(settings, Counters(), own_name=host.own_name())
     runner = web.AppRunner(application(served), access_log=None, logger=http_log())
@@ -47,7 +53,7 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
 
     def hang_up() -> None:
         if not stop.is_set():  # a reload would revive what is being closed
-            reload(path, served, watch_addresses=not addresses)
+            reload(path, served, watch_addresses=not addresses and not sockets, web_file=web_file)
             connections.limit(host.files_for_connections(_most_calls(served.fleet.config)))
 
     loop = asyncio.get_running_loop()
@@ -55,16 +61,14 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
         loop.add_signal_handler(number, stop.set)
     await runner.setup()
     assert runner.server is not None, "it was set up"
-    connections = Connections(runner.server, logger=http_log())
+    connections = Connections(runner.server, logger=http_log(), tls=lambda: served.access.tls)
     connections.limit(host.files_for_connections(_most_calls(settings)))
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
-        await _listen(connections, addresses or settings.web.listen_addresses)
-        bound = [f"{name}:{port}" for name, port in connections.addresses]
-        log.info(
-            "serving",
-            extra={"version": __version__, "address": " ".join(bound), "config": path, **_size(settings)},
-        )
+        for sock in sockets:
+            await connections.take(sock)
+        await _listen(connections, () if sockets else addresses or settings.web.listen_addresses)
+        _log_serving(connections, settings)
         systemd.notify("READY=1", _status(settings))
         watched = asyncio.create_task(systemd.feed_watchdog())
         await stop.wait()
@@ -79,7 +83,15 @@ async def serve(path: Path, addresses: Sequence[tuple[str, int]] = ()) -> None:
         await runner.cleanup()
 
 
-def reload(path: Path, served: Served, *, watch_addresses: bool) -> None:
+def _log_serving(connections: Connections, settings: Config) -> None:
+    bound = [f"{name}:{port}" for name, port in connections.addresses]
+    bound += [f"unix:{name}" for name in connections.unix_paths]
+    fields = {"version": __version__, "address": " ".join(bound), "config": settings.path, **_size(settings)}
+    log.info("serving", extra=fields)
+    _warn_if_open(connections, settings)
+
+
+def reload(path: Path, served: Served, *, watch_addresses: bool, web_file: Path | None = None) -> None:
     """
     Take the new file whole, or not at all.
 
@@ -88,8 +100,9 @@ def reload(path: Path, served: Served, *, watch_addresses: bool) -> None:
     systemd.notify_reloading()
     old = served.fleet.config
     try:
-        settings = config.load(path)
+        settings = config.load(path, web_file)
         host.check_programs(settings)
+        served.access.reconfigure(settings.web)
         served.fleet.reconfigure(settings)
     except (ConfigError, StartError) as error:
         served.reload = replace(served.reload, successful=False)
@@ -114,15 +127,36 @@ def http_log() -> logging.Logger:
     return logger
 
 
-async def _listen(connections: Connections, addresses: Sequence[tuple[str, int]]) -> None:
-    for name, port in addresses:
+def _activated() -> list[socket.socket]:
+    sockets = systemd.listening_sockets()
+    if not sockets:
+        raise StartError("--web.systemd-socket: systemd gave no socket; start the daemon through a unit of type socket")
+    return sockets
+
+
+def _warn_if_open(connections: Connections, settings: Config) -> None:
+    """Once, at the start."""
+    beyond = [name for name, _ in connections.addresses if not ipaddress.ip_address(name.partition("%")[0]).is_loopback]
+    if beyond and settings.web.tls is None and not settings.web.users:
+        log.warning(
+            "everyone who can reach the port can read the page: there is neither TLS nor a password;"
+            " guard the port with the firewall, or set web.tls_server_config and web.basic_auth_users"
+        )
+
+
+async def _listen(connections: Connections, addresses: Sequence[Address]) -> None:
+    for address in addresses:
+        where = f"unix:{address}" if isinstance(address, Path) else f"{address[0]}:{address[1]}"
         try:
-            await connections.listen(name, port)
+            if isinstance(address, Path):
+                await connections.listen_unix(address)
+            else:
+                await connections.listen(*address)
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             running = "is another prometheus-qubes-proxy running? " if error.errno == errno.EADDRINUSE else ""
             raise StartError(
-                f"cannot listen on {name}:{port}: {reason}; {running}choose another address with"
+                f"cannot listen on {where}: {reason}; {running}choose another address with"
                 " --web.listen-address=HOST:PORT or web.listen_addresses"
             ) from None
 

@@ -7,6 +7,7 @@ Every exception raised on purpose. Anything else is a bug of ours: it is not cau
         ConfigError          "FILE: key.path: what is wrong; what to do"
         StoppingError        the daemon is being stopped while somebody waits for a scrape
         BusyError            as many scrapes as may be are being served already
+        HandshakeError       a client failed at TLS
         ScrapeError          one target or qube failed; the page stands
             RefusedError              qrexec refused the call
             NoServiceError            the qube has no (working) ruddo.PrometheusProxy
@@ -49,6 +50,10 @@ class StoppingError(FederatorError):
 
 class BusyError(FederatorError):
     """Too many scrapes at one time."""
+
+
+class HandshakeError(FederatorError):
+    """A client failed at TLS."""
 
 
 class ScrapeError(FederatorError):

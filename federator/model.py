@@ -16,6 +16,8 @@ from federator.pattern import Pattern
 
 Transport = Literal["qrexec", "local"]
 Source = Literal["admin.vm.List", "ruddo.PrometheusDiscover"]
+ClientAuth = Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"]
+TlsVersion = Literal["TLS12", "TLS13"]
 MetricType = Literal["counter", "gauge", "histogram", "summary", "untyped"]
 
 # A service takes at most seven digits of milliseconds, 2 h 46 min. Prometheus' own timeouts are seconds; whatever says
@@ -23,11 +25,55 @@ MetricType = Literal["counter", "gauge", "histogram", "summary", "untyped"]
 MAX_TIMEOUT_SECONDS = 600.0
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """A text that no log and no terminal shows."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return "<secret>"
+
+
+# (host, port), where an empty host is every address; or the path of a Unix socket.
+Address = tuple[str, int] | Path
+# A file, or its contents.
+Pem = Path | Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """[web.tls_server_config]. `where`: the file and the key of the table, for messages. `ciphers`: OpenSSL's names."""
+
+    where: str
+    cert: Pem
+    key: Pem
+    client_ca: Pem | None = None
+    client_auth: ClientAuth = "NoClientCert"
+    client_allowed_sans: tuple[str, ...] = ()
+    min_version: TlsVersion = "TLS12"
+    max_version: TlsVersion = "TLS13"
+    ciphers: tuple[str, ...] = ()
+    prefer_server_ciphers: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """[web.rate_limit]: `burst` requests at once, then one in `interval` seconds. No limit if `interval` is 0."""
+
+    interval: float = 0.0
+    burst: int = 20
+
+
 @dataclass(frozen=True, slots=True)
 class Web:
-    """[web]: where the daemon listens, as (host, port) pairs; an empty host is every address."""
+    """[web]: where the daemon listens, and who is let in. `users`: (name, bcrypt hash)."""
 
-    listen_addresses: tuple[tuple[str, int], ...]
+    listen_addresses: tuple[Address, ...]
+    hosts: tuple[str, ...] = ()
+    tls: Tls | None = None
+    users: tuple[tuple[str, Secret], ...] = ()
+    rate_limit: RateLimit = field(default_factory=RateLimit)
 
 
 @dataclass(frozen=True, slots=True)

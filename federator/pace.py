@@ -16,11 +16,22 @@ class Pace:
         self._burst = burst
         self._even: dict[Hashable, float] = {}  # when the next time would be, if all were done at the even pace
 
+    def __len__(self) -> int:
+        return len(self._even)
+
+    def wait(self, key: Hashable, now: float) -> float:
+        """So many seconds have to pass before it may be done once more."""
+        return max(0.0, self._even.get(key, now) - now - (self._burst - 1) * self._interval)
+
     def reserve(self, key: Hashable, now: float) -> float:
         """It is to be done once more: so many seconds have to pass before."""
-        even = max(self._even.get(key, now), now)
-        self._even[key] = even + self._interval
-        return max(0.0, even - now - (self._burst - 1) * self._interval)
+        wait = self.wait(key, now)
+        self._even[key] = max(self._even.get(key, now), now) + self._interval
+        return wait
+
+    def forget(self, now: float) -> None:
+        """Keys that may be done `burst` times again need not be remembered."""
+        self._even = {key: even for key, even in self._even.items() if even > now}
 
     def retain(self, keys: Container[Hashable]) -> None:
         """Other keys are not used any more."""

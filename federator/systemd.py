@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-Telling systemd how we are: sd_notify(3), in the few lines that it takes.
+What we tell systemd, sd_notify(3), and what it gives us, sd_listen_fds(3): in the few lines that they take.
 
-Owns the datagram to $NOTIFY_SOCKET. Must not know what there is to tell. Where nobody asks, nothing is done.
+Owns the datagram to $NOTIFY_SOCKET, and the sockets of socket activation. Must not know what there is to tell, nor what
+the sockets are for. Where nobody asks, nothing is done.
 """
 
 import asyncio
@@ -10,6 +11,9 @@ import os
 import socket
 import time
 from contextlib import suppress
+
+# sd_listen_fds(3): the first one after stdin, stdout and stderr.
+FIRST_FD = 3
 
 
 def notify(*states: str) -> None:
@@ -22,6 +26,18 @@ def notify(*states: str) -> None:
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         sock.connect(address)
         sock.send("\n".join(states).encode())
+
+
+def listening_sockets() -> list[socket.socket]:
+    """The sockets that systemd made for us and listens on. Takes them: a second call, and a child, gets none."""
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    sockets = [socket.socket(fileno=fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
+    for sock in sockets:
+        sock.set_inheritable(False)
+    return sockets
 
 
 def notify_reloading() -> None:

@@ -114,6 +114,16 @@ class Table:
         """Each key that was asked for so far, in this table and in all others of the file; dotted."""
         return frozenset(self._place.asked)
 
+    @property
+    def file(self) -> Path:
+        """The file in which it stands."""
+        return self._place.file
+
+    @property
+    def where(self) -> str:
+        """The file and the key of the table, for messages."""
+        return f"{self._place.file}: {self._place.dotted()}"
+
     def wrong(self, what: str) -> ConfigError:
         """The error to raise for the table itself."""
         return self._place.error(what)

@@ -19,6 +19,7 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from federator import __version__
+from federator.access import Access
 from federator.admission import Admission
 from federator.connections import Connection
 from federator.counters import Counters
@@ -43,6 +44,9 @@ FORWARD_STATUSES = {"refused": 403, "no_service": 403, "not_running": 403, "time
 # HOST:PORT as Prometheus takes it for a target, or HOST where the port is HTTP's own; a Host header may hold anything.
 _HOST = re.compile(r"((?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]))(:[0-9]{1,5})?")
 
+# The one path that is open to everybody.
+HEALTHY = "/-/healthy"
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -55,16 +59,19 @@ class Served:
     forwarder: Forwarder
     pages: Pages
     counters: Counters
+    access: Access
     admission: Admission = field(default_factory=Admission)
     reload: Reload = field(default_factory=lambda: Reload(successful=True, at=time.time()))
 
     @classmethod
     def of(cls, config: Config, counters: Counters, *, own_name: str = "") -> "Served":
-        """All that there is for this configuration."""
+        """All that there is for this configuration. Raises ConfigError or StartError."""
+        access = Access(config.web, own_name)
         fleet = Fleet(config, counters, own_name=own_name)
         state_log = StateLog()
         scraper = Scraper(fleet, state_log, counters)
-        return cls(fleet, scraper, Forwarder(fleet, state_log, counters), Pages(fleet, scraper.scheduler), counters)
+        forwarder, pages = Forwarder(fleet, state_log, counters), Pages(fleet, scraper.scheduler)
+        return cls(fleet, scraper, forwarder, pages, counters, access)
 
 
 class Route(NamedTuple):
@@ -80,7 +87,7 @@ SERVED = web.AppKey("served", Served) if hasattr(web, "AppKey") else "served"  #
 
 def application(served: Served) -> web.Application:
     """The daemon's aiohttp application."""
-    app = web.Application(middlewares=[_counted])
+    app = web.Application(middlewares=[_counted, _guarded])
     app[SERVED] = served
     app.router.add_get("/", _front)
     for route in ROUTES:
@@ -249,7 +256,7 @@ ROUTES = (
     Route("/forward", _forward, "one exporter's own text, by ?target=QUBE&port=PORT"),
     Route("/sd", _sd, "every exporter by itself, for Prometheus' http_sd_configs; each through /forward"),
     Route("/discover", _discover, "the qubes that run"),
-    Route("/-/healthy", _healthy, "200 while the proxy runs"),
+    Route(HEALTHY, _healthy, "200 while the proxy runs"),
     Route("/-/ready", _ready, "200 while the proxy serves"),
 )
 
@@ -276,6 +283,19 @@ def _last_scrape(served: Served) -> str:
     up = sum(outcome.error is None for outcome in last.outcomes)
     seconds_ago = max(0, round(time.time() - last.at))
     return f"<p>Last scrape: {seconds_ago} s ago, {up} of {len(last.outcomes)} exporters up."
+
+
+@web.middleware
+async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Before all other work for a request. Who asks whether we live may be anybody."""
+    if request.path != HEALTHY:
+        access: Access = request.app[SERVED].access
+        untrusted_hosts = request.headers.getall("Host", [])
+        untrusted_authorization = request.headers.get("Authorization", "")
+        refusal = await access.refusal(untrusted_hosts, untrusted_authorization, request.remote or "")
+        if refusal is not None:
+            return web.Response(status=refusal.status, text=refusal.text, headers=refusal.headers)
+    return await handler(request)
 
 
 @web.middleware

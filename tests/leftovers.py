@@ -78,7 +78,11 @@ def processes() -> dict[int, str]:
     """Our child processes that run: process id and command line. Those that have ended are removed from the system."""
     found = {}
     for task in Path("/proc/self/task").iterdir():
-        for pid in map(int, (task / "children").read_text(encoding="ascii").split()):
+        try:
+            children = (task / "children").read_text(encoding="ascii")
+        except OSError:  # the thread has just ended; its children are another one's now
+            continue
+        for pid in map(int, children.split()):
             with suppress(OSError):  # it has just ended
                 if os.waitpid(pid, os.WNOHANG) == (0, 0):
                     words = Path(f"/proc/{pid}/cmdline").read_bytes()

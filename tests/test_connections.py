@@ -19,7 +19,7 @@ from tests.helpers import Clock
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, toml
 
 Listen = Callable[[int], "asyncio.Future[tuple[Connections, int]]"]
-HEALTHY = b"GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
+HEALTHY = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n"
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -145,7 +145,7 @@ async def test_a_connection_that_is_being_answered_stays(
     clock = Clock(monkeypatch)
     listening = await served(1)
     busy = await connected(listening)
-    busy[1].write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 20\r\n\r\n")
+    busy[1].write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Prometheus-Scrape-Timeout-Seconds: 20\r\n\r\n")
     await asyncio.to_thread(eventually, "its exporter is asked", lambda: held.requests)
     new = await connected(listening)
     assert await is_cut(new)
@@ -198,14 +198,14 @@ async def test_a_client_that_is_gone_gives_its_place_back(
     listening = await served()
     gone = [await connected(listening) for _ in range(40)]
     for _, writer in gone:
-        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 600\r\n\r\n")
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Prometheus-Scrape-Timeout-Seconds: 600\r\n\r\n")
     await asyncio.to_thread(eventually, "the exporter is asked", lambda: held.requests)
     for _, writer in gone:
         writer.transport.abort()
     await asyncio.to_thread(eventually, "they are gone", lambda: len(listening) == 0)
     held.hold.set()
     honest = await connected(listening)
-    honest[1].write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    honest[1].write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (await honest[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     honest[1].close()
 
@@ -236,7 +236,7 @@ def test_requests_whose_answers_are_not_read_cost_no_memory(
 @pytest.mark.parametrize(
     "request_text",
     [
-        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: abc\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: abc\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b"GET /\x1b[2J\x00 HTTP/1.1\r\n\r\n",
     ],

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "federator"
 ALLOWED = {
     "__main__": {"cli"},
     "cli": {
+        "access",
         "config",
         "counters",
         "daemon",
@@ -23,16 +24,22 @@ ALLOWED = {
         "host",
         "journal",
         "model",
+        "passwords",
         "policy",
         "scrape",
         "statelog",
+        "web_config",
         "wire",
     },
     "daemon": {"config", "connections", "counters", "errors", "host", "model", "systemd", "web"},
     "host": {"errors", "model"},
     "systemd": set(),
     "journal": set(),
+    "access": {"errors", "model", "pace", "passwords", "tls"},
+    "passwords": {"errors", "pace"},
+    "tls": {"errors", "model"},
     "web": {
+        "access",
         "admission",
         "connections",
         "counters",
@@ -47,7 +54,7 @@ ALLOWED = {
         "targets",
         "text.content_type",
     },
-    "connections": {"errors"},
+    "connections": {"errors", "tls"},
     "page": {"fleet", "gauges", "model", "scheduler", "text.merge"},
     "forward": {
         "counters",
@@ -138,7 +145,8 @@ ALLOWED = {
     "text.samples": {"errors", "model", "text.memory", "text.parser", "text.relabel"},
     "text.shape": {"model", "text.relabel"},
     "text.value": set(),
-    "config": {"errors", "model", "pattern", "targets", "toml_reader"},
+    "config": {"errors", "model", "pattern", "targets", "toml_reader", "web_config"},
+    "web_config": {"model", "toml_reader"},
     "toml_reader": {"errors"},
     "targets": {"errors", "model"},
     "policy": {"model", "targets", "wire"},
@@ -172,6 +180,7 @@ PURE = (
     "text.parser",
     "text.value",
     "config",
+    "web_config",
     "toml_reader",
     "targets",
     "policy",
@@ -187,6 +196,7 @@ SHELL = {
     "selectors",
     "signal",
     "socket",
+    "ssl",
     "subprocess",
     "threading",
     "time",
@@ -195,6 +205,7 @@ SHELL = {
 }
 LIBRARIES = {
     "aiohttp": {"connections", "daemon", "web"},
+    "bcrypt": {"passwords"},
     "prometheus_client": {"text.parser", "counters"},
     "tomli": {"toml_reader"},
 }

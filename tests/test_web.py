@@ -173,7 +173,7 @@ async def test_a_scraper_that_never_reads_is_cut_off(
     served = Served.of(settings, Counters())
     client = await aiohttp_client(application(served))
     reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
-    writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await asyncio.to_thread(eventually, "the exporter is asked", lambda: large.requests)
     await asyncio.to_thread(eventually, "the reader is cut off", lambda: len(served.admission) == 0)
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
@@ -216,11 +216,11 @@ async def test_fifty_scrapers_at_once(
 @pytest.mark.parametrize(
     ("request_text", "status"),
     [
-        (b"GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"400"),
-        (b"GET /" + b"y" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
+        (b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", b"400"),
+        (b"GET /" + b"y" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"400"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400"),
-        (b"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"405"),
-        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+        (b"DELETE /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", b"405"),
+        (b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\n\r\n", b"404"),
     ],
 )
 async def test_odd_requests(client: Client, request_text: bytes, status: bytes) -> None:
@@ -236,7 +236,7 @@ async def test_half_a_request_holds_up_nobody(client: Client) -> None:
     """Nor does somebody who goes away in the middle of a scrape."""
     connections = [await asyncio.open_connection(client.host, client.port) for _ in range(20)]
     for number, (_, writer) in enumerate(connections):
-        writer.write(b"GET /metrics HTTP/1.1\r\nHost: x\r\n" + b"\r\n" * (number % 2))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n" + b"\r\n" * (number % 2))
     for _, writer in connections:
         writer.transport.abort()
     answer, page = await asked(client, "/metrics")

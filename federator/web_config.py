@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+The keys of [web]: where the daemon listens, and who is let in. Table -> Web.
+
+Owns these keys, their defaults and ranges. Those of who is let in have the names and meanings of Prometheus'
+exporter-toolkit, and may stand in a file of their own, as there. What Python's ssl cannot do is refused, so that
+nobody believes that it is in force. Must not know how a request is let in, nor what is in a certificate.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from federator.model import Address, ClientAuth, Pem, RateLimit, Secret, Tls, TlsVersion, Web
+from federator.toml_reader import Entry, Table
+
+# A longer path does not fit into the kernel's structure.
+MAX_SOCKET_PATH = 107
+# More costly hashes take longer than a second for each wrong password.
+MAX_BCRYPT_COST = 14
+# No more is gained by either.
+MAX_RATE_INTERVAL_SECONDS = 3600.0
+MAX_RATE_BURST = 1_000_000
+
+_GUARD_KEYS = ("tls_server_config", "basic_auth_users", "rate_limit")
+_HASH = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?")
+
+# Go's names of the suites that the toolkit lets one choose, and OpenSSL's names. Those of TLS 1.3 cannot be chosen.
+_CIPHERS: Mapping[str, str] = {
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
+}
+_CIPHERS_OF_TLS13 = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
+
+
+def web_settings(table: Table, guard: Table | None) -> Web:
+    """Check [web]. `guard`: the table of a file of its own that says who is let in. Raises ConfigError."""
+    addresses = tuple(
+        entry.convert(listen_address) for entry in table.list("listen_addresses", default=["0.0.0.0:8199"])
+    )
+    hosts = tuple(entry.convert(_host) for entry in table.list("hosts", default=[]))
+    if guard is not None:
+        for key in _GUARD_KEYS:
+            table.reject(key, f"--web.config.file names {guard.file} for this; take it out of one of the two files")
+    source = table if guard is None else guard
+    tls, users, rate_limit = _tls(source), _users(source), _rate_limit(source)
+    source.reject("http_server_config", "not supported; there is HTTP/1.1 only, and no headers to set")
+    source.done()
+    table.done()
+    if not addresses:
+        raise table.error("listen_addresses", 'empty; name at least one, such as "127.0.0.1:8199"')
+    return Web(listen_addresses=addresses, hosts=hosts, tls=tls, users=users, rate_limit=rate_limit)
+
+
+def listen_address(text: str) -> Address:
+    """HOST:PORT, :PORT or [IPV6]:PORT as (host, port); unix:PATH as a path. Raises ValueError with words for people."""
+    scheme, _, path = text.partition(":")
+    if scheme == "unix":
+        if not path.startswith("/") or len(path.encode()) > MAX_SOCKET_PATH or "\0" in path:
+            raise ValueError(f"{text!r} is not unix:/PATH with at most {MAX_SOCKET_PATH} bytes")
+        return Path(path)
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    # Port 0 lets the system choose a free one: the log says which.
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535 or (":" in host) != ("[" in text):
+        raise ValueError(f"{text!r} is not HOST:PORT; write 127.0.0.1:8199, [::1]:8199, or :8199 for every address")
+    return host, int(port)
+
+
+def _host(text: str) -> str:
+    if not _HOST_NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not the name of a host; write it without a port and without http://")
+    return text.lower()
+
+
+def _tls(source: Table) -> Tls | None:
+    entry = source.entry("tls_server_config")
+    if entry is None:
+        return None
+    table = entry.as_table()
+    cert, key, client_ca = (_pem(table, name) for name in ("cert", "key", "client_ca"))
+    client_auth = _client_auth(table)
+    sans = tuple(one.take(str) for one in table.list("client_allowed_sans", default=[]))
+    oldest, newest = _version(table, "min_version", "TLS12"), _version(table, "max_version", "TLS13")
+    ciphers = _ciphers(table)
+    prefer_server_ciphers = table.take("prefer_server_cipher_suites", bool, fallback=True)
+    table.reject("curve_preferences", "Python's ssl cannot choose curves; leave the key out")
+    table.done()
+    for name, value in (("cert", cert), ("key", key)):
+        if value is None:
+            raise table.error(f"{name}_file", f"missing; name the file, or give its contents as {name}")
+    assert cert is not None, "it was looked at above"
+    assert key is not None, "it was looked at above"
+    verifies = client_auth != "NoClientCert"
+    if client_ca and not verifies:
+        raise table.error("client_auth_type", "missing; write RequireAndVerifyClientCert, or leave out client_ca_file")
+    if verifies and not client_ca:
+        raise table.error(
+            "client_ca_file", f"missing; {client_auth} verifies certificates, so say with which authority"
+        )
+    if sans and client_auth != "RequireAndVerifyClientCert":
+        raise table.error("client_allowed_sans", "needs client_auth_type RequireAndVerifyClientCert")
+    if oldest > newest:
+        raise table.error("min_version", "newer than max_version")
+    return Tls(
+        where=table.where,
+        cert=cert,
+        key=key,
+        client_ca=client_ca,
+        client_auth=client_auth,
+        client_allowed_sans=sans,
+        min_version=oldest,
+        max_version=newest,
+        ciphers=ciphers,
+        prefer_server_ciphers=prefer_server_ciphers,
+    )
+
+
+def _pem(table: Table, key: str) -> Pem | None:
+    """A file, or else its contents; the toolkit prefers the file, too."""
+    file, contents = table.take(f"{key}_file", str, ""), table.take(key, str, "")
+    if file:
+        return table.file.parent / file
+    return Secret(contents) if contents else None
+
+
+def _client_auth(table: Table) -> ClientAuth:
+    verifying = ("NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert")
+    entry = table.entry("client_auth_type")
+    value = (entry.take(str) if entry else "") or verifying[0]
+    if value in ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert"):
+        raise table.error(
+            "client_auth_type",
+            f"Python's ssl cannot do {value}: it verifies each certificate it asks for;"
+            " use VerifyClientCertIfGiven or RequireAndVerifyClientCert",
+        )
+    if value not in verifying:
+        raise table.error("client_auth_type", f"{value!r} is none of {', '.join(verifying)}")
+    return value  # type: ignore[return-value]
+
+
+def _version(table: Table, key: str, fallback: TlsVersion) -> TlsVersion:
+    value = table.take(key, str, fallback)
+    if value in ("TLS10", "TLS11"):
+        raise table.error(key, f"{value} is not safe, and OpenSSL does not speak it any more; use TLS12 or TLS13")
+    if value not in ("TLS12", "TLS13"):
+        raise table.error(key, f"{value!r} is neither TLS12 nor TLS13")
+    return value  # type: ignore[return-value]
+
+
+def _ciphers(table: Table) -> tuple[str, ...]:
+    entries = table.list("cipher_suites", default=[])
+    names = [entry.take(str) for entry in entries]
+    for name, entry in zip(names, entries, strict=True):
+        if name not in _CIPHERS and name not in _CIPHERS_OF_TLS13:
+            raise entry.error(f"unknown cipher {name!r}; known: {', '.join(_CIPHERS)}")
+    chosen = tuple(_CIPHERS[name] for name in names if name in _CIPHERS)
+    if names and not chosen:
+        raise table.error("cipher_suites", 'those of TLS 1.3 cannot be chosen; write min_version = "TLS13" instead')
+    return chosen
+
+
+def _users(source: Table) -> tuple[tuple[str, Secret], ...]:
+    return tuple((name, _hash(name, entry)) for name, entry in source.table("basic_auth_users").entries())
+
+
+def _hash(name: str, entry: Entry) -> Secret:
+    if not name or ":" in name:
+        raise entry.error("not a name that a client can send; it has no colon, and is not empty")
+    match = _HASH.fullmatch(entry.take(str))
+    if match is None:
+        raise entry.error("not a bcrypt hash; make one with `prometheus-qubes-proxy hash-password`")
+    if not 4 <= int(match[1]) <= MAX_BCRYPT_COST:
+        raise entry.error(
+            f"the cost of this bcrypt hash is {match[1]}; it may be 4 to {MAX_BCRYPT_COST}, and 10 is usual"
+        )
+    return Secret(match[0])
+
+
+def _rate_limit(source: Table) -> RateLimit:
+    table = source.table("rate_limit")
+    fallback = RateLimit()
+    limit = RateLimit(
+        interval=table.duration("interval", fallback.interval, least=0.0, most=MAX_RATE_INTERVAL_SECONDS),
+        burst=table.number("burst", fallback.burst, least=1, most=MAX_RATE_BURST),
+    )
+    table.done()
+    return limit
