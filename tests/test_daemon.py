@@ -168,6 +168,8 @@ def test_every_key_of_the_example_is_what_it_says(tmp_path: Path) -> None:
     """Its commented lines are the defaults, or load at least."""
     text = (ROOT / "conf" / "prometheus-qubes-proxy.toml").read_text(encoding="utf-8")
     path = tmp_path / "all.toml"
+    # The keys of TLS name files that are not there, and some exclude others.
+    text = re.sub(r"^# \[web\.tls_server_config\].*?(?=^# \[web\.basic)", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE)
     path.write_text(text.replace("/etc/qubes-rpc/ruddo.PrometheusProxy", str(SERVICE)), encoding="utf-8")
     ended = run("check", f"--config.file={path}", PATH=f"{CLIENT.parent}:{os.environ['PATH']}")
