@@ -129,7 +129,7 @@ ALLOWED = {
     "text.merge": {"model"},
     "text.metadata": {"model", "text.memory", "text.parser"},
     "text.parser": {"errors", "model", "text.escaping", "text.value"},
-    "text.relabel": {"model", "text.escaping"},
+    "text.relabel": {"model", "text.escaping", "text.value"},
     "text.samples": {"errors", "model", "text.memory", "text.parser", "text.relabel"},
     "text.shape": {"model", "text.relabel"},
     "text.value": set(),

@@ -55,6 +55,7 @@ class FamilyMetadata:
 
         `h_count` belongs to the histogram or summary `h`, even where it has a TYPE line of its own: Go's other parser
         (expfmt: promtool, pushgateway) refuses such a line, and the page has to be good for both.
+        A sample `h` is no part of a histogram `h`: its text says no type for it.
         """
         for suffix in ("_bucket", "_sum", "_count"):
             base = name.removesuffix(suffix)
@@ -67,4 +68,6 @@ class FamilyMetadata:
                 base = name.removesuffix(suffix)
                 if base != name and self._types.get(base) == declared:
                     return Family(name, METRIC_TYPES[declared], self._helps.get(base, b""))
-        return Family(name, METRIC_TYPES[self._types.get(name, b"untyped")], self._helps.get(name, b""))
+        said = self._types.get(name)
+        of_type = None if said in (None, b"histogram") else METRIC_TYPES[said]
+        return Family(name, of_type, self._helps.get(name, b""))
