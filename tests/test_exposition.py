@@ -171,7 +171,7 @@ def test_bytes_that_are_not_utf8_cost_their_line() -> None:
         (b"<html>\n</html>\n", ExpositionError, "line 1: not a sample line: '<html>'"),
         (b"\x1f\x8b\x08\x00\xff\n", ExpositionError, "line 1"),
         (b"a" * 2000 + b"\n", BodySizeLimitError, "1024 bytes"),
-        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimitError, "4 samples"),
+        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimitError, "more than 3 samples"),
         (b"\n" * 1000, SampleLimitError, "1000 lines"),
         (b'foo{a="1",b="2",c="3"} 1\n', LabelLimitError, "2 labels"),
         (b'foo{abcdefghijk="1"} 1\n', LabelLimitError, "10 bytes"),
