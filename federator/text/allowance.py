@@ -9,13 +9,13 @@ scrape most exporters have no new lines, and some have a few. Only a text that i
 has the same account as any other, and then has to live on what each scrape adds.
 """
 
-# For each sample of scrape.sample_limit: room for a line of some 150 bytes with 6 labels, twice what the recordings
-# need. With the default limit, reading that much takes 3 to 4 seconds of CPU time.
-WORK_PER_SAMPLE = 600
+# For each sample of scrape.sample_limit: room for a line of 250 bytes with 8 labels, or for a shorter one with a HELP
+# and a TYPE line, as the recordings have them. With the default limit, that much takes some 6 seconds of CPU time.
+WORK_PER_SAMPLE = 1000
 # So much is there where the sample limit is low: what 0.1 s of CPU time are enough for.
 LEAST_WORK = 1_000_000
-# Each scrape adds this part (1/10): as much as an exporter needs of which 10 % of the series are new at each scrape.
-PART_PER_SCRAPE = 10
+# Each scrape adds this part (1/20): as much as an exporter of this size needs if 10 % of its series are new each time.
+PART_PER_SCRAPE = 20
 
 USED_UP = "not read: its new lines cost more than one exporter's may (it grows with scrape.sample_limit)"
 

@@ -32,7 +32,7 @@ MAX_LINE = 16 << 10
 _LINE_WORK = 125
 _LABEL_WORK = 50
 _ESCAPE_WORK = 17
-_COMMENT_BYTE_WORK = 6  # the worst comment has nothing but blanks
+_COMMENT_WORK = 6  # of each blank and each backslash in a comment
 
 # The types of the text format and of OpenMetrics -> those of the text format.
 METRIC_TYPES: dict[bytes, MetricType] = {
@@ -106,7 +106,10 @@ def sample_work(match: re.Match[bytes]) -> int:
 def comment_work(untrusted_line: bytes) -> int:
     """What `parse_metadata` needs for a comment line."""
     is_metadata = len(untrusted_line) <= MAX_LINE and _LOOKS_LIKE_METADATA.match(untrusted_line)
-    return _LINE_WORK + _COMMENT_BYTE_WORK * len(untrusted_line) if is_metadata else 0
+    if not is_metadata:
+        return 0
+    dear = sum(map(untrusted_line.count, (b" ", b"\t", b"\\")))
+    return _LINE_WORK + len(untrusted_line) + _COMMENT_WORK * dear
 
 
 def match_sample(untrusted_line: bytes) -> re.Match[bytes] | str:
