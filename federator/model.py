@@ -213,10 +213,14 @@ class Answer:
 
 
 class Family(NamedTuple):
-    """The head of one family: `help` is escaped as in the text format, and empty where there is none."""
+    """
+    The head of one family. `type` is None where the text does not say one.
+
+    `help` is escaped as in the text format, and empty where there is none.
+    """
 
     name: str
-    type: MetricType
+    type: MetricType | None
     help: bytes = b""
 
 

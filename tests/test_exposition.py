@@ -12,7 +12,7 @@ from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitErro
 from federator.model import Exporter, Limits, Target
 from federator.pattern import Pattern
 from federator.text.parser import MAX_LINE
-from federator.text.value import is_value
+from federator.text.value import canonical, is_value
 from tests.helpers import RECORDINGS, finish, lines, read, reader, recording, target
 
 # One line as every Prometheus from 2.42 on takes it, written independently of the code, and stricter.
@@ -46,7 +46,7 @@ KEPT = {
     "a timestamp": ("foo 7 1395066363000", "foo{MINE} 7"),
     "a timestamp before 1970": ("foo 7 -1", "foo{MINE} 7"),
     "a timestamp in seconds": ("foo 7 1395066363.5", "foo{MINE} 7"),
-    "an exemplar": ('foo_bucket{le="1"} 7 # {trace_id="x"} 0.5 1395066363.5', 'foo_bucket{MINE,le="1"} 7'),
+    "an exemplar": ('foo_bucket{le="1"} 7 # {trace_id="x"} 0.5 1395066363.5', 'foo_bucket{MINE,le="1.0"} 7'),
     "an exemplar without labels before it": ('foo_total 7 # {a="b"} 1', "foo_total{MINE} 7"),
     "a carriage return at the end": ("foo 1\r", "foo{MINE} 1"),
     "our label": ('foo{qube="dom0"} 1', 'foo{MINE,exported_qube="dom0"} 1'),
@@ -172,7 +172,7 @@ def test_only_the_lines_that_are_not_utf8_are_dropped() -> None:
         (b"<html>\n</html>\n", ExpositionError, "line 1: not a sample line: '<html>'"),
         (b"\x1f\x8b\x08\x00\xff\n", ExpositionError, "line 1"),
         (b"a" * 2000 + b"\n", BodySizeLimitError, "1024 bytes"),
-        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimitError, "4 samples"),
+        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimitError, "more than 3 samples"),
         (b"\n" * 1000, SampleLimitError, "1000 lines"),
         (b'foo{a="1",b="2",c="3"} 1\n', LabelLimitError, "2 labels"),
         (b'foo{abcdefghijk="1"} 1\n', LabelLimitError, "10 bytes"),
@@ -198,7 +198,7 @@ def test_what_is_exactly_at_a_limit_passes() -> None:
 
 FAMILIES = {
     "a gauge": ("# HELP foo text\n# TYPE foo gauge\nfoo 1\n", [("foo", "gauge", "text")]),
-    "no type": ("foo 1\n", [("foo", "untyped", "")]),
+    "no type": ("foo 1\n", [("foo", None, "")]),
     "a counter keeps its name": ("# TYPE foo counter\nfoo 1\n", [("foo", "counter", "")]),
     "a type after its sample": ("foo 1\n# TYPE foo counter\n", [("foo", "counter", "")]),
     "a family in pieces": (
@@ -210,11 +210,12 @@ FAMILIES = {
         [("h", "histogram", "")],
     ),
     "a summary": ('# TYPE s summary\ns{quantile="0.5"} 1\ns_sum 1\ns_count 1\n', [("s", "summary", "")]),
-    "parts without a whole": ("h_sum 1\nh_count 1\n", [("h_sum", "untyped", ""), ("h_count", "untyped", "")]),
+    "parts without a whole": ("h_sum 1\nh_count 1\n", [("h_sum", None, ""), ("h_count", None, "")]),
     "a part with a type of its own": (
         '# TYPE h histogram\n# TYPE h_count counter\nh_bucket{le="+Inf"} 1\nh_count 1\n',
         [("h", "histogram", "")],
     ),
+    "a plain sample under a histogram's name": ("# TYPE h histogram\nh 1\n", [("h", None, "")]),
     "an OpenMetrics counter": ("# HELP c n\n# TYPE c counter\nc_total 1\n", [("c_total", "counter", "n")]),
     "an OpenMetrics info": ('# TYPE i info\ni_info{v="1"} 1\n', [("i_info", "gauge", "")]),
     "unknown": ("# TYPE u unknown\nu 1\n", [("u", "untyped", "")]),
@@ -222,7 +223,7 @@ FAMILIES = {
         "# TYPE m gauge\n# HELP m of the gauge\nm 1\n# TYPE m_total counter\nm_total 2\n",
         [("m", "gauge", "of the gauge"), ("m_total", "counter", "")],
     ),
-    "help with escapes": ("# HELP f a\\\\b\\nc\\d\nf 1\n", [("f", "untyped", r"a\\b\nc\\d")]),
+    "help with escapes": ("# HELP f a\\\\b\\nc\\d\nf 1\n", [("f", None, r"a\\b\nc\\d")]),
     "a reserved histogram moves whole": (
         '# TYPE scrape histogram\nscrape_bucket{le="+Inf"} 1\nscrape_sum 1\nscrape_count 1\n',
         [("exported_scrape", "histogram", "")],
@@ -235,7 +236,9 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize(("body", "families"), FAMILIES.values(), ids=FAMILIES.keys())
-def test_every_sample_stands_in_the_family_its_type_line_says(body: str, families: list[tuple[str, str, str]]) -> None:
+def test_every_sample_stands_in_the_family_its_type_line_says(
+    body: str, families: list[tuple[str, str | None, str]]
+) -> None:
     """TYPE lines count wherever they stand in the text."""
     reading = read(body.encode())
     assert [(family.name, family.type, family.help.decode()) for family in dict.fromkeys(reading.families)] == families
@@ -386,3 +389,59 @@ def test_a_drop_pattern_is_asked_once_for_each_name() -> None:
             f'a{{{MINE},x="2"}} 2',
         ]
     assert pattern.names == ["a", "b"]
+
+
+# As written, and as Prometheus 3.5.3 stores it: `le` under TYPE histogram, `quantile` under TYPE summary. It also takes
+# Go's 1_0 for 10, which no exporter writes and which stays here as it is.
+SPELLINGS = {
+    "1": "1.0",
+    "0": "0.0",
+    "-0": "0.0",
+    "+1": "1.0",
+    "-1": "-1.0",
+    "1.0": "1.0",
+    "1.50": "1.5",
+    ".5": "0.5",
+    "5.": "5.0",
+    "1e0": "1.0",
+    "100": "100.0",
+    "100000": "100000.0",
+    "999999": "999999.0",
+    "1000000": "1e+06",
+    "1234567": "1.234567e+06",
+    "123456.7": "123456.7",
+    "12345678.9": "1.23456789e+07",
+    "0.0001": "0.0001",
+    "0.00012345678": "0.00012345678",
+    "0.00001": "1e-05",
+    "1.25E-5": "1.25e-05",
+    "1e21": "1e+21",
+    "1e100": "1e+100",
+    "5e-324": "5e-324",
+    "0.1000000000000000055511151231257827": "0.1",
+    "9007199254740993": "9.007199254740992e+15",
+    "inf": "+Inf",
+    "+Inf": "+Inf",
+    "-infinity": "-Inf",
+    "nan": "NaN",
+    "1e999": "1e999",
+    "1_0": "1_0",
+    "one": "one",
+    " 1": " 1",
+    "\u0661": "\u0661",
+}
+
+
+@pytest.mark.parametrize(("written", "stored"), SPELLINGS.items())
+def test_le_and_quantile_are_written_as_prometheus_3_writes_them(written: str, stored: str) -> None:
+    """Else they would depend on the type, and so on what other targets say. No other label is touched."""
+    assert canonical(written) == stored
+    (line,) = lines(read(f'm{{le="{written}",level="{written}",quantile="{written}"}} 1\n'.encode()))
+    assert line == f'm{{qube="work",exporter="node",le="{stored}",level="{written}",quantile="{stored}"}} 1'
+
+
+def test_two_spellings_of_a_bucket_are_one_series() -> None:
+    """As they are for Prometheus 3."""
+    reading = read(b'# TYPE h histogram\nh_bucket{le="1"} 1\nh_bucket{le="1.0"} 2\n')
+    assert lines(reading) == ['h_bucket{qube="work",exporter="node",le="1.0"} 1']
+    assert reading.lines_dropped == 1

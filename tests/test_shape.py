@@ -14,10 +14,12 @@ from federator.errors import ScrapeError
 from federator.model import Exporter, Family, Limits, Target
 from federator.pattern import Pattern
 from federator.text import parser
+from federator.text.allowance import Allowance
 from federator.text.exposition import Reader
 from federator.text.follow import LARGE, PageSeries, Unfinished, follow
 from federator.text.lines import SLICE_BYTES, SLICE_LINES, STEP_LINES, TextLines
 from federator.text.memory import LineCache, Memory
+from federator.text.metadata import FamilyMetadata
 from federator.text.relabel import Relabeling
 from federator.text.samples import SampleReader
 from federator.text.shape import PageLine, shape_of
@@ -513,6 +515,13 @@ def test_a_large_text_is_followed_in_turns() -> None:
     assert len(body) > LARGE
 
 
+def text_lines(limits: Limits, memory: Memory, relabeling: Relabeling) -> TextLines:
+    """One text to be read, with what a reader has for it."""
+    allowance = Allowance(limits.samples)
+    samples = SampleReader(limits, memory, allowance, relabeling)
+    return TextLines(samples, relabeling, FamilyMetadata(memory.metadata, allowance))
+
+
 def turns(work: Generator[None, None, object]) -> int:
     """How often work gives others a turn."""
     return sum(1 for _ in work)
@@ -525,7 +534,7 @@ def test_reading_gives_turns_even_where_nothing_is_parsed() -> None:
     body = b"".join(b'a{x="%d"} 1\n' % number for number in range(10 * STEP_LINES))
     finish(Reader(target("other"), limits, memory).read(body))
     relabeling = Relabeling(target())
-    text = TextLines(SampleReader(limits, memory.series, relabeling), relabeling, memory.metadata)
+    text = text_lines(limits, memory, relabeling)
     assert turns(text.read(body)) >= 9
     assert len(text.samples) == 10 * STEP_LINES
     assert turns(text.page_lines()) >= 9
@@ -540,7 +549,7 @@ def test_reading_gives_turns_even_where_nothing_is_parsed() -> None:
 def test_reading_gives_a_turn_after_each_slice_that_was_parsed(line: bytes) -> None:
     """Parsing is slow, so a slice of lines that are not in the cache is as much as may be done at once."""
     relabeling, memory = Relabeling(target()), Memory(Limits())
-    text = TextLines(SampleReader(Limits(), memory.series, relabeling), relabeling, memory.metadata)
+    text = text_lines(Limits(), memory, relabeling)
     assert turns(text.read(b"".join(line % number for number in range(10 * SLICE_LINES)))) >= 10
 
 

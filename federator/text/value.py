@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-Is the value of a sample one that Prometheus takes?
+What a number looks like to Go, and so to Prometheus: would it take this value, and how does it write this number?
 
-Owns that question, for one value and for many at once, which is ten times cheaper. Must not know lines or series.
+Owns these two questions; the first one also for many values at once, which is ten times cheaper. Must not know lines or
+series.
 """
 
 import math
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 
 # What Go's strconv.ParseFloat takes, without hexadecimal, which the text format does not take. Python's float() takes
 # more than that.
@@ -37,3 +39,27 @@ def are_values(untrusted_values: Iterable[bytes]) -> bool:
     while match := _USUAL.match(untrusted_joined, end):
         end = match.end()
     return end == len(untrusted_joined) or all(map(is_value, untrusted_distinct))
+
+
+def canonical(untrusted_number: str) -> str:
+    """
+    The number as Prometheus 3 writes it in `le` and `quantile` (FormatOpenMetricsFloat, in Go): 1 is "1.0".
+
+    What is no value that Prometheus would take stays as it is. So do Go's hexadecimal numbers and 1_000, which no
+    exporter writes.
+    """
+    if not untrusted_number.isascii() or not is_value(untrusted_number.encode()):
+        return untrusted_number
+    number = float(untrusted_number)
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "+Inf" if number > 0 else "-Inf"
+    if number == 0:
+        return "0.0"  # and so is -0
+    shortest = Decimal(repr(number)).normalize()
+    digits = len(shortest.as_tuple().digits)
+    # Go writes an exponent at other sizes than Python.
+    plain = -4 <= shortest.adjusted() < 6
+    text = f"{number:.{max(digits, 6)}g}" if plain else f"{number:.{digits - 1}e}"
+    return text if "." in text or "e" in text else text + ".0"
