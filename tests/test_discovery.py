@@ -384,16 +384,25 @@ def test_prometheus_scrapes_single_targets_and_the_page_and_both_agree(
 
 @pytest.mark.parametrize(
     ("host", "address"),
-    [("proxy.example:8199", "proxy.example:8199"), ("[::1]:1", "[::1]:1"), ("a/b:1", None), ("x", "x:80"), ('"', None)],
+    [
+        ("proxy.example:8199", "proxy.example:8199"),
+        ("[::1]:1", "[::1]:1"),
+        ("a/b:1", None),
+        ("x", "x:80"),
+        ("evil", None),
+    ],
 )
 def test_the_address_to_come_back_to_is_the_one_that_was_asked(
     machine: tuple[Qubes, Exporter], daemon: MakeDaemon, host: str, address: str | None
 ) -> None:
-    """One odd Host header must not make Prometheus throw away the list."""
+    """Only an address, or a name that the configuration has, is given back; no other host is answered at all."""
     _, exporter = machine
-    proxy = daemon({"work": {"x": exporter.port}})
-    groups: Any = json.loads(proxy.get("/sd", Host=host).body)
-    assert groups[0]["targets"] == [address or f"127.0.0.1:{proxy.port}"]
+    proxy = daemon({"work": {"x": exporter.port}}, rest="[web]\nhosts = ['proxy.example', 'x']\n")
+    answer = proxy.get("/sd", Host=host)
+    assert answer.status == (421 if address is None else 200)
+    if address is not None:
+        groups: Any = json.loads(answer.body)
+        assert groups[0]["targets"] == [address]
 
 
 def test_a_reload_keeps_what_was_discovered(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
