@@ -45,6 +45,8 @@ MAX_EXPORTERS_PER_QUBE = 64
 MAX_BODY_SIZE = 1 << 30
 # Each sample costs about 1 kB while it is read: these need more memory than a NetVM has.
 MAX_SAMPLES = 5_000_000
+# Prometheus scrapes once a minute, or more often.
+MAX_INTERVAL_SECONDS = 60.0
 # Less than the first is not worth remembering anything in; no NetVM has more than the second.
 MIN_MEMORY = 6 << 20
 MAX_MEMORY = 1 << 40
@@ -121,11 +123,12 @@ def _scrape(table: Table) -> Scrape:
     )
     timeout = table.duration("timeout", fallback.timeout, least=0.1, most=MAX_TIMEOUT_SECONDS)
     offset = table.duration("timeout_offset", fallback.timeout_offset, least=0.0, most=MAX_TIMEOUT_SECONDS)
+    interval = table.duration("min_interval", fallback.min_interval, least=0.0, most=MAX_INTERVAL_SECONDS)
     memory = table.size("memory_limit", fallback.memory_limit, least=MIN_MEMORY, most=MAX_MEMORY)
     table.done()
     if offset >= timeout:
         raise table.error("timeout_offset", "leaves no time to scrape in; make it shorter than scrape.timeout")
-    return Scrape(timeout=timeout, timeout_offset=offset, memory_limit=memory, limits=limits)
+    return Scrape(timeout=timeout, timeout_offset=offset, memory_limit=memory, limits=limits, min_interval=interval)
 
 
 def _qrexec(table: Table, folder: Path) -> Qrexec:

@@ -17,6 +17,7 @@ from federator.counters import Counters
 from federator.discovery import Discoverer
 from federator.errors import ScrapeError, StoppingError
 from federator.model import Config, Qube, Scrape, Target
+from federator.pace import Pace
 from federator.targets import DOM0, RUNNING, qubes_with_discovered
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
@@ -24,6 +25,10 @@ from federator.textbudget import TextBudget
 
 # dom0 answers in some 20 ms; a page waits no longer than this for it, if there is an older answer to go by.
 PATIENCE_SECONDS = 1.0
+
+# Each exporter is asked so many times at once, by clients that come one after the other; then once in
+# scrape.min_interval.
+ASKED_AT_ONCE = 10
 
 T = TypeVar("T")
 
@@ -56,6 +61,7 @@ class Fleet:
         self._limiter = ConnectionLimiter(config.qrexec.connect_limit)
         self._memory = _memory_of(config.scrape)
         self.texts = TextBudget(_in_flight(config.scrape))
+        self._pace = Pace(config.scrape.min_interval, ASKED_AT_ONCE)
         self._members: dict[str, _Member] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # that ask qubes
         self._ends: set[asyncio.Task[None]] = set()  # of channels that nobody needs any more
@@ -83,6 +89,7 @@ class Fleet:
         self.config = config
         self._limiter.limit = config.qrexec.connect_limit
         self.texts.limit = _in_flight(config.scrape)
+        self._pace.interval = config.scrape.min_interval
         self._reconfigure_discovery(config)
         self._follow()
         for qube in self.qubes:
@@ -207,7 +214,7 @@ class Fleet:
         for qube in qubes:
             member = self._members.get(qube.name)
             if member is None:
-                channel = Channel(qube, self.config.qrexec, self._limiter, self._counters, self.texts)
+                channel = Channel(qube, self.config.qrexec, self._limiter, self._counters, self.texts, self._pace)
                 member = self._members[qube.name] = _Member(channel)
             elif qube.name in started:
                 member.channel.forget()
@@ -229,6 +236,7 @@ class Fleet:
                 self._members[target.qube].readers.pop(target, None)
         if gone:
             self.departures += 1
+            self._pace.retain({(target.qube, target.exporter.port) for target in self.targets})
 
     def _end(self, end: asyncio.Task[None]) -> None:
         self._ends.add(end)

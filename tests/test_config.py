@@ -260,6 +260,7 @@ RANGES = [
     ("scrape.timeout", "'100ms'", "'10m'", "'99ms'", "'600001ms'"),
     ("scrape.body_size_limit", "1024", "'1GiB'", "1023", "'1073741825B'"),
     ("scrape.sample_limit", "1", "5_000_000", "0", "5_000_001"),
+    ("scrape.min_interval", "'0'", "'1m'", "'-1s'", "'60001ms'"),
     ("scrape.memory_limit", "'6MiB'", "'1024GiB'", "'6143KiB'", "'1025GiB'"),
     ("scrape.label_limit", "1", "1000", "0", "1001"),
     ("scrape.label_name_length_limit", "1", "10_000", "0", "10_001"),

@@ -3,6 +3,7 @@
 
 import asyncio
 import itertools
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -321,10 +322,11 @@ async def test_dom0_that_answers_while_the_daemon_stops_is_no_bug(
 ) -> None:
     """Nobody waits for the answer any more; the log says nothing of it."""
     client = tmp_path / "client"
-    answer = "printf '0\\0dom0 class=AdminVM state=Running\\n'"
     client.write_text(
-        f'#!/bin/sh\ntrap "{answer}; : >{tmp_path}/answered; exit 0" TERM\n: >{tmp_path}/asked\n'
-        "while :; do sleep 0.05; done\n",
+        f"#!{sys.executable} -IS\nimport signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        f"open('{tmp_path}/asked', 'w').close()\nsignal.sigwait([signal.SIGTERM])\n"
+        "print('0\\0dom0 class=AdminVM state=Running', flush=True)\n"
+        f"open('{tmp_path}/answered', 'w').close()\n",
         encoding="utf-8",
     )
     client.chmod(0o755)

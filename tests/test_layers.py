@@ -92,6 +92,7 @@ ALLOWED = {
         "discovery",
         "errors",
         "model",
+        "pace",
         "targets",
         "text.exposition",
         "text.memory",

@@ -238,9 +238,7 @@ def machine(count: int, bodies: Mapping[str, Sequence[bytes]]) -> Iterator[Path]
             if "large" in bodies
             else "timeout = '60s'" + ("\nmemory_limit = '1GiB'" if count > 100 else "")
         )
-        config = (
-            f"[scrape]\n{limits}\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
-        )
+        config = f"[scrape]\nmin_interval = '0s'\n{limits}\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
         (folder / "proxy.toml").write_text(config, encoding="utf-8")
         yield folder
 

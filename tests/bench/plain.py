@@ -24,6 +24,7 @@ from federator.counters import Counters
 from federator.errors import ScrapeError
 from federator.host import watch_children
 from federator.model import Answer
+from federator.pace import Pace
 from federator.request import Deadline, Request
 from federator.textbudget import TextBudget
 from federator.web import SEND_BYTES
@@ -62,7 +63,7 @@ async def _serve(how: str, path: Path, port: int) -> None:
     settings = config.load(path)
     limiter, counters = ConnectionLimiter(settings.qrexec.connect_limit), Counters()
     texts = TextBudget(1 << 40)
-    channels = [Channel(qube, settings.qrexec, limiter, counters, texts) for qube in settings.qubes]
+    channels = [Channel(qube, settings.qrexec, limiter, counters, texts, Pace(0.0, 1)) for qube in settings.qubes]
     work = {"join": joined, "parse": parsed}[how]
 
     async def metrics(request: web.Request) -> web.StreamResponse:
