@@ -17,6 +17,7 @@ import pytest
 from federator import __version__, config, daemon
 from federator.counters import Counters
 from federator.web import Served
+from tests.certificates import Authority
 from tests.helpers import ROOT, SERVICE
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, toml
 from tests.standin.qubes import CLIENT, Qubes
@@ -164,6 +165,7 @@ def test_check_shows_what_would_be_scraped(served: Path) -> None:
 def test_every_key_of_the_example_is_what_it_says(tmp_path: Path) -> None:
     """Its commented lines are the defaults, or load at least."""
     text = (ROOT / "conf" / "prometheus-qubes-proxy.toml").read_text(encoding="utf-8")
+    Authority(tmp_path / "tls").server()
     path = tmp_path / "all.toml"
     text = re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE)
     path.write_text(text.replace("/etc/qubes-rpc/ruddo.PrometheusProxy", str(SERVICE)), encoding="utf-8")
