@@ -6,8 +6,8 @@ Owns the only use of the package bcrypt, which is optional; and what a flood of 
 HTTP, nor where users come from.
 
 A hash is checked in a thread, one at a time. An unknown user takes as long as a known one. A password that was right
-once is remembered, as a digest, and never waits. Wrong ones have a pace for each address: beyond it they are not
-checked, so that they slow down nobody else.
+once is remembered, as a digest, and never waits. So are the last wrong ones. New wrong ones have a pace for each
+address: beyond it they are not checked, so that they slow down nobody else.
 """
 
 import asyncio
@@ -36,6 +36,8 @@ WRONG_SECONDS = 2.0
 # So many checks may wait, of all and of one address. With the usual cost the last one waits for a second.
 MAX_WAITING = 16
 MAX_WAITING_PER_ADDRESS = 4
+# A scraper with a wrong password sends the same one again and again; it is checked once.
+MAX_KNOWN_WRONG = 100
 # Addresses with wrong passwords are remembered; from so many on, those whose time is over are forgotten.
 MAX_ADDRESSES = 1000
 # Who has one IPv6 address has all that begin with the same bits.
@@ -65,6 +67,7 @@ class Passwords:
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
         self._remembered: dict[bytes, bytes] = {}  # by user: a digest of its right password and its hash
+        self._known_wrong: dict[bytes, None] = {}  # digests, the oldest first
         self._checks: dict[bytes, asyncio.Task[bool]] = {}
         self._waiting: Counter[str] = Counter()
         self._one_at_a_time = asyncio.Lock()
@@ -88,11 +91,13 @@ class Passwords:
         digest = self._digest(user, password, users.get(user, b""))
         if user in users and hmac.compare_digest(self._remembered.get(user, b""), digest):
             return True
+        if digest in self._known_wrong:
+            return False
         check = self._checks.get(digest)
         if check is None:
             network = _network(address)
             self._admit(network)
-            check = asyncio.create_task(self._check(user, password, users, network))
+            check = asyncio.create_task(self._check(digest, user, password, users, network))
             self._checks[digest] = check
             self._waiting[network] += 1
 
@@ -110,7 +115,9 @@ class Passwords:
         if self._waiting[network] >= MAX_WAITING_PER_ADDRESS or self._waiting.total() >= MAX_WAITING:
             raise BusyError("too many passwords are being checked; try again in a while")
 
-    async def _check(self, user: bytes, password: bytes, users: Mapping[bytes, bytes], network: str) -> bool:
+    async def _check(
+        self, digest: bytes, user: bytes, password: bytes, users: Mapping[bytes, bytes], network: str
+    ) -> bool:
         known = users.get(user)
         # For an unknown user a hash that is there is checked, for the time it takes; the result is not used.
         expected = known or list(users.values())[self._digest(user)[0] % len(users)]
@@ -120,8 +127,11 @@ class Passwords:
         except RuntimeError:  # the system has no thread for it
             raise BusyError("no password can be checked now; try again in a while") from None
         if same and known:
-            self._remembered[user] = self._digest(user, password, known)
+            self._remembered[user] = digest
             return True
+        self._known_wrong[digest] = None
+        if len(self._known_wrong) > MAX_KNOWN_WRONG:
+            del self._known_wrong[next(iter(self._known_wrong))]
         now = asyncio.get_running_loop().time()
         self._wrong.reserve(network, now)
         if len(self._wrong) > MAX_ADDRESSES:

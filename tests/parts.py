@@ -257,15 +257,15 @@ def process(*words: str | Path, log: Path) -> Iterator["subprocess.Popen[bytes]"
 
 
 class Prometheus:
-    """A real Prometheus that scrapes one address."""
+    """A real Prometheus that scrapes one address. `more`: further keys of its job, as YAML writes them in one line."""
 
-    def __init__(self, folder: Path, target: str, *, interval: str = "1s") -> None:
+    def __init__(self, folder: Path, target: str, *, interval: str = "1s", more: str = "") -> None:
         self._folder = folder
         self.url = f"http://127.0.0.1:{free_port()}"
         self.config = folder / "prometheus.yml"
         self.config.write_text(
             f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
-            f"scrape_configs: [{{job_name: qubes, static_configs: [{{targets: ['{target}']}}]}}]\n",
+            f"scrape_configs: [{{job_name: qubes, {more}static_configs: [{{targets: ['{target}']}}]}}]\n",
             encoding="utf-8",
         )
 

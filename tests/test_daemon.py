@@ -21,6 +21,7 @@ from federator.counters import Counters
 from federator.errors import StartError
 from federator.fleet import Fleet
 from federator.web import Served
+from tests.certificates import Authority
 from tests.helpers import ROOT, SERVICE, soon
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, toml
 from tests.standin.qubes import CLIENT, Qubes
@@ -171,6 +172,7 @@ def test_check_shows_what_would_be_scraped(served: Path) -> None:
 def test_every_key_of_the_example_is_what_it_says(tmp_path: Path) -> None:
     """Its commented lines are the defaults, or load at least."""
     text = (ROOT / "conf" / "prometheus-qubes-proxy.toml").read_text(encoding="utf-8")
+    Authority(tmp_path / "tls").server()
     path = tmp_path / "all.toml"
     # The keys of TLS name files that are not there, and some exclude others.
     text = re.sub(r"^# \[web\.tls_server_config\].*?(?=^# \[web\.basic)", "", text, flags=re.MULTILINE | re.DOTALL)

@@ -19,6 +19,23 @@ def test_a_pace_that_is_kept_never_waits() -> None:
     assert [pace.reserve("a", float(second)) for second in range(100)] == [0.0] * 100
 
 
+def test_looking_how_long_to_wait_changes_nothing() -> None:
+    """What is refused does not make the wait longer."""
+    pace = Pace(interval=1.0, burst=2)
+    assert [pace.reserve("a", 0.0), pace.reserve("a", 0.0)] == [0.0, 0.0]
+    assert [pace.wait("a", now) for now in (0.0, 0.0, 0.5, 1.0, 9.0)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    assert pace.wait("b", 0.0) == 0.0
+
+
+def test_keys_whose_pause_is_over_can_be_forgotten() -> None:
+    """Nothing changes for anybody by it."""
+    pace = Pace(interval=1.0, burst=1)
+    for key, now in (("a", 0.0), ("b", 1.0)):
+        pace.reserve(key, now)
+    pace.forget(1.5)
+    assert (len(pace), pace.wait("b", 1.5)) == (1, 0.5)
+
+
 def test_keys_that_are_not_used_any_more_are_forgotten() -> None:
     """They hold no memory, and are new when they come again."""
     pace = Pace(interval=1.0, burst=1)

@@ -194,6 +194,9 @@ def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> Non
         },
     }[kind]
     assert libraries <= needs("prometheus-qubes-proxy") <= libraries | {"/usr/bin/python3", "/bin/sh"}
+    query = ["rpm", "-qp", "--nosignature", "--recommends"] if kind == "rpm" else ["dpkg-deb", "--field"]
+    words = [*query[1:], packages["prometheus-qubes-proxy"], *(() if kind == "rpm" else ("Recommends",))]
+    assert run(debian_program(query[0]), *words).stdout.strip() == "python3-bcrypt"
     assert needs("prometheus-qubes-proxy-service") <= {"python3", "/usr/bin/python3"}
     assert needs("prometheus-qubes-proxy-dom0") <= {"python3", "/usr/bin/python3"}
 
@@ -426,4 +429,8 @@ def test_the_firewall_snippet_is_a_script() -> None:
     path = ROOT / "conf" / "prometheus-qubes-proxy-firewall"
     assert os.access(path, os.X_OK)
     subprocess.run(["/bin/sh", "-n", path], check=True)
-    assert "nft add rule ip qubes custom-input ip saddr" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert re.findall(r"^prometheus=(\S+)", text, re.MULTILINE) == ["192.0.2.1"]
+    assert re.findall("^nft .*", text, re.MULTILINE) == [
+        'nft add rule ip qubes custom-input ip saddr "$prometheus" tcp dport 8199 ct state new accept'
+    ]

@@ -116,6 +116,20 @@ async def test_a_thousand_wrong_passwords_do_not_slow_a_right_one(checks: Checks
     assert not await waiting
 
 
+async def test_the_same_wrong_password_again_is_checked_once(checks: Checks) -> None:
+    """A scraper that is configured wrongly hears that, and not that it came too often. The memory of them is small."""
+    one = Passwords()
+    for _ in range(1000):
+        assert not await one.is_right(b"alice", b"wrong", USERS, "192.0.2.1")
+    assert len(checks.asked) == 1
+    assert await one.is_right(b"alice", b"wrong", {b"alice": bcrypt.hashpw(b"wrong", bcrypt.gensalt(4))}, "192.0.2.1")
+    for number in range(passwords.MAX_KNOWN_WRONG):
+        assert not await one.is_right(b"alice", b"wrong%d" % number, USERS, f"192.0.2.{number}")
+    before = len(checks.asked)
+    assert not await one.is_right(b"alice", b"wrong", USERS, "192.0.2.1")
+    assert len(checks.asked) == before + 1
+
+
 async def test_wrong_passwords_are_counted_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another address can try; the same one can when time has passed; all of one IPv6 network are one."""
     clock = Clock(monkeypatch)
@@ -124,7 +138,7 @@ async def test_wrong_passwords_are_counted_by_address(monkeypatch: pytest.Monkey
     async def tries(address: str) -> int:
         for number in range(100):
             try:
-                await one.is_right(b"alice", b"wrong%d" % number, USERS, address)
+                await one.is_right(b"alice", f"{address} {number}".encode(), USERS, address)
             except BusyError:
                 return number
         return 100
