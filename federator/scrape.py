@@ -266,7 +266,7 @@ class Scraper:
             error = reasons.no_text(answer, self.fleet.config.scrape.limits.body_size)
             if error is None:
                 async with asking.deadline.limit():
-                    reading = await self.scheduler.run(asking.readers[target].read(answer.body))
+                    reading = await self.scheduler.run(asking.readers[target].read(answer.body, time.time() * 1000))
         except ScrapeError as failed:
             error = failed.bare()
         except TimeoutError:
