@@ -64,6 +64,10 @@ MAX_BACKOFF_SECONDS = 86_400.0
 MAX_REFRESH_SECONDS = 86_400.0
 
 
+# A thousand qubes take some 100 kB.
+MAX_FILE_SIZE = 1 << 20
+
+
 def default_path() -> Path:
     """The file that is read if the command line names none."""
     return next((path for path in DEFAULT_PATHS if path.exists()), DEFAULT_PATHS[-1])
@@ -82,6 +86,12 @@ def load(path: Path, web_file: Path | None = None) -> Config:
 
 def _text(path: Path, option: str) -> str:
     try:
+        if (
+            path.exists() and not path.is_file() and not path.is_dir()
+        ):  # reading a pipe would wait for somebody to write to it
+            raise ConfigError(f"{path}: not a regular file; name one with {option}=PATH")
+        if path.stat().st_size > MAX_FILE_SIZE:
+            raise ConfigError(f"{path}: larger than {MAX_FILE_SIZE} bytes; is this the configuration?")
         return path.read_bytes().decode()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; write one, or name yours with {option}=PATH") from None
