@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-# `make run` and `make test` need Python 3.11 or later with its venv module, and nothing else: they make .venv themselves.
+# `make run` and `make test` need only Python 3.11 or later with its venv module: they create .venv themselves.
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BIN := .venv/bin
-# Scripts without an extension; mypy wants each by itself.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Scripts whose names have no extension. mypy checks each of them by itself.
 SCRIPTS := vmside/ruddo.PrometheusProxy vmside/ruddo.PrometheusDiscover tests/standin/qrexec-client-vm
 
-# Where `make install` puts things; DESTDIR before all of it, for those who build packages.
+# Where `make install` puts the files. DESTDIR comes before all of these, for building packages.
 PREFIX ?= /usr
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 PRESETDIR ?= $(PREFIX)/lib/systemd/system-preset
@@ -19,25 +20,37 @@ DATE := $(shell sed -n 's/^## $(VERSION) (\(.*\))$$/\1/p' CHANGELOG.md)
 SPEC := dist/$(NAME).spec
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-debian lint check soak bench clean install install-proxy install-service install-dom0 source srpm rpm deb
+.PHONY: help run test test-fast test-debian coverage lint lock check soak bench clean install install-proxy install-service install-dom0 source srpm rpm deb
 
 help:
-	@echo "make run     try it: the daemon on 127.0.0.1:8199, three demo qubes, real exporters (Ctrl-C ends it)"
-	@echo "make test    all tests; PYTEST_ARGS='-k wire' for some"
-	@echo "make lint    ruff and mypy"
-	@echo "make check   lint, then test"
-	@echo "make soak    five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
-	@echo "make bench   what a scrape costs, side by side with others; some ten minutes"
+	@echo "make run         try it: the daemon on 127.0.0.1:8199, three demo qubes, real exporters (Ctrl-C ends it)"
+	@echo "make test-fast   the tests that are not slow, in less than 30 seconds"
+	@echo "make test        all tests; with PYTEST_ARGS='-k wire' those whose names contain wire"
+	@echo "make coverage    all tests, and what they do not cover"
+	@echo "make lint        ruff and mypy"
+	@echo "make check       lint, then test"
+	@echo "make lock        pin the newest versions of what the tests need, in requirements-dev.lock"
+	@echo "make soak        five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
+	@echo "make bench       what a scrape costs, compared with other programs; takes some ten minutes"
 	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
 	@echo "make rpm, srpm, deb    the three packages, into dist/"
-	@echo "make clean   remove what these made"
+	@echo "make clean       remove everything that these created"
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is missing or older than Python 3.11; name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module; on Debian: apt install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP_INSTALL) --require-hashes --requirement requirements-dev.lock
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# The newest versions that pyproject.toml allows, for every supported Python. uv itself is not needed for anything else.
+lock:
+	$(PYTHON) -m venv --clear dist/lock
+	dist/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	dist/lock/bin/uv pip compile --quiet --universal --upgrade --python-version 3.11 --generate-hashes --extra dev \
+	    --custom-compile-command 'make lock' --output-file requirements-dev.lock pyproject.toml
+	rm -rf dist/lock
 
 run: .venv/installed
 	@exec $(BIN)/python tests/demo/run.py
@@ -45,14 +58,25 @@ run: .venv/installed
 test: .venv/installed
 	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+# pyproject.toml says what is measured, and which part has to be covered.
+coverage: .venv/installed
+	$(BIN)/coverage erase
+	PYTHONASYNCIODEBUG=1 $(BIN)/coverage run -m pytest -m 'not unmeasured' $(PYTEST_ARGS)
+	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest -m unmeasured $(PYTEST_ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	for script in $(SCRIPTS); do $(BIN)/mypy $$script || exit 1; done
 
-# The other end of what is supported: Debian 12's own Python and libraries (aiohttp 3.8, prometheus-client 0.16).
-# That they warn of what is deprecated since is nothing we can mend.
+# The oldest supported versions: Debian 12's own Python and libraries (aiohttp 3.8, prometheus-client 0.16). They use
+# features that are deprecated now, and we cannot change that.
 test-debian:
 	PYTHONASYNCIODEBUG=1 /usr/bin/python3 -m pytest -W ignore::DeprecationWarning --ignore=tests/test_soak.py $(PYTEST_ARGS)
 
@@ -65,12 +89,12 @@ bench: .venv/installed
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 install: install-proxy install-service install-dom0
 
-# The NetVM's: the daemon. It runs with the distribution's python3 and libraries, from a folder of its own.
+# The daemon, for the NetVM. It runs with the distribution's python3 and libraries, from a folder of its own.
 install-proxy:
 	install -d "$(DESTDIR)$(PRIVATE)/federator/text" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)/etc"
 	install -m 644 federator/*.py "$(DESTDIR)$(PRIVATE)/federator/"
@@ -83,11 +107,12 @@ install-proxy:
 	install -m 644 conf/70-$(NAME).preset "$(DESTDIR)$(PRESETDIR)/"
 	[ -e "$(DESTDIR)/etc/$(NAME).toml" ] || install -m 644 conf/$(NAME).toml "$(DESTDIR)/etc/"
 
-# The scraped qubes'.
+# The service, for the scraped qubes.
 install-service:
 	install -d "$(DESTDIR)/etc/qubes-rpc"
 	install -m 755 vmside/ruddo.PrometheusProxy "$(DESTDIR)/etc/qubes-rpc/"
 
+# The policy and the service that lists the running qubes, for dom0.
 install-dom0:
 	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)/etc/qubes/policy.d"
 	install -m 755 vmside/ruddo.PrometheusDiscover "$(DESTDIR)/etc/qubes-rpc/"
@@ -95,7 +120,7 @@ install-dom0:
 	    [ -e "$(DESTDIR)/etc/qubes/policy.d/$$name" ] || install -m 644 conf/$$name "$(DESTDIR)/etc/qubes/policy.d/" || exit 1; \
 	done
 
-# What git knows of, or all there is where this is no clone.
+# The files that git tracks, or all files where this is not a clone.
 source:
 	mkdir -p dist
 	{ git ls-files -z 2>/dev/null | grep -z . || find . -type f ! -path './dist/*' ! -path './.*' -printf '%P\0'; } | \
@@ -107,7 +132,7 @@ $(SPEC): source
 
 RPMBUILD = rpmbuild --define "_topdir $(CURDIR)/dist/rpmbuild" --define "_sourcedir $(CURDIR)/dist" --define "_srcrpmdir $(CURDIR)/dist" \
     --define "_rpmdir $(CURDIR)/dist/rpmbuild" --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm"
-# Debian's rpm knows of no installed make.
+# The rpm of Debian does not know which Debian packages are installed.
 RPMBUILD += $(if $(wildcard /etc/debian_version),--nodeps)
 
 srpm: $(SPEC)

@@ -22,13 +22,14 @@ from typing import Generic, Protocol, TypeVar, cast
 from federator import reasons
 from federator.errors import ScrapeError
 from federator.model import Callee, Qrexec
+from federator.textbudget import TextBudget
 from federator.wire import Wire
 
 # A call counts as being set up for so long at most: a paused qube, whose call hangs, must not keep others waiting.
 SETUP_SECONDS = 1.0
 # Calls made in the same instant collide in xenstore (QubesOS/qubes-issues #11059), so each waits a random part of this.
 STAGGER_SECONDS = 0.05
-# An ending call has so long after its stdin was closed, after SIGTERM and after SIGKILL.
+# An ending call has at most this many seconds after its stdin was closed, after SIGTERM and after SIGKILL.
 END_SECONDS = (1.0, 1.0, 1.0)
 # After the process is gone its last words may still be in the pipes; a child of its may hold them open for ever.
 LAST_WORDS_SECONDS = 0.2
@@ -56,26 +57,34 @@ class ConnectionLimiter:
     """Lets few calls be set up at a time, and no two in the same instant. There is one for all calls of the daemon."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit  # may change at any time
+        self._limit = limit
         self._used = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def __repr__(self) -> str:
-        return f"<ConnectionLimiter {self._used} of {self.limit} used, {len(self._waiting)} waiting>"
+        return f"<ConnectionLimiter {self._used} of {self._limit} used, {len(self._waiting)} waiting>"
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be set up at a time."""
+        return self._limit
+
+    @limit.setter
+    def limit(self, limit: int) -> None:
+        self._limit = limit
+        self._hand_out()
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
-        """Hold one of the places while a call is set up, but no longer than SETUP_SECONDS."""
-        while self._used >= self.limit:
-            await self._until_one_is_free()
-        self._used += 1
+        """Hold one of the places while a call is set up, but no longer than SETUP_SECONDS. First come, first served."""
+        await self._take()
         held = [True]  # given back once, by the timer or by the end of the set-up, whichever comes first
 
         def give_back() -> None:
             if held:
                 held.clear()
                 self._used -= 1
-                self._wake()
+                self._hand_out()
 
         timer = asyncio.get_running_loop().call_later(SETUP_SECONDS, give_back)
         try:
@@ -85,22 +94,25 @@ class ConnectionLimiter:
             timer.cancel()
             give_back()
 
-    async def _until_one_is_free(self) -> None:
+    async def _take(self) -> None:
         waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
+        self._hand_out()
         try:
             await waiting
         except asyncio.CancelledError:
-            if waiting.done() and not waiting.cancelled():
-                self._wake()  # this place is for the next one
+            if waiting.done() and not waiting.cancelled():  # it has a place, and does not want it any more
+                self._used -= 1
+                self._hand_out()
             raise
 
-    def _wake(self) -> None:
-        while self._waiting and self._used < self.limit:
+    def _hand_out(self) -> None:
+        """Give the free places to those that wait."""
+        while self._waiting and self._used < self._limit:
             waiting = self._waiting.popleft()
             if not waiting.done():
+                self._used += 1
                 waiting.set_result(None)
-                return
 
 
 def command(settings: Qrexec, callee: Callee, argument: str = "") -> tuple[list[str], dict[str, str]]:
@@ -119,6 +131,27 @@ def command(settings: Qrexec, callee: Callee, argument: str = "") -> tuple[list[
     }
 
 
+class _Stderr:
+    """What a service writes to stderr: the last of it, and how much more it may write until it is asked again."""
+
+    def __init__(self) -> None:
+        self._untrusted_kept = bytearray()
+        self.allowance = STDERR_LIMIT
+
+    def take(self, untrusted: bytes) -> None:
+        """Raises ProtocolError where it is too much."""
+        self._untrusted_kept += untrusted
+        del self._untrusted_kept[:-STDERR_KEPT]
+        self.allowance -= len(untrusted)
+        if self.allowance < 0:
+            raise reasons.too_much_stderr(STDERR_LIMIT, self.last_words)
+
+    @property
+    def last_words(self) -> bytes:
+        """The last line."""
+        return bytes(self._untrusted_kept).strip().rpartition(b"\n")[2]
+
+
 class Call(asyncio.SubprocessProtocol, Generic[A]):
     """
     One process and the wire it carries. After `end`, or any error, it is of no more use.
@@ -126,15 +159,15 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
     The event loop hands the pipes' bytes in; the wire decides what they mean.
     """
 
-    def __init__(self, callee: Callee, wire: Wire[A], counter: CallCounter) -> None:
+    def __init__(self, callee: Callee, wire: Wire[A], counter: CallCounter, texts: TextBudget | None = None) -> None:
         self._callee = callee
+        self._texts = texts
         self._wire = wire
         self._counter = counter
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.SubprocessTransport | None = None
         self._spoke = False  # has one byte of stdout come?
-        self._stderr = bytearray()
-        self._stderr_allowance = STDERR_LIMIT
+        self._stderr = _Stderr()
         self._pipes_open = {1, 2}
         self._exited = asyncio.Event()
         self._waiting: asyncio.Future[None] | None = None  # for the greeting or for answers
@@ -176,7 +209,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         """
         self._tell = tell
         self._complete = False
-        self._stderr_allowance = STDERR_LIMIT
+        self._stderr.allowance = STDERR_LIMIT
         self._write(request)
         if self._wire.asks_once:
             self._pipe(0).close()
@@ -186,6 +219,8 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         """End the process: quietly if it lets us, in bounded time if not. Await what this returns to see it gone."""
         if self._ending is None:
             self._tell = None  # it may hold what it told into
+            if self._texts is not None:
+                self._texts.release(self)
             self._ending = self._loop.create_task(self._end())
         return self._ending
 
@@ -226,6 +261,10 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
 
+    def give_up(self) -> None:
+        """Too many bytes of texts are in memory, and this call has the most of them."""
+        self._fail(reasons.too_much_at_once())
+
     def _fail(self, error: ScrapeError) -> None:
         if self._error is None:
             self._error = error
@@ -252,10 +291,13 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             return
         try:
             if fd == 2:
-                self._take_stderr(data)
+                self._stderr.take(data)
             else:
                 self._spoke = True
-                self._pass_on(self._wire.receive(data))
+                answers = self._wire.receive(data)
+                if self._texts is not None:
+                    self._texts.hold(self, self._wire.held)
+                self._pass_on(answers)
         except ScrapeError as error:
             self._fail(error.bare())
         except Exception:  # a bug of ours: it must not leave anybody waiting for this call
@@ -269,13 +311,6 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         if self._wire.idle:
             self._complete = True
             self._wake()
-
-    def _take_stderr(self, untrusted: bytes) -> None:
-        self._stderr += untrusted
-        del self._stderr[:-STDERR_KEPT]
-        self._stderr_allowance -= len(untrusted)
-        if self._stderr_allowance < 0:
-            raise reasons.too_much_stderr(STDERR_LIMIT, self._last_words())
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         """A pipe was closed at the other end; after the exit, the last words are in once both are."""
@@ -298,11 +333,14 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         if self._error is not None:
             return
         status = self._transport.get_returncode()
-        if status == 0 and (answers := self._wire.end_of_output()):
-            self._pass_on(answers)
-            self.end()
-        else:
-            self._fail(reasons.call_ended(status, self._last_words(), self._callee, self._wire, spoke=self._spoke))
-
-    def _last_words(self) -> bytes:
-        return bytes(self._stderr).strip().rpartition(b"\n")[2]
+        if status == 0 and self._ending is None:
+            try:
+                if answers := self._wire.end_of_output():
+                    self._pass_on(answers)
+                    self.end()
+                    return
+            except Exception:  # a bug of ours: see pipe_data_received
+                log.exception("bug in a call", extra={"qube": self._callee.name})
+                self._fail(reasons.bug())
+                return
+        self._fail(reasons.call_ended(status, self._stderr.last_words, self._callee, self._wire, spoke=self._spoke))

@@ -19,12 +19,9 @@ from federator.pace import Pace
 from federator.reasons import OnlyVersion1Error
 from federator.request import Request
 from federator.slot import Caller, Slot
+from federator.textbudget import TextBudget
 from federator.turns import Turns
 from federator.wire import SERVICE, PortWire, Version1, Version2
-
-# Each exporter is asked so many times at once, by clients that come one after the other; then once a second at most.
-ASKED_AT_ONCE = 10
-ASKED_EVERY_SECONDS = 1.0
 
 
 class Channel:
@@ -38,11 +35,19 @@ class Channel:
     `close` must be awaited before the event loop ends, or processes are left to find out by themselves.
     """
 
-    def __init__(self, qube: Qube, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - all but the qube are one for all channels
+        self,
+        qube: Qube,
+        settings: Qrexec,
+        limiter: ConnectionLimiter,
+        counter: CallCounter,
+        texts: TextBudget,
+        pace: Pace,
+    ) -> None:
         self.qube = qube
-        self._caller = Caller(Callee(qube.name, qube.transport, SERVICE), settings, limiter, counter)
+        self._caller = Caller(Callee(qube.name, qube.transport, SERVICE), settings, limiter, counter, texts)
         self._turns = Turns()
-        self._pace = Pace(ASKED_EVERY_SECONDS, ASKED_AT_ONCE)
+        self._pace = pace
         self._slots = [Slot(qube.ports, Version2, self._caller)]
         self._forgetful = False
 
@@ -106,7 +111,7 @@ class Channel:
     async def _keep_pace(self, request: Request) -> None:
         """No client makes an exporter work all the time. Clients that come meanwhile share what comes of it."""
         now = asyncio.get_running_loop().time()
-        if wait := max(self._pace.reserve(port, now) for port in request.owed):
+        if wait := max(self._pace.reserve((self.qube.name, port), now) for port in request.owed):
             await asyncio.sleep(min(wait, max(0.0, request.deadline.wanted_by - now)))
 
     async def _ask(self, request: Request) -> None:

@@ -2,7 +2,7 @@
 """
 argv -> serve | check | scrape | policy | hash-password, and the exit status.
 
-0 is well, 1 said why on stderr in one line, 2 is wrong usage.
+0: all went well. 1: a line on stderr says what did not. 2: wrong usage. 78: serve cannot use the configuration.
 
 Owns words on a terminal. Must not know how anything is done.
 """
@@ -29,6 +29,8 @@ from federator.web_config import listen_address
 from federator.wire import SERVICE, argument
 
 PROGRAM = "prometheus-qubes-proxy"
+# EX_CONFIG of sysexits.h. The systemd unit does not start the daemon again after it.
+WRONG_CONFIGURATION = 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(options, path)
     except FederatorError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 1
+        return WRONG_CONFIGURATION if options.command == "serve" and isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `… | head` has seen enough
@@ -89,6 +91,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help=f"default: {config.DEFAULT_PATHS[0]} if it exists, else {config.DEFAULT_PATHS[1]}",
     )
+    _add_web(parser)
+    parser.add_argument("--log.level", dest="log_level", choices=journal.LEVELS, default="info")
+    parser.add_argument("--log.format", dest="log_format", choices=journal.FORMATS, default="logfmt")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"{PROGRAM}, version {__version__} (python {platform.python_version()})",
+    )
+    return parser
+
+
+def _add_web(parser: argparse.ArgumentParser) -> None:
+    """Where the daemon listens, and who is let in."""
     parser.add_argument(
         "--web.listen-address",
         dest="listen_addresses",
@@ -111,14 +126,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="another file with tls_server_config, basic_auth_users and rate_limit",
     )
-    parser.add_argument("--log.level", dest="log_level", choices=journal.LEVELS, default="info")
-    parser.add_argument("--log.format", dest="log_format", choices=journal.FORMATS, default="logfmt")
-    parser.add_argument(
-        "--version",
-        action="version",
-        version=f"{PROGRAM}, version {__version__} (python {platform.python_version()})",
-    )
-    return parser
 
 
 def _listen_address(text: str) -> Address:

@@ -4,7 +4,7 @@ The configuration: which keys there are, their defaults and ranges, and what the
 
 Owns the schema. To add a key, add it here, to `model.py`, to the commented example in conf/ and to
 docs/configuration.md. Must not know how TOML is read, nor what is done with a configuration.
-Raises a ConfigError that names the file, the key and what to do. Nothing is guessed, and no key is ignored.
+A fault raises a ConfigError that names the file, the key and what to do. Nothing is guessed, and no key is ignored.
 """
 
 import re
@@ -36,15 +36,20 @@ DEFAULT_PATHS = (Path("/rw/config/prometheus-qubes-proxy.toml"), Path("/etc/prom
 
 _EXPORTER_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,62}")
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
-# Labels that mean something on the series they would be added to.
+# Labels that have a meaning already on the series that they would be added to.
 _TAKEN_LABELS = frozenset({"qube", "exporter", "reason", "le", "quantile", "job", "instance"})
-# The ports are the qrexec argument; qrexec's control channel carries some 3.9 kB, and the service takes as many.
+# The ports are the qrexec argument. qrexec's control channel carries some 3.9 kB; the service takes the same number.
 MAX_EXPORTERS_PER_QUBE = 64
 
 # The request to a qube's service has ten digits for the size; a NetVM has less memory than this.
 MAX_BODY_SIZE = 1 << 30
 # Each sample costs about 1 kB while it is read: these need more memory than a NetVM has.
 MAX_SAMPLES = 5_000_000
+# Prometheus scrapes once a minute, or more often.
+MAX_INTERVAL_SECONDS = 60.0
+# Less than the first is not worth remembering anything in; no NetVM has more than the second.
+MIN_MEMORY = 6 << 20
+MAX_MEMORY = 1 << 40
 # A line of a text has at most 16 KiB, so there cannot be more labels, nor longer ones, that mean anything.
 MAX_LABELS = 1000
 MAX_LABEL_LENGTH = 10_000
@@ -58,7 +63,7 @@ MAX_REFRESH_SECONDS = 86_400.0
 
 
 def default_path() -> Path:
-    """The file that is read where none is named."""
+    """The file that is read if the command line names none."""
     return next((path for path in DEFAULT_PATHS if path.exists()), DEFAULT_PATHS[-1])
 
 
@@ -85,7 +90,7 @@ def _text(path: Path, option: str) -> str:
 
 
 def parse(text: str, path: Path) -> Config:
-    """Check a configuration. `path` is for messages, and for what stands relative to the file. Raises ConfigError."""
+    """Check a configuration. `path` is for messages and for relative paths. Raises ConfigError."""
     return from_table(toml_reader.read(text, path), path)
 
 
@@ -118,10 +123,12 @@ def _scrape(table: Table) -> Scrape:
     )
     timeout = table.duration("timeout", fallback.timeout, least=0.1, most=MAX_TIMEOUT_SECONDS)
     offset = table.duration("timeout_offset", fallback.timeout_offset, least=0.0, most=MAX_TIMEOUT_SECONDS)
+    interval = table.duration("min_interval", fallback.min_interval, least=0.0, most=MAX_INTERVAL_SECONDS)
+    memory = table.size("memory_limit", fallback.memory_limit, least=MIN_MEMORY, most=MAX_MEMORY)
     table.done()
     if offset >= timeout:
         raise table.error("timeout_offset", "leaves no time to scrape in; make it shorter than scrape.timeout")
-    return Scrape(timeout=timeout, timeout_offset=offset, limits=limits)
+    return Scrape(timeout=timeout, timeout_offset=offset, memory_limit=memory, limits=limits, min_interval=interval)
 
 
 def _qrexec(table: Table, folder: Path) -> Qrexec:

@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
+from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from federator.errors import HandshakeError, shown
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # Prometheus' own --web.max-connections.
 MAX_CONNECTIONS = 512
+# However few file descriptors there are, one scraper and one person get through.
+LEAST_CONNECTIONS = 4
 # A pair of Prometheus, a browser and a few scripts, each with some connections, come from one address.
 MAX_PER_ADDRESS = 64
 # A scraper sends its request at once. The head of one that has begun must be complete in this time, too.
@@ -81,6 +84,8 @@ class Connection(asyncio.Protocol):
         """The answer is made."""
         self._handler = None
         self._head_expected = False
+        if self._transport is None:  # the client is gone
+            return
         self._connections.becomes_idle(self)
         self._start_timer(IDLE_SECONDS)
         self._loop.call_soon(self._next_request)
@@ -150,12 +155,19 @@ class Connection(asyncio.Protocol):
         end = _HEAD_END.search(tail + untrusted)
         if end is None:
             self._untrusted_tail = (tail + untrusted)[1 - _HEAD_END_LENGTH :]
-            self._inner.data_received(untrusted)
+            self._feed(untrusted)
             return
         length = end.end() - len(tail)
         self._untrusted_tail, self._untrusted_held = b"", untrusted[length:]
         self._in_hand = True
-        self._inner.data_received(untrusted[:length])
+        self._feed(untrusted[:length])
+
+    def _feed(self, untrusted: bytes) -> None:
+        try:
+            self._inner.data_received(untrusted)
+        except Exception as error:  # noqa: BLE001 - some versions of the HTTP library raise what they mean to answer
+            self._connections.log_bad_request(error)
+            self.abort()
 
     def _next_request(self) -> None:
         """The answer is made: what came behind its request is next."""
@@ -175,6 +187,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is closed."""
         self._stop_timer()
+        self._transport = None
         self._connections.closed(self)
         if self._handler is not None:
             self._handler.cancel()
@@ -210,12 +223,14 @@ class Connections:
         self,
         make_protocol: Callable[[], asyncio.Protocol],
         most: int = MAX_CONNECTIONS,
+        logger: logging.Logger | None = None,
         tls: Callable[[], ServerTls | None] = lambda: None,
     ) -> None:
         self._make_protocol = make_protocol
+        self._log = logger or logging.getLogger(__name__)
         self.tls = tls
         self._failed_handshakes = Seldom(BAD_REQUEST_SECONDS)
-        self._most = max(1, min(most, MAX_CONNECTIONS))
+        self._most = most
         self._servers: list[asyncio.Server] = []
         # Those without a request stand in the order in which they are without one.
         self._open: dict[Connection, None] = {}
@@ -223,6 +238,16 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def limit(self, most: int) -> None:
+        """So many file descriptors are left for connections."""
+        self._most = max(LEAST_CONNECTIONS, min(most, MAX_CONNECTIONS))
+        if most < LEAST_CONNECTIONS:
+            self._log.warning("few file descriptors are left; raise LimitNOFILE= of the unit", extra={"left": most})
+
+    def log_bad_request(self, error: Exception) -> None:
+        """The HTTP library did not take what a client sent."""
+        self._log.error("bad request", exc_info=error)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -351,7 +376,7 @@ class BadRequestFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Is this record to be written?"""
         error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, HttpProcessingError | ConnectionError):
+        if not isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError | ValueError):
             return True
         times = self._seldom.again()
         if times is None:

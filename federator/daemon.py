@@ -26,7 +26,7 @@ from federator.errors import ConfigError, StartError
 from federator.model import Address, Config, Reload
 from federator.web import Served, application
 
-# A scraper that is still being sent a page when the daemon ends has so long to take it.
+# A scraper that is still being sent a page when the daemon ends has at most this many seconds to take it.
 FAREWELL_SECONDS = 2.0
 # File descriptors are kept back for the calls of so many qubes that dom0 names. More than these do not run at one time.
 MAX_DISCOVERED_QUBES = 64
@@ -54,26 +54,21 @@ async def serve(
     def hang_up() -> None:
         if not stop.is_set():  # a reload would revive what is being closed
             reload(path, served, watch_addresses=not addresses and not sockets, web_file=web_file)
+            connections.limit(host.files_for_connections(_most_calls(served.fleet.config)))
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, hang_up)
     await runner.setup()
     assert runner.server is not None, "it was set up"
-    most = host.files_for_connections(_most_calls(settings))
-    connections = Connections(runner.server, most, lambda: served.access.tls)
+    connections = Connections(runner.server, logger=http_log(), tls=lambda: served.access.tls)
+    connections.limit(host.files_for_connections(_most_calls(settings)))
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
         for sock in sockets:
             await connections.take(sock)
         await _listen(connections, () if sockets else addresses or settings.web.listen_addresses)
-        bound = [f"{name}:{port}" for name, port in connections.addresses]
-        bound += [f"unix:{name}" for name in connections.unix_paths]
-        log.info(
-            "serving",
-            extra={"version": __version__, "address": " ".join(bound), "config": path, **_size(settings)},
-        )
-        _warn_if_open(connections, settings)
+        _log_serving(connections, settings)
         systemd.notify("READY=1", _status(settings))
         watched = asyncio.create_task(systemd.feed_watchdog())
         await stop.wait()
@@ -86,6 +81,14 @@ async def serve(
         await served.fleet.close()
         await connections.close(FAREWELL_SECONDS)
         await runner.cleanup()
+
+
+def _log_serving(connections: Connections, settings: Config) -> None:
+    bound = [f"{name}:{port}" for name, port in connections.addresses]
+    bound += [f"unix:{name}" for name in connections.unix_paths]
+    fields = {"version": __version__, "address": " ".join(bound), "config": settings.path, **_size(settings)}
+    log.info("serving", extra=fields)
+    _warn_if_open(connections, settings)
 
 
 def reload(path: Path, served: Served, *, watch_addresses: bool, web_file: Path | None = None) -> None:

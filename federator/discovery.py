@@ -54,7 +54,9 @@ class Discoverer:
         self._wire: Names | OneReply = OneReply(MAX_REPLY)
         self._call: Call[bytes] | None = None
         self._called: tuple[Source, Qrexec] | None = None  # what it was made for
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None  # that asks dom0
+        self._tasks: set[asyncio.Task[None]] = set()  # it, and those that a reload cancelled
+        self._ends: set[asyncio.Task[None]] = set()  # of calls
         self._next_at = 0.0  # while dom0 answers; else the backoff says
         self._backoff = self._new_backoff()
 
@@ -89,29 +91,39 @@ class Discoverer:
         self._settings, self._qrexec = settings, qrexec
         self._backoff, self._next_at = self._new_backoff(), 0.0
         self.settled, self.error = False, None
+        if self._task is not None:  # it asks as it was before
+            self._task.cancel()
+            self._task = None
 
     async def refresh(self, seconds: float) -> None:
         """Ask dom0, if the last answer is old, and wait `seconds` at most for what it says. Raises nothing."""
         now = asyncio.get_running_loop().time()
         if self._task is None and now >= self._next_at and not self._backoff.wait(now):
             self._task = asyncio.create_task(self._update())
+            self._tasks.add(self._task)
             self._task.add_done_callback(self._updated)
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=seconds)
 
     async def close(self) -> None:
-        """End what runs."""
+        """End what runs; returns when the processes are gone, or have had every chance to."""
         if self._task is not None:
             self._task.cancel()
-            await asyncio.wait({self._task})
-        await self._drop()
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        if self._call is not None:
+            self._end(self._call)
+        while self._ends:
+            await asyncio.wait(self._ends)
 
     def _new_backoff(self) -> Backoff:
         interval = self._settings.refresh_interval
         return Backoff(interval, max(interval, self._qrexec.backoff_max))
 
     def _updated(self, task: asyncio.Task[None]) -> None:
-        self._task = None
+        self._tasks.discard(task)
+        if self._task is task:
+            self._task = None
         if not task.cancelled() and (bug := task.exception()) is not None:
             log.error("bug in discovery", exc_info=bug)
 
@@ -158,38 +170,41 @@ class Discoverer:
         self.error = None
 
     async def _ask(self, source: Source) -> dict[str, str]:
-        """One answer of dom0. Raises ScrapeError."""
+        """
+        One answer of dom0. Raises ScrapeError.
+
+        admin.vm.List answers once, and no process is started in dom0 for it. ruddo.PrometheusDiscover stays.
+        """
         replies: list[bytes] = []
+        call, wire = self._call, self._wire
         try:
-            if self._call is not None and self._call.usable and self._called == (source, self._qrexec):
-                await self._call.ask(self._wire.ask(), replies.append)
+            if call is not None and call.usable and self._called == (source, self._qrexec):
+                await call.ask(wire.ask(), replies.append)
             else:
-                async with (
-                    self._limiter.place()
-                ):  # the first answer is the end of the set-up: one service greets nobody
-                    call = await self._open(source)
-                    await call.ask(self._wire.ask(), replies.append)
+                # The first answer is the end of the set-up: admin.vm.List has no greeting.
+                async with self._limiter.place():
+                    call, wire = self._new_call(source)
+                    await call.open(*command(self._qrexec, Callee(DOM0, "qrexec", source)))
+                    await call.ask(wire.ask(), replies.append)
         except BaseException:  # late answers included: such a call is never used again
-            await self._drop()
+            if call is not None:
+                self._end(call)
             raise
         (untrusted_reply,) = replies
         return states_of_list(untrusted_reply) if source == "admin.vm.List" else states_of_names(untrusted_reply)
 
-    async def _open(self, source: Source) -> Call[bytes]:
-        """
-        A new call.
-
-        admin.vm.List answers once, and no process is started in dom0 for it. ruddo.PrometheusDiscover stays.
-        """
-        await self._drop()
+    def _new_call(self, source: Source) -> tuple[Call[bytes], Names | OneReply]:
+        """One that is not open yet, in the place of the one there was."""
+        if self._call is not None:
+            self._end(self._call)
         self._wire = OneReply(MAX_REPLY) if source == "admin.vm.List" else Names(MAX_REPLY)
         self._called = (source, self._qrexec)
-        callee = Callee(DOM0, "qrexec", source)
-        self._call = Call(callee, self._wire, self._counter)
-        await self._call.open(*command(self._qrexec, callee))
-        return self._call
+        self._call = Call(Callee(DOM0, "qrexec", source), self._wire, self._counter)
+        return self._call, self._wire
 
-    async def _drop(self) -> None:
-        if self._call is not None:
-            ending, self._call = self._call.end(), None
-            await asyncio.shield(ending)
+    def _end(self, call: Call[bytes]) -> None:
+        if self._call is call:
+            self._call = None
+        end = call.end()
+        self._ends.add(end)
+        end.add_done_callback(self._ends.discard)

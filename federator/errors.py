@@ -109,7 +109,7 @@ class ExporterUnreachableError(ScrapeError):
 
 
 class HttpError(ScrapeError):
-    """The exporter answered with another status than 200."""
+    """The exporter's answer is not the HTTP that a scrape needs: another status than 200, cut, compressed, no HTTP."""
 
     reason = "http"
 

@@ -16,13 +16,19 @@ from federator.channel import Channel
 from federator.counters import Counters
 from federator.discovery import Discoverer
 from federator.errors import ScrapeError, StoppingError
-from federator.model import Config, Qube, Target
+from federator.model import Config, Qube, Scrape, Target
+from federator.pace import Pace
 from federator.targets import DOM0, RUNNING, qubes_with_discovered
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
+from federator.textbudget import TextBudget
 
 # dom0 answers in some 20 ms; a page waits no longer than this for it, if there is an older answer to go by.
 PATIENCE_SECONDS = 1.0
+
+# Each exporter is asked so many times at once, by clients that come one after the other; then once in
+# scrape.min_interval.
+ASKED_AT_ONCE = 10
 
 T = TypeVar("T")
 
@@ -53,7 +59,9 @@ class Fleet:
         self._counters = counters
         self._own_name = own_name
         self._limiter = ConnectionLimiter(config.qrexec.connect_limit)
-        self._memory = Memory(config.scrape.limits)
+        self._memory = _memory_of(config.scrape)
+        self.texts = TextBudget(_in_flight(config.scrape))
+        self._pace = Pace(config.scrape.min_interval, ASKED_AT_ONCE)
         self._members: dict[str, _Member] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # that ask qubes
         self._ends: set[asyncio.Task[None]] = set()  # of channels that nobody needs any more
@@ -73,12 +81,15 @@ class Fleet:
         What it says as the last one did stays: calls that are open, what dom0 said, what is remembered of texts. What
         failed is forgotten, since somebody may have mended it.
         """
-        if config.scrape.limits != self.config.scrape.limits:
-            self._memory = Memory(config.scrape.limits)  # what was judged, was judged by the old limits
+        ours, theirs = self.config.scrape, config.scrape
+        if (ours.limits, ours.memory_limit) != (theirs.limits, theirs.memory_limit):
+            self._memory = _memory_of(theirs)  # what was judged, was judged by the old limits
             for member in self._members.values():
                 member.readers.clear()
         self.config = config
         self._limiter.limit = config.qrexec.connect_limit
+        self.texts.limit = _in_flight(config.scrape)
+        self._pace.interval = config.scrape.min_interval
         self._reconfigure_discovery(config)
         self._follow()
         for qube in self.qubes:
@@ -177,8 +188,8 @@ class Fleet:
             task.cancel()
         if self._discoverer is not None:
             await self._discoverer.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)  # one of them might open a call otherwise
         await asyncio.gather(*(member.channel.close() for member in self._members.values()), *self._ends)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _reconfigure_discovery(self, config: Config) -> None:
         if config.discovery is None:
@@ -203,7 +214,7 @@ class Fleet:
         for qube in qubes:
             member = self._members.get(qube.name)
             if member is None:
-                channel = Channel(qube, self.config.qrexec, self._limiter, self._counters)
+                channel = Channel(qube, self.config.qrexec, self._limiter, self._counters, self.texts, self._pace)
                 member = self._members[qube.name] = _Member(channel)
             elif qube.name in started:
                 member.channel.forget()
@@ -225,7 +236,19 @@ class Fleet:
                 self._members[target.qube].readers.pop(target, None)
         if gone:
             self.departures += 1
+            self._pace.retain({(target.qube, target.exporter.port) for target in self.targets})
 
     def _end(self, end: asyncio.Task[None]) -> None:
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
+
+
+# Of scrape.memory_limit, two thirds are for what is remembered of texts, and one for texts that are received and read.
+
+
+def _memory_of(settings: Scrape) -> Memory:
+    return Memory(settings.limits, settings.memory_limit * 2 // 3)
+
+
+def _in_flight(settings: Scrape) -> int:
+    return settings.memory_limit // 3

@@ -15,7 +15,7 @@ from federator.errors import ExpositionError, HttpError, ScrapeError, shown
 from federator.fleet import Fleet
 from federator.model import Answer, Outcome, Qube, Target
 from federator.request import Deadline, Request
-from federator.scrape import budget
+from federator.scrape import deadline_of
 from federator.statelog import StateLog
 from federator.targets import RUNNING
 from federator.text.content_type import exposition_type, is_cut
@@ -39,6 +39,7 @@ class Forwarder:
         Raises ScrapeError where there is none within `seconds`, and StoppingError.
         """
         self._fleet.check_running()
+        self._state_log.follow(self._fleet.departures, self._fleet.qubes)
         loop = asyncio.get_running_loop()
         started = loop.time()
         answer, error, content_type = None, None, None
@@ -64,7 +65,7 @@ class Forwarder:
             raise reasons.not_running(qube.name, state)
         asking = self._askings.get(target)
         if asking is None or not asking.shareable(loop.time(), wanted_by):
-            deadline = Deadline(wanted_by, loop.time() + budget(None, self._fleet.config.scrape))
+            deadline = deadline_of(wanted_by, loop.time(), self._fleet.config.scrape)
             asking = self._askings[target] = _Asking(deadline, loop.create_future())
             asking.task = self._fleet.start(self._ask(asking, qube, target))
         asking.deadline.extend(wanted_by)

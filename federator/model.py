@@ -89,10 +89,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """[scrape]: seconds for a whole scrape, and the limits of each target."""
+    """[scrape]: seconds for a whole scrape, bytes of memory for texts, and the limits of each target."""
 
     timeout: float = 10.0
     timeout_offset: float = 0.5
+    memory_limit: int = 192 << 20
+    min_interval: float = 1.0
     limits: Limits = field(default_factory=Limits)
 
 
@@ -212,10 +214,14 @@ class Answer:
 
 
 class Family(NamedTuple):
-    """The head of one family: `help` is escaped as in the text format, and empty where there is none."""
+    """
+    The head of one family. `type` is None where the text does not say one.
+
+    `help` is escaped as in the text format, and empty where there is none.
+    """
 
     name: str
-    type: MetricType
+    type: MetricType | None
     help: bytes = b""
 
 
@@ -275,6 +281,11 @@ class Snapshot:
     def outcomes(self) -> tuple[Outcome, ...]:
         """Of every target, in the order of the page."""
         return tuple(outcome for qube in self.qubes for outcome in qube.outcomes)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the texts that are on the page."""
+        return sum(outcome.body_size for outcome in self.outcomes if outcome.reading)
 
 
 @dataclass(frozen=True, slots=True)

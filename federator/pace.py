@@ -12,7 +12,7 @@ class Pace:
     """For each key, `burst` times at once, and `interval` seconds for each time after that."""
 
     def __init__(self, interval: float, burst: int) -> None:
-        self._interval = interval
+        self.interval = interval  # may change at any time
         self._burst = burst
         self._even: dict[Hashable, float] = {}  # when the next time would be, if all were done at the even pace
 
@@ -21,12 +21,12 @@ class Pace:
 
     def wait(self, key: Hashable, now: float) -> float:
         """So many seconds have to pass before it may be done once more."""
-        return max(0.0, self._even.get(key, now) - now - (self._burst - 1) * self._interval)
+        return max(0.0, self._even.get(key, now) - now - (self._burst - 1) * self.interval)
 
     def reserve(self, key: Hashable, now: float) -> float:
         """It is to be done once more: so many seconds have to pass before."""
         wait = self.wait(key, now)
-        self._even[key] = max(self._even.get(key, now), now) + self._interval
+        self._even[key] = max(self._even.get(key, now), now) + self.interval
         return wait
 
     def forget(self, now: float) -> None:

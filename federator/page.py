@@ -7,7 +7,7 @@ Owns what is on the page, and when it is made. Must not know HTTP, nor how a sna
 
 import asyncio
 import zlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +28,10 @@ class Page:
     def __init__(self, making: Coroutine[Any, Any, bytes]) -> None:
         self._plain = asyncio.get_running_loop().create_task(making)
         self._gzipped: asyncio.Task[bytes] | None = None
+
+    def when_it_fails(self, forget: Callable[[], object]) -> None:
+        """Forget a page that cannot be made: its traceback holds the snapshot, which holds the page."""
+        self._plain.add_done_callback(lambda task: forget() if task.cancelled() or task.exception() else None)
 
     async def plain(self) -> bytes:
         """As it is."""
@@ -61,6 +65,7 @@ class Pages:
         page = self._pages.get(snapshot)
         if page is None:
             page = self._pages[snapshot] = Page(self._merged(snapshot, reload))
+            page.when_it_fails(lambda: self._pages.pop(snapshot, None))
         return page
 
     async def _merged(self, snapshot: Snapshot, reload: Reload) -> bytes:

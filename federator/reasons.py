@@ -77,6 +77,11 @@ def not_started(program: str, why: str | None) -> ClosedError:
     return ClosedError(f"{program} cannot be started: {why}")
 
 
+def too_much_at_once() -> BodySizeLimitError:
+    """All texts together are larger than may be in memory at one time, and this one is the largest."""
+    return BodySizeLimitError("too many large texts at one time, and this is the largest (scrape.memory_limit)")
+
+
 def too_much_stderr(limit: int, untrusted_words: bytes) -> ProtocolError:
     """The service writes more to stderr than a scrape allows."""
     return ProtocolError(f"sent more than {limit} bytes on stderr: {shown(untrusted_words)}")
@@ -85,7 +90,8 @@ def too_much_stderr(limit: int, untrusted_words: bytes) -> ProtocolError:
 # What our service says where there is no HTTP answer (status 0): how its line starts, and what it comes to.
 _SERVICE_SAYS: tuple[tuple[str, type[ScrapeError], str], ...] = (
     (TIMED_OUT, TimedOutError, "the exporter did not answer in time"),
-    (BODY_LARGER, BodySizeLimitError, "larger than {limit} bytes (scrape.body_size_limit)"),
+    # The number is the service's own limit where that is smaller.
+    (BODY_LARGER, BodySizeLimitError, "{words}; scrape.body_size_limit is {limit} bytes"),
     (COMPRESSED, HttpError, "the exporter on port {port} compresses its answer, which was not asked for"),
     (CUT_SHORT, HttpError, "the exporter on port {port} ended in the middle of its answer: {words}"),
     (HEAD_LARGER, HttpError, "the exporter on port {port} sends too many HTTP headers: {words}"),

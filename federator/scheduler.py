@@ -9,6 +9,9 @@ import asyncio
 from collections.abc import Generator
 from typing import TypeVar
 
+# From this size on a work is large. Of smaller ones many may be half done at one time.
+LARGE = 1 << 20
+
 T = TypeVar("T")
 
 
@@ -21,9 +24,17 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._turn = asyncio.Lock()  # first come, first served
+        self._large = asyncio.Lock()
 
-    async def run(self, work: Generator[None, None, T]) -> T:
-        """Run the work to its end, a slice at a time; its result, or what it raised."""
+    async def run(self, work: Generator[None, None, T], size: int = 0) -> T:
+        """
+        Run the work to its end, a slice at a time; its result, or what it raised.
+
+        `size`: bytes that it works on, which it may need several times. Large works go one after the other.
+        """
+        if size >= LARGE:
+            async with self._large:
+                return await self.run(work)
         while True:
             async with self._turn:
                 try:

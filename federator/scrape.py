@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from federator import reasons
 from federator.channel import Channel
+from federator.cost import PageCost
 from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
@@ -31,6 +32,12 @@ from federator.text.exposition import Reader
 # A scraper may say that it waits longer than the configured timeout, but not more than this many times as long: anybody
 # may say so, and holds a place and a call meanwhile.
 MAX_PATIENCE = 2.0
+
+# However short the time of a scraper is, an exporter has this much before it is down, if the configured timeout allows.
+# Long enough for most exporters, and over before a scraper comes again that comes every five seconds.
+LEAST_SECONDS = 3.0
+# While a scrape waits, it looks at least so often whether the page that is to be made became larger.
+WATCH_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +62,17 @@ def budget(untrusted_header: str | None, settings: Scrape) -> float:
     return timeout - min(settings.timeout_offset, timeout / 2)
 
 
+def deadline_of(wanted_by: float, now: float, settings: Scrape) -> Deadline:
+    """
+    The deadline of a request for a scraper that waits until `wanted_by`.
+
+    The page goes out in the scraper's time, but one impatient scraper must not change what there is for all: exporters
+    have at least LEAST_SECONDS to answer, and a silent call is ended no earlier than the configured timeout says.
+    """
+    configured = budget(None, settings)
+    return Deadline(max(wanted_by, now + min(LEAST_SECONDS, configured)), now + configured)
+
+
 class _Asking:
     """One qube being asked, and what has come so far. Each scraper that shares it takes what is there in its time."""
 
@@ -65,9 +83,11 @@ class _Asking:
         self.deadline = deadline
         self.up = False
         self.outcomes: dict[Target, Outcome] = {}
+        self.reading: set[Target] = set()  # their texts are here
         self.listeners: list[Told] = []
         self.task: asyncio.Task[None] | None = None
         self.waiting = 0  # how many scrapers want to know
+        self.size = 0  # bytes of the texts that were read
         self._started = started
         self._finished: QubeOutcome | None = None
 
@@ -78,13 +98,11 @@ class _Asking:
 
     def shareable(self, now: float, wanted_by: float) -> bool:
         """May a scraper that comes now, and waits until then, have the same answers?"""
-        if not self.deadline.answers_are_new(now):
-            return False
-        if self._finished is None:
-            return True
         # What was late for the others may be in time for this one.
         is_late = any(outcome.error and outcome.error.reason == "timeout" for outcome in self.outcomes.values())
-        return self.waiting > 0 and not (is_late and wanted_by > self.deadline.wanted_by)
+        if not self.deadline.answers_are_new(now) or (is_late and wanted_by > self.deadline.wanted_by):
+            return False
+        return self._finished is None or self.waiting > 0
 
     def seconds(self, now: float) -> float:
         """For how long it has been going on."""
@@ -93,6 +111,7 @@ class _Asking:
     def add(self, outcome: Outcome) -> None:
         """One target is done."""
         self.outcomes[outcome.target] = outcome
+        self.size += outcome.body_size if outcome.reading else 0
         for listener in self.listeners:
             listener(outcome)
 
@@ -122,12 +141,26 @@ class _Asking:
         )
 
 
+class _TextBeingRead:
+    """Holds bytes of the budget for texts. `task` reads this text, and does nothing else."""
+
+    def __init__(self, task: "asyncio.Task[object]") -> None:
+        self.gave_up = False
+        self._task = task
+
+    def give_up(self) -> None:
+        """There is too much, and this is the largest."""
+        self.gave_up = True
+        self._task.cancel()
+
+
 class Scraper:
     """Scrapes the qubes of a fleet, for all scrapers of the daemon."""
 
     def __init__(self, fleet: Fleet, state_log: StateLog, counters: Counters) -> None:
         self.fleet = fleet
         self.scheduler = Scheduler()
+        self.cost = PageCost()
         self.last: Snapshot | None = None  # of all targets, without their texts
         self._counters = counters
         self._state_log = state_log
@@ -157,21 +190,32 @@ class Scraper:
         ]
         askings = [part for part in parts if isinstance(part, _Asking)]
         try:
-            if tasks := {asking.task for asking in askings if asking.task is not None}:
-                await asyncio.wait(tasks, timeout=started + seconds - loop.time())
+            await self._until_done(askings, started + seconds)
             self.fleet.check_running()
             now = loop.time()
             qubes = tuple(part.outcome(now) if isinstance(part, _Asking) else part for part in parts)
-            return self._snapshot(qubes, now - started, seconds)
+            return self._snapshot(qubes, now - started, seconds, shared=bool(askings))
         finally:
             for asking in askings:
                 asking.waiting -= 1
                 self._let_go(asking)
 
+    async def _until_done(self, askings: list[_Asking], until: float) -> None:
+        """Wait for all of them, and stop so early that the page of what is there by then can still be made and sent."""
+        loop = asyncio.get_running_loop()
+        tasks = {asking.task for asking in askings if asking.task is not None}
+        while tasks:
+            size = sum(asking.size for asking in askings)
+            left = until - self.cost.expect(size) - loop.time()
+            if left <= 0:
+                return
+            # More may come meanwhile, and make the page larger.
+            _, tasks = await asyncio.wait(tasks, timeout=min(left, max(left / 4, WATCH_SECONDS)))
+
     def _forget_departed(self) -> None:
+        self._state_log.follow(self.fleet.departures, self.fleet.qubes)
         if self._departures != self.fleet.departures:
             self._departures = self.fleet.departures
-            self._state_log.retain(self.fleet.qubes)
             self._not_running.clear()
 
     def _join(
@@ -183,14 +227,14 @@ class Scraper:
             return self._not_called(qube, targets, state, told)
         asking = self._askings.get(targets)
         if asking is None or not asking.shareable(now, wanted_by):
-            # The page goes out in the scraper's time; a silent call has at least the configured time, or one impatient
-            # scraper could end the calls of all.
-            deadline = Deadline(wanted_by, now + budget(None, self.fleet.config.scrape))
+            deadline = deadline_of(wanted_by, now, self.fleet.config.scrape)
             readers = {target: self.fleet.reader(target) for target in targets}
             asking = self._askings[targets] = _Asking(qube, readers, now, deadline)
             asking.task = self.fleet.start(self._ask(asking, self.fleet.channel(qube.name)))
         asking.deadline.extend(wanted_by)
         if told is not None:
+            for outcome in asking.outcomes.values():
+                told(outcome)
             asking.listeners.append(told)
         asking.waiting += 1
         return asking
@@ -209,10 +253,14 @@ class Scraper:
         self._record(outcome)
         return outcome
 
-    def _snapshot(self, qubes: tuple[QubeOutcome, ...], seconds: float, allowed: float) -> Snapshot:
-        """The snapshot of these outcomes: the one that there is, where somebody else just had the very same."""
+    def _snapshot(self, qubes: tuple[QubeOutcome, ...], seconds: float, allowed: float, *, shared: bool) -> Snapshot:
+        """
+        The snapshot of these outcomes: the one that there is, where somebody else just had the very same.
+
+        `shared`: were qubes asked? Outcomes of qubes that do not run are the same for a long time.
+        """
         key = tuple(map(id, qubes))  # a snapshot holds what the ids are of, so they stay true
-        snapshot = self._snapshots.get(key)
+        snapshot = self._snapshots.get(key) if shared else None
         if snapshot is None:
             snapshot = self._snapshots[key] = Snapshot(time.time(), seconds, allowed, qubes)
             if len(snapshot.outcomes) == len(self.fleet.targets):
@@ -235,6 +283,7 @@ class Scraper:
                 # Upstream's service ends where ours answers "Connection refused": it was there all the same.
                 asking.up = asking.up or isinstance(result, Answer | ExporterUnreachableError)
                 if isinstance(result, Answer):
+                    asking.reading.add(target)
                     reading.create_task(self._read(asking, target, result, seconds))
                 else:
                     self.fleet.forget_text(target)
@@ -255,7 +304,7 @@ class Scraper:
     def _add_missing(self, asking: _Asking, error: ScrapeError) -> None:
         seconds = asking.seconds(asyncio.get_running_loop().time())
         for target in asking.targets:
-            if target not in asking.outcomes:
+            if target not in asking.outcomes and target not in asking.reading:
                 asking.add(Outcome(target=target, seconds=seconds, error=error))
 
     async def _read(self, asking: _Asking, target: Target, answer: Answer, seconds: float) -> None:
@@ -266,7 +315,7 @@ class Scraper:
             error = reasons.no_text(answer, self.fleet.config.scrape.limits.body_size)
             if error is None:
                 async with asking.deadline.limit():
-                    reading = await self.scheduler.run(asking.readers[target].read(answer.body))
+                    reading = await self._read_text(asking.readers[target], answer.body)
         except ScrapeError as failed:
             error = failed.bare()
         except TimeoutError:
@@ -279,6 +328,21 @@ class Scraper:
             self.fleet.forget_text(target)
         body_size = len(answer.body) if answer.status else 0
         asking.add(Outcome(target=target, seconds=seconds, body_size=body_size, reading=reading, error=error))
+
+    async def _read_text(self, reader: Reader, untrusted_body: bytes) -> Reading:
+        """Read it in turns with others, unless there is too much to be read, and this is the largest."""
+        task = asyncio.current_task()
+        assert task is not None, "it is read in a task of its own"
+        holder = _TextBeingRead(task)
+        try:
+            self.fleet.texts.hold(holder, len(untrusted_body))
+            return await self.scheduler.run(reader.read(untrusted_body), len(untrusted_body))
+        except asyncio.CancelledError:
+            if holder.gave_up and not task.uncancel():
+                raise reasons.too_much_at_once() from None
+            raise
+        finally:
+            self.fleet.texts.release(holder)
 
     def _record(self, qube: QubeOutcome) -> None:
         """Tell the log and the counters."""

@@ -18,6 +18,7 @@ from federator.errors import RefusedError, ScrapeError
 from federator.model import Answer, Callee, CallState, Qrexec
 from federator.reasons import OnlyVersion1Error
 from federator.request import Request
+from federator.textbudget import TextBudget
 from federator.wire import PortWire, Version1, argument, is_late
 
 # The service is told a little less than the time there is, so that its "timed out" still reaches us and one slow
@@ -28,8 +29,11 @@ ANSWER_MARGIN_SECONDS = 0.25
 class Caller:
     """Makes and ends the calls to one qube's service. `settings` may be replaced at any time."""
 
-    def __init__(self, callee: Callee, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter) -> None:
+    def __init__(
+        self, callee: Callee, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter, texts: TextBudget
+    ) -> None:
         self.callee = callee
+        self._texts = texts
         self.settings = settings
         self.limiter = limiter
         self._counter = counter
@@ -37,7 +41,7 @@ class Caller:
 
     def new(self, wire: PortWire) -> Call[Answer]:
         """A call that is not open yet."""
-        return Call(self.callee, wire, self._counter)
+        return Call(self.callee, wire, self._counter, self._texts)
 
     async def open(self, call: Call[Answer], ports: Collection[int]) -> None:
         """Open it for these ports. Raises ScrapeError."""
@@ -89,7 +93,7 @@ class Slot:
         return CallState(
             ports=self.ports,
             version=1 if self.version is Version1 else 2,
-            open_seconds=None if self._call is None else now - self._open_since,
+            open_seconds=None if self._call is None or self._call.error else now - self._open_since,
             opened=self._opened,
             failures=self.backoff.failures,
             wait=self.backoff.wait(now) if self._last_error is not None else 0.0,
@@ -113,7 +117,7 @@ class Slot:
             self._call = None
 
     async def ask(self, request: Request) -> None:
-        """Have its ports told of, those that are asked for. Raises OnlyVersion1Error, and nothing else of its own."""
+        """Ask for those of its ports that the request wants. Raises OnlyVersion1Error, and nothing else of its own."""
         ports = frozenset(request.owed.intersection(self.ports))
         error: ScrapeError
         try:

@@ -20,6 +20,7 @@ class StateLog:
     def __init__(self) -> None:
         self._down: set[str] = set()
         self._dropping: set[str] = set()
+        self._departures = 0
 
     def write(self, qube: QubeOutcome) -> None:
         """One qube, after a scrape."""
@@ -43,6 +44,12 @@ class StateLog:
         target = outcome.target
         fields = {"qube": target.qube, "exporter": target.exporter.name, "path": "/forward"}
         self._note("exporter", _forwarded(target.name), outcome.error, fields)
+
+    def follow(self, departures: int, qubes: Collection[Qube]) -> None:
+        """Forget what departed: so many times in all did something depart, and these are scraped now."""
+        if departures != self._departures:
+            self._departures = departures
+            self.retain(qubes)
 
     def retain(self, qubes: Collection[Qube]) -> None:
         """These are scraped now. Others went away, and are new if they come again."""

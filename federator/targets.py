@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-Which qubes and targets there are: what the configuration says, and what dom0 says of what runs.
+Which qubes and targets there are: those of the configuration, and those that dom0 says are running.
 
-Owns the names of qubes, the replies of dom0's two services, and the JSON of service discovery. Must not know how dom0
-is asked, nor when.
+Owns the names of qubes, the replies of dom0's two services, and the JSON of service discovery. Must not know how or
+when dom0 is asked.
 """
 
 import re
@@ -15,17 +15,17 @@ from federator.model import Config, Qube, Target
 DOM0 = "dom0"
 RUNNING = "Running"
 
-# QubesOS/qubes-core-admin, qubes/vm/__init__.py: letters first, 31 characters, and a few names that are not for qubes.
+# QubesOS/qubes-core-admin, qubes/vm/__init__.py: a letter first, 31 characters at most, and some names are reserved.
 _QUBE_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
-_NOT_QUBES = frozenset({"none", "default", "Domain-0"})
+_RESERVED = frozenset({"none", "default", "Domain-0"})
 _PORT = re.compile(r"[1-9][0-9]{0,4}")
 
 
 def is_qube_name(untrusted_name: str) -> bool:
-    """Is this a name that Qubes gives to qubes? dom0's is not: it is scraped only where the configuration says so."""
+    """Can a qube have this name? dom0 is not a qube here: it is scraped only if the configuration says so."""
     return bool(
         _QUBE_NAME.fullmatch(untrusted_name)
-        and untrusted_name not in _NOT_QUBES
+        and untrusted_name not in _RESERVED
         and not untrusted_name.endswith("-dm")
         and untrusted_name != DOM0
     )
@@ -33,10 +33,10 @@ def is_qube_name(untrusted_name: str) -> bool:
 
 def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
     """
-    The reply of admin.vm.List: the state of every qube that dom0's policy lets us see, by name, dom0 left out.
+    The reply of admin.vm.List: the state of each qube that dom0's policy lets us see, by name, without dom0.
 
-    QubesOS/qubes-core-admin, qubes/api/__init__.py and admin.py, and ext/admin.py for what is left out of it. Raises
-    Protocol for anything but a whole list, which names dom0 at least: half of one would make running qubes look halted.
+    The format is in QubesOS/qubes-core-admin, qubes/api/__init__.py and admin.py; ext/admin.py leaves qubes out of it.
+    Raises ProtocolError for a reply that is not complete: with half of a list, running qubes would look halted.
     """
     if untrusted_reply.startswith(b"2\0"):
         untrusted_kind = untrusted_reply[2:].partition(b"\0")[0]
@@ -58,9 +58,9 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
 
 def states_of_names(untrusted_text: bytes) -> dict[str, str]:
     """
-    What ruddo.PrometheusDiscover says, ours or upstream's: the qubes that run, one name a line.
+    The reply of ruddo.PrometheusDiscover, ours or upstream's: the names of the running qubes, one on each line.
 
-    Raises ProtocolError where there is none, as upstream's answers where it failed itself: at least we do run.
+    Raises ProtocolError for a reply without a name. Upstream's service answers so when it fails; our own qube runs.
     """
     names = untrusted_text.decode("ascii", "replace").split("\n")
     states = {untrusted_name: RUNNING for untrusted_name in names if is_qube_name(untrusted_name)}
@@ -70,7 +70,7 @@ def states_of_names(untrusted_text: bytes) -> dict[str, str]:
 
 
 def qubes_with_discovered(config: Config, states: Mapping[str, str], own_name: str) -> tuple[Qube, ...]:
-    """The configured qubes in the order of the file, then those that run and are wanted, by name; never ourselves."""
+    """The configured qubes in the order of the file, then the running qubes that are wanted, sorted; never our own."""
     discovery = config.discovery
     if discovery is None or not discovery.exporters:
         return config.qubes
@@ -97,10 +97,11 @@ def forwarded(
     untrusted_target: str, untrusted_port: str, targets: Sequence[Target], names: Container[str] = ()
 ) -> Target | None:
     """
-    The target that /forward?target=…&port=… asks for, or None where there is none. Raises ValueError for bad input.
+    The target that /forward?target=…&port=… asks for, or None if there is no such target. Raises ValueError for bad
+    input.
 
-    Upstream drops what comes after the first dot; so do we, but only if no qube of the whole name is known, be it a
-    target or one of the other `names` of this machine: dots are legal, and one qube must not be taken for another.
+    Upstream cuts the name at its first dot. We do so only if no target and none of `names`, which are the other qubes
+    of this machine, has the whole name: names may have dots, and one qube must not be taken for another.
     """
     if not _PORT.fullmatch(untrusted_port) or int(untrusted_port) > 65535:
         raise ValueError("port is missing, or not a number from 1 to 65535")
@@ -116,9 +117,9 @@ def forwarded(
 
 def service_discovery(targets: Sequence[Target], address: str) -> list[dict[str, object]]:
     """
-    Prometheus' HTTP SD: every target by itself, through /forward at `address`, with all the labels it needs.
+    Prometheus' HTTP SD: one group for each target, scraped through /forward at `address`, with all its labels.
 
-    Each has an instance of its own, or Prometheus would take them for one.
+    Each target has its own `instance` label. Without it, Prometheus would take all of them for one target.
     """
     return [
         {

@@ -8,8 +8,6 @@ is that is used.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 
 class Turns:
@@ -25,29 +23,26 @@ class Turns:
         """Has somebody the turn?"""
         return self._taken
 
-    @asynccontextmanager
-    async def turn(self, *, first: bool) -> AsyncIterator[None]:
-        """Wait for a turn, and have it."""
-        await self._wait(self._first if first else self._others)
-        try:
-            yield
-        finally:
-            self._pass_on()
+    def turn(self, *, first: bool) -> "_Turn":
+        """`async with` this: wait for a turn, and have it."""
+        return _Turn(self, first=first)
 
-    async def _wait(self, line: deque[asyncio.Future[None]]) -> None:
+    async def take(self, *, first: bool) -> None:
+        """Wait for a turn. The one that has it passes it on."""
         if not self._taken:
             self._taken = True
             return
+        line = self._first if first else self._others
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         line.append(turn)
         try:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._pass_on()  # it was given to this one, which does not want it any more
+                self.pass_on()  # it was given to this one, which does not want it any more
             raise
 
-    def _pass_on(self) -> None:
+    def pass_on(self) -> None:
         """The turn goes to the next one directly: it is never free while somebody waits."""
         for line in (self._first, self._others):
             while line:
@@ -56,3 +51,17 @@ class Turns:
                     turn.set_result(None)
                     return
         self._taken = False
+
+
+class _Turn:
+    """One turn, taken and passed on."""
+
+    def __init__(self, turns: Turns, *, first: bool) -> None:
+        self._turns = turns
+        self._goes_first = first
+
+    async def __aenter__(self) -> None:
+        await self._turns.take(first=self._goes_first)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._turns.pass_on()

@@ -140,7 +140,11 @@ async def _place(request: web.Request) -> AsyncIterator[tuple[Served, float]]:
 async def _metrics(request: web.Request) -> web.StreamResponse:
     async with _place(request) as (served, seconds):
         snapshot = await served.scraper.collect(wanted(request.query, served.fleet.targets), seconds)
-        return await _send(request, *await _encoded(request, served.pages.of(snapshot, served.reload)))
+        collected = asyncio.get_running_loop().time()
+        headers, body = await _encoded(request, served.pages.of(snapshot, served.reload))
+        # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
+        served.scraper.cost.note(snapshot.size, asyncio.get_running_loop().time() - collected)
+        return await _send(request, headers, body)
 
 
 async def _send(request: web.Request, headers: Mapping[str, str], body: bytes) -> web.StreamResponse:
@@ -209,7 +213,7 @@ async def _patiently_refreshed(request: web.Request) -> Fleet:
 
 
 def _own_address(request: web.Request) -> str:
-    """Where whoever asks has reached us; by the socket, where the Host header is missing or odd."""
+    """The address at which the client reached us; the socket's, where the Host header is missing or odd."""
     untrusted_host = request.headers.get("Host", "")
     if match := _HOST.fullmatch(untrusted_host):
         return match[1] + (match[2] or ":80")

@@ -100,6 +100,11 @@ class Wire(ABC, Generic[A]):
         Raises ProtocolError for anything the service may not say now.
         """
 
+    @property
+    def held(self) -> int:
+        """Bytes that were received and are not passed on yet."""
+        return 0
+
     def end_of_output(self) -> list[A]:
         """The service ended well, with exit status 0: the answers that are complete only now."""
         return []
@@ -183,6 +188,11 @@ class PortWire(_Framed[Answer, Answer], ABC):
     def owed(self) -> bool:
         """Are there answers to the last request that have not come?"""
         return bool(self._pending)
+
+    @property
+    def held(self) -> int:
+        """Bytes of the body that is coming."""
+        return sum(map(len, self._body))
 
     @property
     def pending(self) -> frozenset[int]:

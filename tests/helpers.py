@@ -2,12 +2,14 @@
 """What several test files need: running the generators of the core, and the recorded texts."""
 
 import asyncio
-from collections.abc import Generator
+import gc
+import time
+from collections.abc import Callable, Generator
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import TypeVar
 
 import pytest
@@ -34,6 +36,18 @@ def finish(work: Generator[None, None, T]) -> T:
             return result
 
 
+# How long a test waits for something that must happen before the test fails. It is no limit that users know.
+PATIENCE_SECONDS = 30.0
+
+
+async def soon(what: str, condition: Callable[[], object]) -> None:
+    """Wait on the event loop until the condition is true. If it never is, the failure says what did not happen."""
+    end = time.monotonic() + PATIENCE_SECONDS  # not the event loop's clock, which a test may advance
+    while not condition():
+        assert time.monotonic() < end, f"did not happen: {what}"
+        await asyncio.sleep(0.01)
+
+
 class Clock:
     """The event loop's clock, which a test can advance."""
 
@@ -46,6 +60,16 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """So much time passes at once."""
         self._ahead += seconds
+
+
+def kept_tracebacks() -> list[str]:
+    """The functions of the daemon whose frames are kept by tracebacks: these hold what the frames held, whole texts."""
+    gc.collect()
+    return [
+        one.tb_frame.f_code.co_qualname
+        for one in gc.get_objects()
+        if isinstance(one, TracebackType) and "/federator/" in one.tb_frame.f_code.co_filename
+    ]
 
 
 @cache
@@ -65,7 +89,7 @@ def recording(exporter: str, number: int = 2) -> bytes:
 
 
 def target(qube: str = "work", exporter: str = "node", port: int = 9100, **labels: str) -> Target:
-    """A target, for those who do not care."""
+    """A target, where it does not matter which."""
     return Target(qube=qube, exporter=Exporter(exporter, port), labels=tuple(labels.items()))
 
 
@@ -75,7 +99,7 @@ def read(body: bytes, of: Target | None = None, limits: Limits | None = None) ->
 
 
 def reader(of: Target | None = None, limits: Limits | None = None) -> Reader:
-    """One that remembers nothing yet."""
+    """A reader that remembers nothing yet."""
     limits = limits or Limits()
     return Reader(of or target(), limits, Memory(limits))
 

@@ -32,6 +32,8 @@ from tests.helpers import ROOT, SERVICE
 
 # How long a test waits for something that must happen before the test fails. It is no limit that users know.
 PATIENCE_SECONDS = 30.0
+# Where coverage is measured, Python finds in these variables that it has to measure its own process as well.
+MEASURED = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
 def eventually(what: str, condition: Callable[[], object]) -> None:
@@ -159,6 +161,11 @@ def get(url: str, headers: Mapping[str, str] | None = None) -> Response:
             return Response(error.code, dict(error.headers), error.read())
 
 
+def script(path: Path) -> list[str]:
+    """The words that run a script: its name, or where coverage is measured, a Python that measures it."""
+    return [sys.executable, str(path)] if MEASURED else [str(path)]
+
+
 def federator(*words: str | Path) -> list[str]:
     """The command line of the real program."""
     return [sys.executable, "-m", "federator", *map(str, words)]
@@ -255,8 +262,8 @@ class Prometheus:
     def __init__(self, folder: Path, target: str, *, interval: str = "1s", more: str = "") -> None:
         self._folder = folder
         self.url = f"http://127.0.0.1:{free_port()}"
-        self._config = folder / "prometheus.yml"
-        self._config.write_text(
+        self.config = folder / "prometheus.yml"
+        self.config.write_text(
             f"global: {{scrape_interval: {interval}, scrape_timeout: {interval}}}\n"
             f"scrape_configs: [{{job_name: qubes, {more}static_configs: [{{targets: ['{target}']}}]}}]\n",
             encoding="utf-8",
@@ -267,7 +274,7 @@ class Prometheus:
         """Run it."""
         words = [
             debian_program("prometheus"),
-            f"--config.file={self._config}",
+            f"--config.file={self.config}",
             f"--storage.tsdb.path={self._folder / 'tsdb'}",
             f"--web.listen-address={self.url.removeprefix('http://')}",
         ]

@@ -96,7 +96,7 @@ def soak(folder: Path, *, seconds: float, seed: int = 1) -> tuple[Held, Held, Co
         config = toml(
             {name: {name: exporter.port} for name, exporter in exporters.items()},
             client=qubes.client,
-            scrape='timeout = "300ms"\ntimeout_offset = "100ms"',
+            scrape='timeout = "300ms"\ntimeout_offset = "100ms"\nmin_interval = "0s"',
             qrexec='backoff_initial = "20ms"\nbackoff_max = "100ms"',
         )
         proxy = stack.enter_context(Daemon(folder, config, qubes.env))

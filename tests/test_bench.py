@@ -3,10 +3,15 @@
 
 import random
 
+import pytest
+
 from tests.bench import __main__ as bench
 from tests.bench import texts
 from tests.helpers import finish, reader, recording, target
 from tests.parts import debian_program
+
+# The bench measures times, and reads large texts.
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 
 
 def test_a_small_machine_is_measured_from_end_to_end() -> None:

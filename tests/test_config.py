@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The configuration file: what it may say, and what is said of what it may not."""
+"""The configuration file: which keys and values it may have, and the message for each fault."""
 
 import re
 from dataclasses import replace
@@ -20,7 +20,7 @@ WORK = '[exporters]\nnode = 9100\nprocess = 9256\n[qubes.work]\nexporters = ["no
 
 
 def test_a_small_file_is_enough() -> None:
-    """Everything but exporters and qubes has a default, and the defaults are the documented ones."""
+    """All other keys have a default, and the defaults are the documented ones."""
     settings = config.parse(WORK, FILE)
     assert settings.targets == (Target("work", Exporter("node", 9100)),)
     assert settings.web.listen_addresses == (("0.0.0.0", 8199),)
@@ -32,7 +32,7 @@ def test_a_small_file_is_enough() -> None:
 
 
 def test_a_full_file_is_read_whole() -> None:
-    """Every key of the contract."""
+    """Each key has its effect."""
     settings = config.parse(
         """
         [web]
@@ -77,7 +77,7 @@ def test_a_full_file_is_read_whole() -> None:
     assert net.transport == "local"
 
 
-def test_patterns_are_what_they_are_alone() -> None:
+def test_patterns_do_not_affect_each_other() -> None:
     """Each may have flags and group names of its own."""
     text = WORK + "[discovery]\ninclude = ['(?i)w.*', '(?P<a>x)']\nexclude = ['(?P<a>y)', '(?P<a>z)']\n"
     discovery = config.parse(text, FILE).discovery
@@ -225,7 +225,7 @@ FAULTS = {
 
 @pytest.mark.parametrize(("text", "words"), FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_names_file_key_and_remedy_in_one_line(text: str, words: str) -> None:
-    """Never a guess, and nothing is ignored."""
+    """No value is guessed, and no key is ignored."""
     with pytest.raises(ConfigError) as caught:
         config.parse(text, FILE)
     message = str(caught.value)
@@ -235,7 +235,7 @@ def test_a_fault_names_file_key_and_remedy_in_one_line(text: str, words: str) ->
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """Missing, a folder, or not text."""
+    """It may be missing, a folder, or not text."""
     with pytest.raises(ConfigError, match=r"no such file; write one, or name yours with --config\.file=PATH"):
         config.load(tmp_path / "none.toml")
     with pytest.raises(ConfigError, match="Is a directory"):
@@ -260,6 +260,8 @@ RANGES = [
     ("scrape.timeout", "'100ms'", "'10m'", "'99ms'", "'600001ms'"),
     ("scrape.body_size_limit", "1024", "'1GiB'", "1023", "'1073741825B'"),
     ("scrape.sample_limit", "1", "5_000_000", "0", "5_000_001"),
+    ("scrape.min_interval", "'0'", "'1m'", "'-1s'", "'60001ms'"),
+    ("scrape.memory_limit", "'6MiB'", "'1024GiB'", "'6143KiB'", "'1025GiB'"),
     ("scrape.label_limit", "1", "1000", "0", "1001"),
     ("scrape.label_name_length_limit", "1", "10_000", "0", "10_001"),
     ("scrape.label_value_length_limit", "1", "10_000", "0", "10_001"),
@@ -378,3 +380,12 @@ def test_the_example_shows_the_defaults() -> None:
     assert shown.discovery
     assert default.discovery
     assert replace(shown.discovery, exporters=(), exclude=()) == default.discovery
+
+
+def test_the_documentation_has_every_key() -> None:
+    """The keys of the schema are the rows of the table in docs/configuration.md."""
+    text = (EXAMPLE.parent.parent / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w.]+)` \|", text, re.MULTILINE)
+    assert len(rows) == len(set(rows))
+    # exporters.NAME = 9100 is the short form of exporters.NAME.port.
+    assert set(rows) - {"exporters.NAME"} == keys_of_the_schema()

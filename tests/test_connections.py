@@ -15,7 +15,8 @@ from federator import config, connections, daemon, host
 from federator.connections import Connections
 from federator.counters import Counters
 from federator.web import Served, application
-from tests.parts import Daemon, Exporter, eventually, toml
+from tests.helpers import Clock
+from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, toml
 
 Listen = Callable[[int], "asyncio.Future[tuple[Connections, int]]"]
 HEALTHY = b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -74,9 +75,12 @@ async def healthy(stream: Stream) -> bool:
 async def is_cut(stream: Stream) -> bool:
     """Has the other end closed it? Waits for that."""
     try:
-        return await stream[0].read() == b""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await stream[0].read() == b""
     except ConnectionError:
         return True
+    except TimeoutError:
+        return False
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHo"], ids=["silent", "half-sent"])
@@ -93,22 +97,25 @@ async def test_a_connection_without_a_request_is_cut(
     stream[1].close()
 
 
+@pytest.mark.slow
 async def test_a_connection_is_kept_between_requests_for_a_while(
     served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than the time for a head, as scrapers need it; then it is cut. Half a second request is cut earlier."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(connections, "IDLE_SECONDS", 1.0)
+    clock = Clock(monkeypatch)
     listening = await served()
     one, other = await connected(listening), await connected(listening)
-    assert await healthy(one)
-    assert await healthy(other)
-    await asyncio.sleep(0.5)
-    assert await healthy(one)
-    monkeypatch.setattr(connections, "IDLE_SECONDS", 1000.0)
-    assert await healthy(other)
+    for _ in range(3):
+        assert await healthy(one)
+        assert await healthy(other)
+        clock.advance(connections.IDLE_SECONDS - 1.0)
     other[1].write(b"GET /")
+    assert await healthy(one)
+    assert await healthy(one), "the half request has come by now"
+    clock.advance(connections.HEAD_SECONDS)
     assert await is_cut(other)
+    assert await healthy(one)
+    clock.advance(connections.IDLE_SECONDS)
     assert await is_cut(one)
     for _, writer in (one, other):
         writer.close()
@@ -135,13 +142,15 @@ async def test_a_connection_that_is_being_answered_stays(
     served: Callable[..., "asyncio.Task[Connections]"], held: Exporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where all are, the new one goes; and the time without a request does not run."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    clock = Clock(monkeypatch)
     listening = await served(1)
     busy = await connected(listening)
-    busy[1].write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    busy[1].write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Prometheus-Scrape-Timeout-Seconds: 20\r\n\r\n")
     await asyncio.to_thread(eventually, "its exporter is asked", lambda: held.requests)
     new = await connected(listening)
     assert await is_cut(new)
+    clock.advance(connections.HEAD_SECONDS)  # less than the request has
+    await asyncio.sleep(0.1)
     held.hold.set()
     assert (await busy[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     for _, writer in (busy, new):
@@ -201,6 +210,7 @@ async def test_a_client_that_is_gone_gives_its_place_back(
     honest[1].close()
 
 
+@pytest.mark.slow
 def test_requests_whose_answers_are_not_read_cost_no_memory(
     exporter: Callable[[bytes], Exporter], tmp_path: Path
 ) -> None:
@@ -222,6 +232,7 @@ def test_requests_whose_answers_are_not_read_cost_no_memory(
             assert sent < 20_000_000, "the daemon reads no more of it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_text",
     [

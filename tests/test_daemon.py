@@ -22,6 +22,9 @@ from tests.helpers import ROOT, SERVICE
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, toml
 from tests.standin.qubes import CLIENT, Qubes
 
+# Each of these tests starts the daemon or its command line.
+pytestmark = pytest.mark.slow
+
 MakeExporter = Callable[[bytes], Exporter]
 
 
@@ -61,12 +64,12 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("command", ["serve", "check", "scrape"])
 def test_a_mistake_in_the_file_is_named_in_one_line(tmp_path: Path, command: str, mistake: str) -> None:
-    """File, key, what is wrong, what to do; exit 1, and no traceback."""
+    """The line has file, key, mistake and remedy. The unit knows by the status that another start would not help."""
     text, named = MISTAKES[mistake]
     path = tmp_path / "proxy.toml"
     path.write_text(text, encoding="utf-8")
     ended = run(command, f"--config.file={path}")
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (78 if command == "serve" else 1, "")
     assert ended.stderr.count("\n") == 1, ended.stderr
     assert f"{path}: " in ended.stderr
     assert named in ended.stderr
@@ -107,7 +110,7 @@ def test_a_port_in_use_is_named_in_one_line(served: Path) -> None:
 def test_no_file_at_all_is_named_in_one_line(tmp_path: Path) -> None:
     """With what to do."""
     ended = run(f"--config.file={tmp_path / 'none.toml'}")
-    assert ended.returncode == 1
+    assert ended.returncode == 78
     assert ended.stderr.count("\n") == 1
     assert "no such file" in ended.stderr
 
@@ -167,6 +170,8 @@ def test_every_key_of_the_example_is_what_it_says(tmp_path: Path) -> None:
     text = (ROOT / "conf" / "prometheus-qubes-proxy.toml").read_text(encoding="utf-8")
     Authority(tmp_path / "tls").server()
     path = tmp_path / "all.toml"
+    # The keys of TLS name files that are not there, and some exclude others.
+    text = re.sub(r"^# \[web\.tls_server_config\].*?(?=^# \[web\.basic)", "", text, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^# (?=[a-z_]+ = |\[)", "", text, flags=re.MULTILINE)
     path.write_text(text.replace("/etc/qubes-rpc/ruddo.PrometheusProxy", str(SERVICE)), encoding="utf-8")
     ended = run("check", f"--config.file={path}", PATH=f"{CLIENT.parent}:{os.environ['PATH']}")
@@ -198,7 +203,7 @@ def test_scrape_shows_a_line_for_each_target(qubes: Qubes, exporter: MakeExporte
 def test_a_signal_ends_a_scrape_in_flight_and_all_children(
     qubes: Qubes, exporter: MakeExporter, daemon: Callable[..., Daemon], number: int
 ) -> None:
-    """Whoever waits is told 503, which is a failed scrape; not half a page."""
+    """A scraper that waits is told 503, which is a failed scrape; not half a page."""
     qubes.add("work")
     slow = exporter(b"m 1\n")
     slow.hold.clear()

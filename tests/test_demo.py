@@ -15,6 +15,9 @@ import pytest
 from tests.helpers import ROOT
 from tests.parts import PATIENCE_SECONDS, eventually, get
 
+# Each of these tests starts the whole demo.
+pytestmark = pytest.mark.slow
+
 
 def is_empty(session: int) -> bool:
     """Whether no process of this session runs."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-Invariant 3, asked of the judge itself: whatever all the qubes say, a real Prometheus accepts the merged exposition.
+Invariant 3, checked with a real Prometheus: it accepts the merged exposition, whatever all the qubes say.
 
-Every body goes through the daemon's reader and merge, beside those of honest qubes and of its neighbours in the table,
-and is then scraped by Debian's Prometheus, a target for each page, so that a page that is refused names its body.
+Every body goes through the daemon's reader and merge, beside the body of an honest qube and its neighbours in the
+table. Debian's Prometheus then scrapes the pages, each as a target of its own, so that a page that it refuses
+names its body.
 """
 
 import json
@@ -14,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from federator.errors import ScrapeError
 from federator.gauges import gauges
 from federator.model import Outcome, Qube, QubeOutcome, Reading, Reload
@@ -21,14 +24,17 @@ from tests.helpers import page, read, target
 from tests.hostile import bodies
 from tests.parts import PATIENCE_SECONDS, debian_program, eventually, free_port, get, process, serving
 
-# The honest qube: what it says must be on every page, as it says it.
+# Most of these tests wait for a Prometheus.
+pytestmark = pytest.mark.slow
+
+# The honest qube: its samples must be on every page, unchanged.
 HONEST = b'# HELP work_samples Honest.\n# TYPE work_samples gauge\nwork_samples 1\n# TYPE m gauge\nm{a="b"} 1\n'
-# Neighbours share a page, so that types and names meet that were made apart.
+# Bodies per page, so that the types and names of several hostile bodies meet.
 NEIGHBOURS = 3
 
 
 def reading(name: str, body: bytes) -> Reading | ScrapeError:
-    """What the daemon makes of a body."""
+    """The reading of a body, or why there is none."""
     try:
         return read(body, target(name))
     except ScrapeError as error:
@@ -60,7 +66,7 @@ def merged(texts: Mapping[str, bytes]) -> str:
 
 @contextmanager
 def serving_pages(pages: list[bytes]) -> Iterator[int]:
-    """Page N at /N; the port."""
+    """Serve page N at /N; gives the port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -77,7 +83,7 @@ def serving_pages(pages: list[bytes]) -> Iterator[int]:
 
 
 def verdicts(pages: list[bytes], folder: Path) -> list[str]:
-    """What Prometheus says of each page: nothing where it takes it, else its error."""
+    """For each page, the error of Prometheus, or an empty text if it takes the page."""
     with serving_pages(pages) as port:
         groups = [
             {"targets": [f"127.0.0.1:{port}"], "labels": {"__metrics_path__": f"/{number}", "instance": str(number)}}
@@ -138,14 +144,14 @@ def test_a_real_prometheus_takes_every_page(tmp_path: Path) -> None:
 
 
 def test_the_check_can_fail(tmp_path: Path) -> None:
-    """The same bodies, unjudged: Prometheus refuses many of them, and says so."""
+    """Prometheus refuses many of the same bodies when they do not go through the reader."""
     hostile = bodies()
     errors = verdicts([HONEST + body for body in hostile.values()], tmp_path)
     assert sum(map(bool, errors)) > len(hostile) / 3
 
 
 def test_every_hostile_body_raises_nothing_but_our_own_error() -> None:
-    """Invariant 2; whole, and cut anywhere near its end."""
+    """Invariant 2, for each body whole and cut near its end."""
     for name, body in bodies().items():
         for cut in (0, 1, 2, 7):
             assert isinstance(reading("evil", body[: len(body) - cut]), Reading | ScrapeError), name

@@ -7,6 +7,7 @@ import re
 import socket
 import socketserver
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,11 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT, recording
-from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port, serving
+from tests.parts import Daemon, Exporter, Prometheus, eventually, federator, free_port, script, serving
 from tests.standin.qubes import Qubes
+
+# Most of these tests start the daemon.
+pytestmark = pytest.mark.slow
 
 MakeExporter = Callable[[bytes], Exporter]
 MakeDaemon = Callable[..., Daemon]
@@ -204,6 +208,41 @@ def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
     assert len(qubes.calls("dom0")) == 1
 
 
+# Runs the service with another path of qubesd's socket and with a clock that moves by `step` seconds for each request.
+DISCOVER = """
+import itertools, runpy, sys, time
+
+_, script, qubesd, step = sys.argv
+ticks = itertools.count()
+time.monotonic = lambda: next(ticks) * float(step)
+service = runpy.run_path(script)
+service["main"].__globals__["QUBESD"] = qubesd
+sys.exit(service["main"]())
+"""
+
+
+@pytest.mark.parametrize(("step", "questions"), [(0.0, 1), (0.25, 250), (1.0, 1000)])
+def test_prometheus_discover_asks_qubesd_once_a_second(tmp_path: Path, step: float, questions: int) -> None:
+    """A caller that asks all the time gets the last answer, and one that asks each second gets a new one."""
+    asked: list[bytes] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked.append(self.rfile.read())
+            self.wfile.write(b"0\0q%d class=AppVM state=Running\n" % len(asked))
+
+    qubesd = tmp_path / "qubesd.sock"
+    service = ROOT / "vmside" / "ruddo.PrometheusDiscover"
+    words = [sys.executable, "-c", DISCOVER, str(service), str(qubesd), str(step)]
+    with serving(socketserver.UnixStreamServer(str(qubesd), Handler)):
+        done = subprocess.run(words, input=b"+\n" + b"?\n" * 1000, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(asked) == questions
+    names = done.stdout.split(b"\n")[2::2]
+    assert len(names) == 1000
+    assert list(dict.fromkeys(names)) == [b"q%d" % (number + 1) for number in range(questions)]
+
+
 @pytest.mark.parametrize(
     ("said", "status"),
     [(b"", 4), (b"+2\n?\n", 4), (b"+\n$(x)\n", 5), (b"+\n", 0), (b"+\n?\n", 9), (b"x" * 10**6, 4)],
@@ -212,7 +251,7 @@ def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
 def test_prometheus_discover_does_not_trust_its_caller(said: bytes, status: int) -> None:
     """Anything but the two lines that it knows ends it; here there is no qubesd to ask."""
     service = ROOT / "vmside" / "ruddo.PrometheusDiscover"
-    done = subprocess.run([service, "$(x)"], input=said, capture_output=True, timeout=30, check=False)
+    done = subprocess.run([*script(service), "$(x)"], input=said, capture_output=True, timeout=30, check=False)
     assert done.returncode == status
     assert done.stdout in (b"", b"=\n")
 
@@ -326,12 +365,12 @@ def test_prometheus_scrapes_single_targets_and_the_page_and_both_agree(
     proxy = daemon({"work": {"x": good.port, "y": second.port}, "vault": {"x": good.port}}, rest=rest)
     address = proxy.url.removeprefix("http://")
     prometheus = Prometheus(tmp_path, address)
-    with prometheus._config.open("a", encoding="utf-8") as file:
+    with prometheus.config.open("a", encoding="utf-8") as file:
         sd = f"{{url: '{proxy.url}/sd', refresh_interval: 1s}}"
         file.write(f"- {{job_name: single, scrape_interval: 1s, scrape_timeout: 1s, http_sd_configs: [{sd}]}}\n")
-    text = prometheus._config.read_text(encoding="utf-8")
+    text = prometheus.config.read_text(encoding="utf-8")
     text = re.sub(r"scrape_configs: \[(.*)\]\n", r"scrape_configs:\n- \1\n", text)
-    prometheus._config.write_text(text, encoding="utf-8")
+    prometheus.config.write_text(text, encoding="utf-8")
     with prometheus.running():
         prometheus.waits_for('m{job="qubes"}', {"work": 1.0, "extra": 1.0})
         prometheus.waits_for('m{job="single"}', {"work": 1.0, "extra": 1.0})
@@ -345,16 +384,25 @@ def test_prometheus_scrapes_single_targets_and_the_page_and_both_agree(
 
 @pytest.mark.parametrize(
     ("host", "address"),
-    [("proxy.example:8199", "proxy.example:8199"), ("[::1]:1", "[::1]:1"), ("a/b:1", None), ("x", "x:80"), ('"', None)],
+    [
+        ("proxy.example:8199", "proxy.example:8199"),
+        ("[::1]:1", "[::1]:1"),
+        ("a/b:1", None),
+        ("x", "x:80"),
+        ("evil", None),
+    ],
 )
 def test_the_address_to_come_back_to_is_the_one_that_was_asked(
     machine: tuple[Qubes, Exporter], daemon: MakeDaemon, host: str, address: str | None
 ) -> None:
-    """One odd Host header must not make Prometheus throw away the list."""
+    """Only an address, or a name that the configuration has, is given back; no other host is answered at all."""
     _, exporter = machine
-    proxy = daemon({"work": {"x": exporter.port}})
-    groups: Any = json.loads(proxy.get("/sd", Host=host).body)
-    assert groups[0]["targets"] == [address or f"127.0.0.1:{proxy.port}"]
+    proxy = daemon({"work": {"x": exporter.port}}, rest="[web]\nhosts = ['proxy.example', 'x']\n")
+    answer = proxy.get("/sd", Host=host)
+    assert answer.status == (421 if address is None else 200)
+    if address is not None:
+        groups: Any = json.loads(answer.body)
+        assert groups[0]["targets"] == [address]
 
 
 def test_a_reload_keeps_what_was_discovered(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
@@ -392,7 +440,7 @@ def test_a_reload_does_not_ask_dom0_again(machine: tuple[Qubes, Exporter], daemo
 def test_a_reload_while_dom0_is_asked_does_not_cut_the_list(
     machine: tuple[Qubes, Exporter], daemon: MakeDaemon
 ) -> None:
-    """Whoever waits is answered by the new configuration, and with all that dom0 named."""
+    """A client that waits is answered by the new configuration, and with all that dom0 named."""
     qubes, exporter = machine
     dom0(qubes, "admin.vm.List", ADMIN_VM_LIST.replace("#!/bin/sh\n", "#!/bin/sh\nsleep 1\n"))
     proxy = daemon({"work": {"x": exporter.port}}, rest="[discovery]\nexporters = ['x']\n")
@@ -429,7 +477,7 @@ def test_the_end_comes_in_the_middle_of_a_reload(machine: tuple[Qubes, Exporter]
 
 
 def test_what_a_changed_source_does_not_say_is_not_made_up(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
-    """Who was not named by a service that names all that run, does not run: whoever is asked from now on."""
+    """A qube does not run that was not named by a service that names all that run; another source changes nothing."""
     qubes, exporter = machine
     qubes.set_state("vault", "Halted")
     dom0(qubes, "ruddo.PrometheusDiscover", UPSTREAM)

@@ -8,11 +8,16 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from federator.text.value import canonical
 from tests.helpers import recording
 from tests.parts import Daemon, Exporter, Prometheus, debian_program, eventually, free_port, get, process, toml
 from tests.standin.qubes import Qubes
+
+# Each of these tests starts the daemon.
+pytestmark = pytest.mark.slow
 
 Series = tuple[str, frozenset[tuple[str, str]]]
 
@@ -24,7 +29,11 @@ def series(text: str) -> dict[Series, str]:
         if line and not line.startswith("#"):
             ((sample,),) = (family.samples for family in text_string_to_metric_families(line + "\n"))
             # A label without a value is no label, to Prometheus and on our page.
-            labels = frozenset(label for label in sample.labels.items() if label[1])
+            labels = frozenset(
+                (name, canonical(value) if name in ("le", "quantile") else value)
+                for name, value in sample.labels.items()
+                if value
+            )
             found[sample.name, labels] = line.rpartition(" ")[2]
     return found
 

@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The gate: what may pass, what it becomes, and what is said of the rest."""
+"""What may pass, what it becomes on the page, and what is said of the lines that are dropped."""
 
 import re
+from typing import Any, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, ScrapeError
 from federator.model import Exporter, Limits, Target
 from federator.pattern import Pattern
 from federator.text.parser import MAX_LINE
-from federator.text.value import is_value
-from tests.helpers import RECORDINGS, lines, read, recording, target
+from federator.text.value import canonical, is_value
+from tests.helpers import RECORDINGS, finish, lines, read, reader, recording, target
 
-# One line as any Prometheus from 2.42 on takes it: the last line of defence, written down once more and more narrowly.
+# One line as every Prometheus from 2.42 on takes it, written independently of the code, and stricter.
 STRICT_LINE = re.compile(
     rb'[a-zA-Z_:][a-zA-Z0-9_:]*\{[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n\0]|\\["\\n])*"'
     rb'(?:,[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n\0]|\\["\\n])*")*\} '
     rb"(?:[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|(?i:nan|[-+]?inf(?:inity)?))"
 )
 
-# What an exporter writes -> what stands on the page, without our labels. `MINE` stands for them.
+# What an exporter writes -> what stands on the page, with `MINE` in place of our labels.
 KEPT = {
     "bare": ("foo 1", "foo{MINE} 1"),
     "empty braces": ("foo{} 1", "foo{MINE} 1"),
@@ -45,7 +46,7 @@ KEPT = {
     "a timestamp": ("foo 7 1395066363000", "foo{MINE} 7"),
     "a timestamp before 1970": ("foo 7 -1", "foo{MINE} 7"),
     "a timestamp in seconds": ("foo 7 1395066363.5", "foo{MINE} 7"),
-    "an exemplar": ('foo_bucket{le="1"} 7 # {trace_id="x"} 0.5 1395066363.5', 'foo_bucket{MINE,le="1"} 7'),
+    "an exemplar": ('foo_bucket{le="1"} 7 # {trace_id="x"} 0.5 1395066363.5', 'foo_bucket{MINE,le="1.0"} 7'),
     "an exemplar without labels before it": ('foo_total 7 # {a="b"} 1', "foo_total{MINE} 7"),
     "a carriage return at the end": ("foo 1\r", "foo{MINE} 1"),
     "our label": ('foo{qube="dom0"} 1', 'foo{MINE,exported_qube="dom0"} 1'),
@@ -64,7 +65,7 @@ KEPT = {
     "not up": ("upper 1", "upper{MINE} 1"),
 }
 
-# Lines that cannot be passed on, with a word of what is said of them.
+# Lines that cannot be passed on, with a word of the complaint.
 DROPPED = {
     "a quoted name": ('{"foo"} 1', "not a sample"),
     "a newline in a quoted name": ('{"foo\\n"} 1', "not a sample"),
@@ -128,7 +129,7 @@ MINE = 'qube="work",exporter="node"'
 
 @pytest.mark.parametrize(("line", "expected"), KEPT.values(), ids=KEPT.keys())
 def test_what_can_be_kept_is_kept(line: str, expected: str) -> None:
-    """A line that means something to a Prometheus is passed on, alone or among others."""
+    """A line that Prometheus can use is passed on, alone or among others."""
     expected = expected.replace("MINE", MINE)
     alone = read(f"{line}\n".encode())
     assert lines(alone) == [expected]
@@ -139,7 +140,7 @@ def test_what_can_be_kept_is_kept(line: str, expected: str) -> None:
 
 @pytest.mark.parametrize(("line", "why"), DROPPED.values(), ids=DROPPED.keys())
 def test_what_cannot_be_passed_on_is_dropped_counted_and_named(line: str, why: str) -> None:
-    """A bad line costs itself and nothing else, and the log can say which it was."""
+    """A bad line is lost and no other line is; the complaint says which line it was."""
     reading = read(f"ok 1\n{line}\nfine 2\n".encode())
     assert lines(reading) == [f"ok{{{MINE}}} 1", f"fine{{{MINE}}} 2"]
     assert reading.lines_dropped == 1
@@ -148,14 +149,14 @@ def test_what_cannot_be_passed_on_is_dropped_counted_and_named(line: str, why: s
 
 
 @pytest.mark.parametrize("line", IGNORED)
-def test_comments_and_blank_lines_are_nobodys_loss(line: str) -> None:
-    """They carry nothing, so they are neither passed on nor counted."""
+def test_comments_and_blank_lines_are_not_counted_as_dropped(line: str) -> None:
+    """Comments and blank lines are neither passed on nor counted."""
     reading = read(f"ok 1\n{line}\n".encode())
     assert (lines(reading), reading.lines_dropped) == ([f"ok{{{MINE}}} 1"], 0)
 
 
-def test_bytes_that_are_not_utf8_cost_their_line() -> None:
-    """One bad byte in a label does not make the rest unreadable."""
+def test_only_the_lines_that_are_not_utf8_are_dropped() -> None:
+    """One bad byte in a label does not make the rest of the text unreadable."""
     reading = read(b'ok 1\nfoo{a="\xff"} 1\n# HELP ok \xff\n')
     assert (lines(reading), reading.lines_dropped) == ([f"ok{{{MINE}}} 1"], 2)
 
@@ -171,7 +172,7 @@ def test_bytes_that_are_not_utf8_cost_their_line() -> None:
         (b"<html>\n</html>\n", ExpositionError, "line 1: not a sample line: '<html>'"),
         (b"\x1f\x8b\x08\x00\xff\n", ExpositionError, "line 1"),
         (b"a" * 2000 + b"\n", BodySizeLimitError, "1024 bytes"),
-        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimitError, "4 samples"),
+        (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimitError, "more than 3 samples"),
         (b"\n" * 1000, SampleLimitError, "1000 lines"),
         (b'foo{a="1",b="2",c="3"} 1\n', LabelLimitError, "2 labels"),
         (b'foo{abcdefghijk="1"} 1\n', LabelLimitError, "10 bytes"),
@@ -183,21 +184,21 @@ def test_bytes_that_are_not_utf8_cost_their_line() -> None:
 def test_a_target_is_down_where_nothing_is_left_or_too_much_came(
     body: bytes, error: type[ScrapeError], why: str
 ) -> None:
-    """Limits fail the target, as they do in Prometheus; the reason says which."""
+    """A target that exceeds a limit fails, as in Prometheus; the reason names the limit."""
     limits = Limits(body_size=1024, samples=3, labels=2, label_name_length=10, label_value_length=16)
     with pytest.raises(error, match=re.escape(why)):
         read(body, limits=limits)
 
 
 def test_what_is_exactly_at_a_limit_passes() -> None:
-    """A limit is the most there may be, not the first too many."""
+    """A limit is the largest number that is allowed."""
     limits = Limits(body_size=100, samples=1, labels=1, label_name_length=2, label_value_length=4)
     assert read(b'foo{ab="1234"} 1\n', limits=limits).samples == 1
 
 
 FAMILIES = {
     "a gauge": ("# HELP foo text\n# TYPE foo gauge\nfoo 1\n", [("foo", "gauge", "text")]),
-    "no type": ("foo 1\n", [("foo", "untyped", "")]),
+    "no type": ("foo 1\n", [("foo", None, "")]),
     "a counter keeps its name": ("# TYPE foo counter\nfoo 1\n", [("foo", "counter", "")]),
     "a type after its sample": ("foo 1\n# TYPE foo counter\n", [("foo", "counter", "")]),
     "a family in pieces": (
@@ -209,11 +210,12 @@ FAMILIES = {
         [("h", "histogram", "")],
     ),
     "a summary": ('# TYPE s summary\ns{quantile="0.5"} 1\ns_sum 1\ns_count 1\n', [("s", "summary", "")]),
-    "parts without a whole": ("h_sum 1\nh_count 1\n", [("h_sum", "untyped", ""), ("h_count", "untyped", "")]),
+    "parts without a whole": ("h_sum 1\nh_count 1\n", [("h_sum", None, ""), ("h_count", None, "")]),
     "a part with a type of its own": (
         '# TYPE h histogram\n# TYPE h_count counter\nh_bucket{le="+Inf"} 1\nh_count 1\n',
         [("h", "histogram", "")],
     ),
+    "a plain sample under a histogram's name": ("# TYPE h histogram\nh 1\n", [("h", None, "")]),
     "an OpenMetrics counter": ("# HELP c n\n# TYPE c counter\nc_total 1\n", [("c_total", "counter", "n")]),
     "an OpenMetrics info": ('# TYPE i info\ni_info{v="1"} 1\n', [("i_info", "gauge", "")]),
     "unknown": ("# TYPE u unknown\nu 1\n", [("u", "untyped", "")]),
@@ -221,7 +223,7 @@ FAMILIES = {
         "# TYPE m gauge\n# HELP m of the gauge\nm 1\n# TYPE m_total counter\nm_total 2\n",
         [("m", "gauge", "of the gauge"), ("m_total", "counter", "")],
     ),
-    "help with escapes": ("# HELP f a\\\\b\\nc\\d\nf 1\n", [("f", "untyped", r"a\\b\nc\\d")]),
+    "help with escapes": ("# HELP f a\\\\b\\nc\\d\nf 1\n", [("f", None, r"a\\b\nc\\d")]),
     "a reserved histogram moves whole": (
         '# TYPE scrape histogram\nscrape_bucket{le="+Inf"} 1\nscrape_sum 1\nscrape_count 1\n',
         [("exported_scrape", "histogram", "")],
@@ -234,7 +236,9 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize(("body", "families"), FAMILIES.values(), ids=FAMILIES.keys())
-def test_every_sample_stands_in_the_family_its_type_line_says(body: str, families: list[tuple[str, str, str]]) -> None:
+def test_every_sample_stands_in_the_family_its_type_line_says(
+    body: str, families: list[tuple[str, str | None, str]]
+) -> None:
     """TYPE lines count wherever they stand in the text."""
     reading = read(body.encode())
     assert [(family.name, family.type, family.help.decode()) for family in dict.fromkeys(reading.families)] == families
@@ -249,7 +253,7 @@ def test_every_sample_stands_in_the_family_its_type_line_says(body: str, familie
     ["foo 2", "foo{} 2", 'foo{a=""} 2', "foo 1 1395066363000", "  foo 2"],
 )
 def test_the_same_series_twice_counts_once(twin: str) -> None:
-    """The first wins, as in Prometheus; however the second one is written."""
+    """The first one wins, as in Prometheus, in whatever way the second one is written."""
     reading = read(f"foo 1\nbar 1\n{twin}\n".encode())
     assert lines(reading) == [f"foo{{{MINE}}} 1", f"bar{{{MINE}}} 1"]
     assert (reading.samples, reading.lines_dropped) == (2, 1)
@@ -257,7 +261,7 @@ def test_the_same_series_twice_counts_once(twin: str) -> None:
 
 
 def test_the_order_of_labels_does_not_make_another_series() -> None:
-    """Labels are a set."""
+    """Labels are a set: their order means nothing."""
     reading = read(b'foo{a="1",b="2"} 1\nfoo{b="2",a="1"} 2\n')
     assert (reading.samples, reading.lines_dropped) == (1, 1)
 
@@ -269,27 +273,27 @@ def test_a_renamed_metric_does_not_collide_with_one_of_that_name() -> None:
 
 
 def test_labels_of_the_qube_stand_on_every_series() -> None:
-    """They come from the configuration, and win."""
+    """Labels that the configuration sets win over the target's."""
     reading = read(b'foo{owner="mallory"} 1\n', target(owner='al"ice'))
     assert lines(reading) == [f'foo{{{MINE},owner="al\\"ice",exported_owner="mallory"}} 1']
 
 
 def test_unwanted_metrics_are_left_out_and_not_counted_as_lost() -> None:
-    """`drop` is the operator's wish; anchored, as in Prometheus."""
+    """`drop` patterns are anchored, as in Prometheus, and what they match is not counted as dropped lines."""
     of = Target(qube="work", exporter=Exporter("node", 9100, (Pattern("(?:go_.*)|(?:foo)"),)))
     reading = read(b"go_threads 1\nfoo 2\nfoobar 3\n", of)
     assert (lines(reading), reading.samples, reading.lines_dropped) == ([f"foobar{{{MINE}}} 3"], 1, 0)
 
 
 def test_a_target_of_which_nothing_is_wanted_is_up() -> None:
-    """The exporter did nothing wrong."""
+    """A target whose metrics the configuration drops, all of them, did nothing wrong."""
     reading = read(b"foo 1\n", Target(qube="work", exporter=Exporter("node", 9100, (Pattern(".*"),))))
     assert (reading.samples, reading.families) == (0, ())
 
 
 @pytest.mark.parametrize("exporter", ["node", "process", "postgres", "redis", "pyapp", "blackbox", "prometheus"])
 def test_recordings_pass_whole_with_values_as_written(exporter: str) -> None:
-    """Nothing a real exporter writes is lost, renamed or rounded."""
+    """No sample of a real exporter is lost, renamed or rounded."""
     body = recording(exporter)
     samples = [line for line in body.decode().split("\n") if line and not line.startswith("#")]
     reading = read(body, target(exporter=exporter))
@@ -304,7 +308,7 @@ def test_recordings_pass_whole_with_values_as_written(exporter: str) -> None:
 
 
 def test_a_recording_in_openmetrics_passes_whole() -> None:
-    """An exporter that answers in OpenMetrics, asked or not, loses its timestamps and exemplars and nothing else."""
+    """A text in OpenMetrics loses its timestamps and exemplars and nothing else."""
     body = (RECORDINGS / "pyapp-1.om").read_bytes()
     reading = read(body)
     samples = [line for line in body.decode().split("\n") if line and not line.startswith("#")]
@@ -322,6 +326,7 @@ def test_a_recording_in_openmetrics_passes_whole() -> None:
         max_size=12,
     )
 )
+@settings(deadline=None)
 def test_no_bytes_raise_anything_but_our_own_error(parts: list[bytes]) -> None:
     """Invariant 2: no bytes make `read` raise anything but its own error; and what passes is strict."""
     body = b"\n".join([*parts, b""])
@@ -338,7 +343,7 @@ def test_no_bytes_raise_anything_but_our_own_error(parts: list[bytes]) -> None:
     "value", [b"1", b"+1", b"-.5", b"5.", b"1e5", b"1E-5", b"1e-999", b"nan", b"INF", b"-inf", b"Infinity"]
 )
 def test_values_that_go_takes(value: bytes) -> None:
-    """Go's strconv.ParseFloat is the judge; an underflow is zero to it, and no error."""
+    """A value is good if Go's strconv.ParseFloat takes it, for which an underflow is zero and no error."""
     assert is_value(value)
 
 
@@ -346,5 +351,97 @@ def test_values_that_go_takes(value: bytes) -> None:
     "value", [b"", b".", b"e5", b"1e", b"--1", b"1e400", b"-nan", b"+nan", b"1_0", b"0x10", b" 1", b"1 ", b"infin"]
 )
 def test_values_that_go_refuses(value: bytes) -> None:
-    """What Python's float() would take is not always a number to Go."""
+    """Python's float() takes more than Go's strconv.ParseFloat."""
     assert not is_value(value)
+
+
+def test_families_stay_the_same_object_while_a_text_has_dropped_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is planned once for these families; those of a text with very many are not kept."""
+    monkeypatch.setattr("federator.text.exposition.MAX_KEPT_FAMILIES", 3)
+    for count, kept in ((3, True), (4, False)):
+        one = reader()
+        body = b"".join(b"a%d 1\n" % number for number in range(count)) + b"bad\n"
+        first, second = finish(one.read(body)), finish(one.read(body))
+        assert first.families == second.families
+        assert (first.families is second.families) == kept
+
+
+class Counting:
+    """A `drop` pattern that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def fullmatch(self, text: str) -> bool:
+        """Drop `b`."""
+        self.names.append(text)
+        return text == "b"
+
+
+def test_a_drop_pattern_is_asked_once_for_each_name() -> None:
+    """A pattern may be slow, and a name may have very many series."""
+    pattern = Counting()
+    of = Target(qube="work", exporter=Exporter("node", 9100, (cast("Any", pattern),)))
+    one, body = reader(of), b'a{x="1"} 1\na{x="2"} 2\nb 3\nb{x="1"} 4\n'
+    for scrape in range(3):
+        assert lines(finish(one.read(body.replace(b" 1", b" %d" % scrape)))) == [
+            f'a{{{MINE},x="1"}} {scrape}',
+            f'a{{{MINE},x="2"}} 2',
+        ]
+    assert pattern.names == ["a", "b"]
+
+
+# As written, and as Prometheus 3.5.3 stores it: `le` under TYPE histogram, `quantile` under TYPE summary. It also takes
+# Go's 1_0 for 10, which no exporter writes and which stays here as it is.
+SPELLINGS = {
+    "1": "1.0",
+    "0": "0.0",
+    "-0": "0.0",
+    "+1": "1.0",
+    "-1": "-1.0",
+    "1.0": "1.0",
+    "1.50": "1.5",
+    ".5": "0.5",
+    "5.": "5.0",
+    "1e0": "1.0",
+    "100": "100.0",
+    "100000": "100000.0",
+    "999999": "999999.0",
+    "1000000": "1e+06",
+    "1234567": "1.234567e+06",
+    "123456.7": "123456.7",
+    "12345678.9": "1.23456789e+07",
+    "0.0001": "0.0001",
+    "0.00012345678": "0.00012345678",
+    "0.00001": "1e-05",
+    "1.25E-5": "1.25e-05",
+    "1e21": "1e+21",
+    "1e100": "1e+100",
+    "5e-324": "5e-324",
+    "0.1000000000000000055511151231257827": "0.1",
+    "9007199254740993": "9.007199254740992e+15",
+    "inf": "+Inf",
+    "+Inf": "+Inf",
+    "-infinity": "-Inf",
+    "nan": "NaN",
+    "1e999": "1e999",
+    "1_0": "1_0",
+    "one": "one",
+    " 1": " 1",
+    "\u0661": "\u0661",
+}
+
+
+@pytest.mark.parametrize(("written", "stored"), SPELLINGS.items())
+def test_le_and_quantile_are_written_as_prometheus_3_writes_them(written: str, stored: str) -> None:
+    """Else they would depend on the type, and so on what other targets say. No other label is touched."""
+    assert canonical(written) == stored
+    (line,) = lines(read(f'm{{le="{written}",level="{written}",quantile="{written}"}} 1\n'.encode()))
+    assert line == f'm{{qube="work",exporter="node",le="{stored}",level="{written}",quantile="{stored}"}} 1'
+
+
+def test_two_spellings_of_a_bucket_are_one_series() -> None:
+    """As they are for Prometheus 3."""
+    reading = read(b'# TYPE h histogram\nh_bucket{le="1"} 1\nh_bucket{le="1.0"} 2\n')
+    assert lines(reading) == ['h_bucket{qube="work",exporter="node",le="1.0"} 1']
+    assert reading.lines_dropped == 1

@@ -3,9 +3,11 @@
 
 import asyncio
 import itertools
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from federator.fleet import Fleet
 from federator.model import Config, Limits
 from federator.scrape import Scraper
 from federator.statelog import StateLog
-from tests.helpers import SERVICE, Clock
+from tests.helpers import SERVICE, Clock, kept_tracebacks, soon
 from tests.parts import Exporter, eventually, toml
 from tests.standin.qubes import Qubes
 
@@ -114,6 +116,7 @@ async def test_a_qube_that_leaves_while_it_is_read_holds_no_memory(make: MakeFle
     assert not fleet.remembers(target)
 
 
+@pytest.mark.slow
 async def test_one_limit_for_all_calls_over_reloads(make: MakeFleet, exporter: MakeExporter, tmp_path: Path) -> None:
     """With connect_limit 1 no two calls are set up at one time: not of kept, new or discovered qubes, nor dom0's."""
     client = tmp_path / "client"
@@ -183,3 +186,165 @@ async def test_dom0_that_refuses_is_asked_later_and_later(
     assert len(waits) >= 4
     assert fleet.discovery_error is not None
     assert fleet.discovery_error.reason == "refused"
+
+
+async def test_large_texts_at_one_time_cost_the_largest_and_nobody_else(
+    make: MakeFleet, exporter: MakeExporter
+) -> None:
+    """What is received and read at one time is bounded for all together; small texts of others are read."""
+    honest = exporter(b"m 1\n")
+    hostile = [exporter(b"".join(b'x{a="%d"} 1\n' % number for number in range(60_000))) for _ in range(8)]
+    names = {f"large{number}": one.port for number, one in enumerate(hostile)}
+    settings = local({"work": {"honest": honest.port}, "evil": names})
+    scrape = replace(settings.scrape, memory_limit=6 << 20, limits=Limits(samples=1_000_000))
+    fleet, scraper = make(replace(settings, scrape=scrape))
+    outcomes = {one.target.exporter.name: one for one in (await scraper.collect(fleet.targets, 60.0)).outcomes}
+    assert outcomes["honest"].reading is not None
+    given_up = [one.error for name, one in outcomes.items() if name != "honest" and one.error]
+    assert {error.reason for error in given_up} == {"body_size_limit"}
+    assert all("scrape.memory_limit" in str(error) for error in given_up)
+    assert 4 <= len(given_up) <= 8
+    assert fleet.texts.total == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "stays"),
+    [
+        ({"client": "/other/client"}, False),
+        ({"local_service": Path("/other/service")}, False),
+        ({"buffer_size": 1 << 16}, False),
+        ({"connect_limit": 1, "backoff_initial": 1.0, "backoff_max": 2.0}, True),
+    ],
+    ids=["client", "local_service", "buffer_size", "what changes no call"],
+)
+async def test_a_reload_makes_new_calls_where_they_are_made_otherwise(
+    make: MakeFleet, changes: dict[str, Any], *, stays: bool
+) -> None:
+    """The qube has a new channel then; any other setting leaves its calls alone."""
+    fleet, _ = make(local({"work": {"x": 9100}}))
+    before = fleet.channel("work")
+    fleet.reconfigure(replace(fleet.config, qrexec=replace(fleet.config.qrexec, **changes)))
+    assert (fleet.channel("work") is before) == stays
+
+
+async def test_a_qube_that_is_called_otherwise_has_a_new_channel(make: MakeFleet) -> None:
+    """With other ports, or over another transport."""
+    fleet, _ = make(local({"work": {"x": 9100}}))
+    before = fleet.channel("work")
+    (qube,) = fleet.config.qubes
+    fleet.reconfigure(replace(fleet.config, qubes=(replace(qube, transport="qrexec"),)))
+    other_transport = fleet.channel("work")
+    assert other_transport is not before
+    fleet.reconfigure(config.parse(toml({"work": {"x": 9200}}), Path("x.toml")))
+    assert fleet.channel("work") is not other_transport
+
+
+# Tells that it runs, and greets when it may.
+SLOW_TO_GREET = """#!/bin/sh
+: >"{folder}/runs-$QREXEC_REMOTE_DOMAIN"
+while ! [ -e "{folder}/greets" ]; do sleep 0.02; done
+exec {service} "$1"
+"""
+
+
+async def test_a_higher_limit_is_for_the_calls_that_wait_already(
+    make: MakeFleet, exporter: MakeExporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reload that raises connect_limit lets them begin at once."""
+    monkeypatch.setattr("federator.call.SETUP_SECONDS", 1000.0)
+    service = tmp_path / "service"
+    service.write_text(SLOW_TO_GREET.format(folder=tmp_path, service=SERVICE), encoding="utf-8")
+    service.chmod(0o755)
+    port = exporter(b"m 1\n").port
+    of = {name: {"x": port} for name in ("a", "b", "c")}
+    text = toml(of, transport="local", qrexec="connect_limit = 1\n").replace(str(SERVICE), str(service))
+    fleet, scraper = make(config.parse(text, tmp_path / "x.toml"))
+    collecting = asyncio.create_task(scraper.collect(fleet.targets, 30.0))
+
+    def running() -> int:
+        return len(list(tmp_path.glob("runs-*")))
+
+    await soon("one is called", running)
+    await asyncio.sleep(0.2)
+    assert running() == 1
+    fleet.reconfigure(replace(fleet.config, qrexec=replace(fleet.config.qrexec, connect_limit=2)))
+    await soon("a second one is called", lambda: running() == 2)
+    (tmp_path / "greets").touch()
+    assert all(outcome.reading for outcome in (await collecting).outcomes)
+
+
+async def test_a_reload_while_dom0_is_asked_asks_anew(make: MakeFleet, tmp_path: Path) -> None:
+    """Under the new settings and at once; how the old question ends is of no more interest."""
+    client = tmp_path / "client"
+    client.write_text(f"#!/bin/sh\n: >{tmp_path}/asked\nexec sleep 1000\n", encoding="utf-8")
+    client.chmod(0o755)
+    text = toml({"work": {"x": 9100}}, client=client, rest="[discovery]\nrefresh_interval = '10m'\n")
+    fleet, _ = make(config.parse(text, tmp_path / "x.toml"))
+    before = asyncio.create_task(fleet.refresh(100.0))
+    await soon("dom0 is asked", (tmp_path / "asked").exists)
+    other = tmp_path / "other"
+    other.write_text(CLIENT.format(folder=tmp_path, service=SERVICE), encoding="utf-8")
+    other.chmod(0o755)
+    (tmp_path / "setting-up").mkdir()
+    fleet.reconfigure(config.parse(text.replace(str(client), str(other)), tmp_path / "x.toml"))
+    async with asyncio.timeout(8):  # the old question would take ten seconds to be given up
+        await fleet.refresh(100.0)
+        await before
+    assert fleet.knows_states
+    await asyncio.sleep(1.5)  # the old client ends by SIGTERM
+    assert fleet.knows_states
+    assert fleet.discovery_error is None
+
+
+@pytest.mark.parametrize(
+    "then",
+    ["exec sleep 1000", "trap '' TERM; while :; do sleep 0.05; done"],
+    ids=["it does not end", "it ignores SIGTERM"],
+)
+async def test_a_question_to_dom0_is_ended_with_the_fleet(make: MakeFleet, tmp_path: Path, then: str) -> None:
+    """Its process is killed where it does not end by itself."""
+    client = tmp_path / "client"
+    client.write_text(f"#!/bin/sh\necho $$ >{tmp_path}/new\nmv {tmp_path}/new {tmp_path}/pid\n{then}\n", "utf-8")
+    client.chmod(0o755)
+    text = toml({"work": {"x": 9100}}, client=client, rest="[discovery]\n")
+    fleet, _ = make(config.parse(text, tmp_path / "x.toml"))
+    asking = asyncio.create_task(fleet.refresh(100.0))
+    await soon("dom0 is asked", (tmp_path / "pid").exists)
+    async with asyncio.timeout(20):
+        await fleet.close()
+        await asking
+    process = Path("/proc") / (tmp_path / "pid").read_text(encoding="utf-8").strip()
+    await soon("its process is gone", lambda: not process.exists())
+
+
+async def test_dom0_that_answers_while_the_daemon_stops_is_no_bug(
+    make: MakeFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody waits for the answer any more; the log says nothing of it."""
+    client = tmp_path / "client"
+    client.write_text(
+        f"#!{sys.executable} -IS\nimport signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        f"open('{tmp_path}/asked', 'w').close()\nsignal.sigwait([signal.SIGTERM])\n"
+        "print('0\\0dom0 class=AdminVM state=Running', flush=True)\n"
+        f"open('{tmp_path}/answered', 'w').close()\n",
+        encoding="utf-8",
+    )
+    client.chmod(0o755)
+    text = toml({"work": {"x": 9100}}, client=client, rest="[discovery]\n")
+    fleet, _ = make(config.parse(text, tmp_path / "x.toml"))
+    asking = asyncio.create_task(fleet.refresh(100.0))
+    await soon("dom0 is asked", (tmp_path / "asked").exists)
+    await fleet.close()
+    await asking
+    await soon("it answered", (tmp_path / "answered").exists)
+    await asyncio.sleep(0.1)
+    assert caplog.text == ""
+
+
+async def test_no_error_of_discovery_that_is_kept_holds_what_its_frames_held(make: MakeFleet, tmp_path: Path) -> None:
+    """The last one is kept until dom0 answers again."""
+    text = toml({"work": {"x": 9100}}, client=tmp_path / "missing", rest="[discovery]\n")
+    fleet, _ = make(config.parse(text, tmp_path / "x.toml"))
+    await fleet.refresh(20.0)
+    assert fleet.discovery_error is not None
+    assert kept_tracebacks() == []

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT
 from tests.parts import PATIENCE_SECONDS
 
@@ -43,22 +45,14 @@ def test_good():
 """
 
 
+@pytest.mark.slow
 def test_what_a_test_leaves_running_is_named_and_ended(tmp_path: Path) -> None:
     """A thread, a process, an orphan; after a skip and after a teardown that fails. The run ends all the same."""
     path = tmp_path / "test_it.py"
     path.write_text(TESTS, encoding="utf-8")
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-p",
-        "tests.leftovers",
-        "-p",
-        "no:cacheprovider",
-        "-c",
-        "/dev/null",
-        str(path),
-    ]
+    ini = tmp_path / "pytest.ini"
+    ini.write_text("[pytest]\n", encoding="utf-8")
+    words = [sys.executable, "-m", "pytest", "-p", "tests.leftovers", "-c", str(ini), str(path)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "4 passed, 1 skipped, 4 errors" in done.stdout

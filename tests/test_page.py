@@ -4,6 +4,7 @@
 import asyncio
 import gc
 import gzip
+from dataclasses import replace
 
 import pytest
 
@@ -13,6 +14,7 @@ from federator.fleet import Fleet
 from federator.model import Outcome, QubeOutcome, Reload, Snapshot
 from federator.page import Page, Pages, at_once
 from federator.scheduler import Scheduler
+from federator.text.merge import Merger
 from tests.helpers import read
 from tests.parts import toml
 
@@ -20,10 +22,15 @@ RELOAD = Reload(successful=True, at=1.0)
 
 
 @pytest.fixture
-async def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
-    """The pages of a fleet that nobody asks."""
-    settings = config.parse(toml({"work": {"node": 9100}}), tmp_path_factory.mktemp("page") / "x.toml")
-    return Pages(Fleet(settings, Counters()), Scheduler())
+async def fleet() -> Fleet:
+    """A fleet that nobody asks."""
+    return Fleet(config.parse(toml({"work": {"node": 9100}}), config.DEFAULT_PATHS[0]), Counters())
+
+
+@pytest.fixture
+async def pages(fleet: Fleet) -> Pages:
+    """The pages of that fleet."""
+    return Pages(fleet, Scheduler())
 
 
 def snapshot(body: bytes = b"m 1\n") -> Snapshot:
@@ -63,16 +70,49 @@ async def test_a_page_goes_with_its_snapshot(pages: Pages) -> None:
     assert len(pages) == 0
 
 
-async def test_who_goes_away_does_not_take_the_page_from_the_others(pages: Pages) -> None:
+@pytest.mark.parametrize("as_it_is", [False, True], ids=["compressed", "as it is"])
+async def test_a_scraper_that_goes_away_does_not_take_the_page_from_the_others(pages: Pages, *, as_it_is: bool) -> None:
     """It is made all the same."""
     shared = snapshot()
-    gone = asyncio.create_task(pages.of(shared, RELOAD).gzipped())
+    of_shared = pages.of(shared, RELOAD)
+    gone = asyncio.create_task(of_shared.plain() if as_it_is else of_shared.gzipped())
     await asyncio.sleep(0)
     gone.cancel()
     assert b"\nm{" in gzip.decompress(await pages.of(shared, RELOAD).gzipped())
+    assert b"\nm{" in await pages.of(shared, RELOAD).plain()
 
 
 async def test_a_text_that_is_there_already() -> None:
     """As /forward and /metrics/proxy have it."""
     text = Page(at_once(b"m 1\n"))
     assert (await text.plain(), gzip.decompress(await text.gzipped())) == (b"m 1\n", b"m 1\n")
+
+
+async def test_a_page_that_cannot_be_made_is_forgotten(pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug of ours costs that page, and no memory: its traceback would hold the snapshot, and this one the page."""
+    monkeypatch.setattr(page, "gauges", lambda *_: 1 / 0)
+    snapshots = [snapshot() for _ in range(5)]
+    for one in snapshots:
+        with pytest.raises(ZeroDivisionError):
+            await pages.of(one, RELOAD).plain()
+    assert len(pages) == 0
+
+
+async def test_what_departed_is_not_held_by_the_merger(
+    pages: Pages, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It remembers the order of the families that it merged; there is a new one where a qube or an exporter went."""
+    made: list[Merger] = []
+
+    def merger() -> Merger:
+        made.append(Merger())
+        return made[-1]
+
+    monkeypatch.setattr(page, "Merger", merger)
+    for _ in range(2):
+        await pages.of(snapshot(), RELOAD).plain()
+    assert len(made) == 0, "the first one serves as long as nothing departs"
+    fleet.reconfigure(replace(fleet.config, qubes=()))
+    for _ in range(2):
+        await pages.of(snapshot(), RELOAD).plain()
+    assert len(made) == 1

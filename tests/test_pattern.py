@@ -51,6 +51,16 @@ def test_a_usual_pattern_matches_what_re_matches(text: str) -> None:
         assert Pattern(text).fullmatch(name) == bool(re.fullmatch(text, name))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["(?m)a$[^b]b", "a$[^b]b", r"a\Z\n?", "(?i)a(?-i:b)", "(?i:a)b", "(?s:a.)b", "(?P<x>a)b", "a{b", r"\0|a\x62"],
+)
+def test_a_rare_pattern_matches_what_re_matches(text: str) -> None:
+    """Flags, names of groups, and places that depend on the characters behind them."""
+    for name in ("a", "ab", "aB", "Ab", "AB", "a\n", "a\nb", "a{b", "\0"):
+        assert Pattern(text).fullmatch(name) == bool(re.fullmatch(text, name)), name
+
+
 @pytest.mark.parametrize("text", EXPLOSIVE)
 def test_a_pattern_takes_linear_time(text: str) -> None:
     """Names of 5000 letters are answered, where Python's `re` would not end."""
@@ -63,6 +73,7 @@ def test_a_long_name_can_match() -> None:
     assert Pattern(r"(\w+_?)+_bucket").fullmatch("a" * 5000 + "_bucket")
 
 
+@pytest.mark.slow
 def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """A qube may choose names that lead to thousands of states; they are forgotten, and the answers stay the same."""
     monkeypatch.setattr(pattern, "MAX_REMEMBERED_NUMBERS", 1000)

@@ -2,10 +2,9 @@
 """Scrapes over the local transport: deadlines, who shares what with whom, and what the log is told."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
@@ -17,33 +16,44 @@ from federator.counters import Counters
 from federator.errors import (
     ExporterUnreachableError,
     ExpositionError,
+    ScrapeError,
     StoppingError,
     TimedOutError,
 )
 from federator.fleet import Fleet
-from federator.model import Outcome, Reading, Scrape
-from federator.scrape import Scraper, budget
+from federator.model import Answer, CallState, Outcome, Reading, Scrape
+from federator.request import Request
+from federator.scrape import LEAST_SECONDS, Scraper, budget, deadline_of
 from federator.statelog import StateLog
 from federator.text.exposition import Reader
 from federator.wire import Version2
-from tests.helpers import SERVICE
+from tests.helpers import SERVICE, Clock, kept_tracebacks, soon
 from tests.parts import Exporter, eventually, free_port, toml
 
 MakeExporter = Callable[[bytes], Exporter]
-MakeScraper = Callable[..., Scraper]
+MakeScraper = Callable[..., "CountedScraper"]
 MakeFleet = Callable[..., Fleet]
+
+
+class CountedScraper(Scraper):
+    """A scraper whose counters a test can read."""
+
+    def __init__(self, fleet: Fleet, counters: Counters) -> None:
+        super().__init__(fleet, StateLog(), counters)
+        self.counters = counters
 
 
 @pytest.fixture
 async def scraper(tmp_path: Path) -> AsyncIterator[MakeScraper]:
     """Makes scrapers of local qubes, and closes them."""
     host.watch_children()
-    made: list[Scraper] = []
+    made: list[CountedScraper] = []
 
-    def make(of: dict[str, dict[str, int]], scrape: str = "") -> Scraper:
-        settings = config.parse(toml(of, transport="local", scrape=scrape), tmp_path / "x.toml")
+    def make(of: dict[str, dict[str, int]], scrape: str = "", service: Path = SERVICE) -> CountedScraper:
+        text = toml(of, transport="local", scrape=scrape).replace(str(SERVICE), str(service))
         counters = Counters()
-        made.append(Scraper(Fleet(settings, counters), StateLog(), counters))
+        fleet = Fleet(config.parse(text, tmp_path / "x.toml"), counters)
+        made.append(CountedScraper(fleet, counters))
         return made[-1]
 
     yield make
@@ -125,6 +135,7 @@ async def test_scrapers_of_different_targets_do_not_share(scraper: MakeScraper, 
     assert len(b.requests) == 1
 
 
+@pytest.mark.slow
 async def test_a_partial_page_in_time(scraper: MakeScraper, exporter: MakeExporter) -> None:
     """What has not come is late; what has is there, and told as it comes."""
     slow, fast = exporter(b"slow 1\n"), exporter(b"fast 1\n")
@@ -132,11 +143,11 @@ async def test_a_partial_page_in_time(scraper: MakeScraper, exporter: MakeExport
     of = scraper({"work": {"slow": slow.port}, "personal": {"fast": fast.port}})
     told: list[Outcome] = []
     qubes = (await of.collect(frozenset(of.fleet.targets), 2.0, told.append)).qubes
-    assert [(qube.qube.name, qube.up) for qube in qubes] == [("work", True), ("personal", True)]
+    assert [(qube.qube.name, qube.up) for qube in qubes] == [("work", False), ("personal", True)]
     (late,) = qubes[0].outcomes
     assert late.reading is None
     assert isinstance(late.error, TimedOutError)
-    assert [outcome.target.exporter.name for outcome in told] == ["fast", "slow"]
+    assert [outcome.target.exporter.name for outcome in told] == ["fast"]
 
 
 async def test_an_impatient_scraper_does_not_end_the_channels_of_all(
@@ -165,7 +176,7 @@ async def test_answers_are_let_go(scraper: MakeScraper, exporter: MakeExporter) 
     assert "asking" not in repr(of)
 
 
-async def test_whoever_waits_when_the_daemon_stops_is_told(scraper: MakeScraper, exporter: MakeExporter) -> None:
+async def test_a_scraper_that_waits_when_the_daemon_stops_is_told(scraper: MakeScraper, exporter: MakeExporter) -> None:
     """Half a page would look like qubes that went down."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
@@ -257,6 +268,7 @@ async def test_an_unexpected_exception_in_the_middle_of_a_call_ends_that_call(
     assert [call.opened for call in of.fleet.channel("work").calls()] == [1], "a new slot, and one call in it"
 
 
+@pytest.mark.slow
 async def test_a_patient_scraper_has_its_own_deadline(scraper: MakeScraper, exporter: MakeExporter) -> None:
     """It shares with an impatient one, is not told `timeout` when that one is, and the call stays."""
     slow = exporter(b"m 1\n")
@@ -274,33 +286,89 @@ async def test_a_patient_scraper_has_its_own_deadline(scraper: MakeScraper, expo
     assert (call.opened, call.failures) == (1, 0)
 
 
-# Greets, and then says nothing; it stays until the end of its input.
-SILENT = "#!/bin/sh\nread -r greeting\necho =2\nexec cat >/dev/null\n"
+def service(folder: Path, text: str) -> Path:
+    """A service with this text."""
+    path = folder / "service"
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return path
 
 
-async def test_a_silent_qube_is_given_up_at_the_longest_deadline(tmp_path: Path, exporter: MakeExporter) -> None:
+def call_of(of: Scraper) -> CallState:
+    """The one call to the qube `work`."""
+    (call,) = of.fleet.channel("work").calls()
+    return call
+
+
+# Greets, and does not answer; it stays until the end of its input. A file tells that it was asked.
+SILENT = '#!/bin/sh\nread -r greeting\necho =2\nread -r request\n: >"$0.asked"\nexec cat >/dev/null\n'
+
+
+async def test_a_silent_qube_is_given_up_at_the_longest_deadline(
+    scraper: MakeScraper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An impatient scraper has its page in its time; the call ends when the last one that waits has no time left."""
-    service = tmp_path / "silent"
-    service.write_text(SILENT, encoding="utf-8")
-    service.chmod(0o755)
-    text = toml(
-        {"work": {"x": exporter(b"m 1\n").port}}, transport="local", scrape='timeout = "100ms"\ntimeout_offset = "0s"'
-    )
-    settings = config.parse(text.replace(str(SERVICE), str(service)), tmp_path / "x.toml")
-    host.watch_children()
-    counters = Counters()
-    fleet = Fleet(settings, counters)
-    of = Scraper(fleet, StateLog(), counters)
-    first, second = asyncio.create_task(collect(of, 0.3)), asyncio.create_task(collect(of, 2.0))
-    late = (await first)["x"]
-    assert isinstance(late.error, TimedOutError)
-    (call,) = fleet.channel("work").calls()
-    assert (call.open_seconds is not None, call.failures) == (True, 0), "the second one still waits"
+    clock = Clock(monkeypatch)
+    of = scraper({"work": {"x": 9100}}, service=service(tmp_path, SILENT))
+    first, second = asyncio.create_task(collect(of, 1000.0)), asyncio.create_task(collect(of, 2000.0))
+    await soon("it is asked", (tmp_path / "service.asked").exists)
+    clock.advance(1000.0)
+    assert isinstance((await first)["x"].error, TimedOutError)
+    assert (call_of(of).open_seconds is not None, call_of(of).failures) == (True, 0), "the second one still waits"
+    clock.advance(1000.0)
     assert isinstance((await second)["x"].error, TimedOutError)
+    await soon("the call is ended", lambda: call_of(of).open_seconds is None)
+    assert call_of(of).failures == 1
+
+
+async def test_an_impatient_scraper_of_a_silent_qube_does_not_end_its_call(
+    scraper: MakeScraper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call ends when the configured timeout is over, and not when that scraper goes: others may get an answer."""
+    clock = Clock(monkeypatch)
+    of = scraper({"work": {"x": 9100}}, service=service(tmp_path, SILENT), scrape='timeout = "500s"')
+    impatient = asyncio.create_task(collect(of, 50.0))
+    await soon("it is asked", (tmp_path / "service.asked").exists)
+    clock.advance(50.0)
+    assert isinstance((await impatient)["x"].error, TimedOutError)
+    clock.advance(400.0)
     await asyncio.sleep(0.1)
-    (call,) = fleet.channel("work").calls()
-    assert (call.open_seconds, call.failures) == (None, 1)
-    await fleet.close()
+    assert (call_of(of).open_seconds is not None, call_of(of).failures) == (True, 0)
+    clock.advance(100.0)
+    await soon("the call is ended", lambda: call_of(of).open_seconds is None)
+    assert call_of(of).failures == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timeout", "wanted_by", "ends_at"),
+    [
+        (0.2, 10.0, 100.0 + LEAST_SECONDS, 109.5),
+        (0.2, 2.0, 101.5, 101.5),
+        (8.0, 10.0, 108.0, 109.5),
+        (15.0, 10.0, 115.0, 115.0),
+    ],
+    ids=["impatient", "impatient, where little time is configured", "as most are", "patient"],
+)
+def test_the_deadline_of_a_request(seconds: float, timeout: float, wanted_by: float, ends_at: float) -> None:
+    """Exporters have LEAST_SECONDS however short the time of a scraper is; a call has the configured timeout."""
+    deadline = deadline_of(100.0 + seconds, 100.0, Scrape(timeout=timeout, timeout_offset=0.5))
+    assert deadline.wanted_by == pytest.approx(wanted_by)
+    assert deadline.ends_at == pytest.approx(ends_at)
+
+
+async def test_one_impatient_scraper_does_not_make_an_exporter_down(
+    scraper: MakeScraper, exporter: MakeExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has no text of a slow exporter; but the exporter answers, and neither log nor counters say anything else."""
+    slow = exporter(b"m 1\n")
+    slow.hold.clear()
+    of = scraper({"work": {"slow": slow.port}})
+    assert (await collect(of, 0.1))["slow"].error is not None
+    slow.hold.set()
+    await soon("its answer is read", lambda: of.fleet.remembers(of.fleet.targets[0]))
+    await soon("the scrape is over", lambda: "asking" not in repr(of))
+    assert "is down" not in caplog.text
+    assert b"exporter_failures_total{" not in of.counters.page()
 
 
 async def test_what_was_late_for_one_is_asked_anew_for_a_patient_one(
@@ -341,6 +409,7 @@ async def test_no_answer_is_older_than_the_time_of_sharing(
     assert outcomes[0]["fast"] is not outcomes[1]["fast"]
 
 
+@pytest.mark.slow
 async def test_the_duration_is_the_exporters_own(
     scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,16 +433,22 @@ async def test_reading_has_a_time_limit(
     """A text that takes for ever to be read is late, and holds up nobody."""
 
     def endless(_: Reader, body: bytes) -> Generator[None, None, Reading]:
+        begun.append(body)
         while body:
             yield
         raise AssertionError
 
-    of = scraper({"work": {"x": exporter(b"m 1\n").port}}, scrape='timeout = "300ms"\ntimeout_offset = "0s"')
+    clock = Clock(monkeypatch)
+    begun: list[bytes] = []
+    of = scraper({"work": {"x": exporter(b"m 1\n").port}}, scrape='timeout = "500s"')
     with monkeypatch.context() as patch:
         patch.setattr(Reader, "read", endless)
-        error = (await collect(of, 0.3))["x"].error
-    assert isinstance(error, TimedOutError)
-    await asyncio.sleep(0.1)
+        collecting = asyncio.create_task(collect(of, 1000.0))
+        await soon("it is read", lambda: begun)
+        clock.advance(1000.0)
+        error = (await collecting)["x"].error
+        assert isinstance(error, TimedOutError)
+        await soon("the reading has ended", lambda: "asking" not in repr(of))
     assert (await collect(of))["x"].reading is not None
 
 
@@ -382,13 +457,131 @@ async def test_no_error_that_is_kept_holds_what_its_frames_held(scraper: MakeScr
     web_page = exporter(b"<html>\n" * 1000)
     of = scraper({"work": {"page": web_page.port, "none": free_port()}})
     await collect(of)
-    gc.collect()
-    kept = [
-        one.tb_frame.f_code.co_qualname
-        for one in gc.get_objects()
-        if isinstance(one, TracebackType) and "/federator/" in one.tb_frame.f_code.co_filename
-    ]
-    assert kept == []
+    assert kept_tracebacks() == []
+
+
+CRASHES = "#!/bin/sh\nexit 3\n"
+# Does not greet, and does not end when its input does.
+GARBAGE = "#!/bin/sh\necho garbage\nexec sleep 1000\n"
+# Answers, and then goes on to say what nobody asked for.
+UNSOLICITED = """#!/bin/sh
+read -r greeting
+echo =2
+read -r request
+printf '9100 200 4 0.1 -\\nm 1\\n'
+sleep 0.2
+echo garbage
+exec cat >/dev/null
+"""
+
+
+@pytest.mark.parametrize(
+    "text", [CRASHES, GARBAGE, UNSOLICITED], ids=["a crash", "garbage", "garbage while nobody asks"]
+)
+async def test_no_error_that_a_call_keeps_holds_what_its_frames_held(
+    scraper: MakeScraper, tmp_path: Path, text: str
+) -> None:
+    """The last error of a qube is told until the next call is made; that may be a long time."""
+    of = scraper({"work": {"x": 9100}}, service=service(tmp_path, text))
+    outcome = (await collect(of))["x"]
+    assert (outcome.error is None) == (text is UNSOLICITED)
+    await soon("the call has failed", lambda: call_of(of).open_seconds is None)
+    assert kept_tracebacks() == []
+
+
+async def test_an_exporter_whose_qube_fails_is_forgotten(
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its text was like holds no memory until the qube is back."""
+    of = scraper({"work": {"x": exporter(b"m 1\n").port}})
+    await collect(of)
+    assert of.fleet.remembers(of.fleet.targets[0])
+
+    async def fail(_: Channel, request: Request) -> None:
+        request.tell_all(request.owed.copy(), TimedOutError("late"))
+
+    monkeypatch.setattr(Channel, "ask", fail)
+    await collect(of)
+    assert not of.fleet.remembers(of.fleet.targets[0])
+
+
+class ToldQubes:
+    """Stands in for the channels: they tell at once what each qube says, and go on until the test ends them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[str] = []
+        self.said: dict[str, list[Answer | ScrapeError]] = {}  # one for each port, in their order
+        self.goes_on = {"work": asyncio.Event(), "personal": asyncio.Event()}
+        monkeypatch.setattr(Channel, "ask", lambda channel, request: self._ask(channel.qube.name, request))
+
+    async def _ask(self, qube: str, request: Request) -> None:
+        self.asked.append(qube)
+        request.deadline.asked_at = asyncio.get_running_loop().time()
+        for port, said in zip(sorted(request.owed), self.said.get(qube, []), strict=False):
+            request.tell(port, said)
+        await self.goes_on[qube].wait()
+
+
+async def test_what_was_late_is_asked_anew_while_another_text_is_still_read(
+    scraper: MakeScraper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a scraper that waits longer; one that does not shares what there is."""
+    told = ToldQubes(monkeypatch)
+    told.said["work"] = [TimedOutError("late"), Answer(9200, 200, b"m 1\n", 0.1, "text/plain")]
+    told.goes_on["work"].set()
+    read, reads_on = Reader.read, asyncio.Event()
+
+    def slowly(self: Reader, body: bytes) -> Generator[None, None, Reading]:
+        while not reads_on.is_set():
+            yield
+        return (yield from read(self, body))
+
+    monkeypatch.setattr(Reader, "read", slowly)
+    of = scraper({"work": {"late": 9100, "large": 9200}})
+    collecting = [asyncio.create_task(collect(of, seconds)) for seconds in (20.0, 20.0, 5.0)]
+    await soon("it is told", lambda: "1 of 2 done, 3 waiting" in repr(of))
+    collecting.append(asyncio.create_task(collect(of, 5.0)))
+    await soon("it shares", lambda: "4 waiting" in repr(of))
+    assert told.asked == ["work"]
+    collecting.append(asyncio.create_task(collect(of, 40.0)))
+    await soon("the patient one asks anew", lambda: told.asked == ["work"] * 2)
+    reads_on.set()
+    await asyncio.gather(*collecting)
+
+
+async def test_what_was_late_is_asked_anew_while_its_scraper_waits_for_another_qube(
+    scraper: MakeScraper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The qube is done, and its outcome is still there to be shared; a scraper that waits longer does not want it."""
+    told = ToldQubes(monkeypatch)
+    told.said["work"] = [TimedOutError("late")]
+    told.goes_on["work"].set()
+    of = scraper({"work": {"late": 9100}, "personal": {"other": 9200}})
+    collecting = [asyncio.create_task(collect(of, 20.0))]
+    await soon("the qube is done", lambda: "work: finished" in repr(of))
+    await collect(of, 5.0, "late")
+    assert told.asked == ["work", "personal"], "it shares"
+    await collect(of, 40.0, "late")
+    assert told.asked == ["work", "personal", "work"]
+    told.goes_on["personal"].set()
+    await asyncio.gather(*collecting)
+
+
+@pytest.mark.parametrize("halted", [False, True], ids=["there are no qubes", "no qube runs"])
+async def test_a_snapshot_for_which_no_qube_was_asked_is_not_shared(
+    scraper: MakeScraper, monkeypatch: pytest.MonkeyPatch, *, halted: bool
+) -> None:
+    """Its outcomes are the same for a long time, but each scrape has its own time, and its own page."""
+    of = scraper({"work": {"x": 9100}})
+    monkeypatch.setattr(Fleet, "state", lambda *_: "halted")
+    if not halted:
+        of.fleet.reconfigure(replace(of.fleet.config, qubes=()))
+    first = await of.collect(of.fleet.targets, 20.0)
+    second = await of.collect(of.fleet.targets, 20.0)
+    assert len(first.qubes) == halted
+    assert first is not second
+    assert of.last is not None
+    assert of.last.at == second.at
 
 
 async def test_scrapers_who_share_all_answers_share_the_snapshot(scraper: MakeScraper, exporter: MakeExporter) -> None:
@@ -406,3 +599,14 @@ async def test_scrapers_who_share_all_answers_share_the_snapshot(scraper: MakeSc
     assert of.last is not None
     assert of.last.at == first.at
     assert [len(one.outcomes) for one in (first, narrowed, of.last)] == [2, 1, 2]
+
+
+async def test_the_time_to_make_and_send_the_page_is_kept_back(scraper: MakeScraper, exporter: MakeExporter) -> None:
+    """Where pages were slow, a scrape waits less for what is missing: the page is complete in the scraper's time."""
+    slow, large = exporter(b"s 1\n"), exporter(b"".join(b'm{a="%d"} 1\n' % number for number in range(10_000)))
+    slow.hold.clear()
+    of = scraper({"work": {"large": large.port}, "personal": {"slow": slow.port}})
+    of.cost.note(1_000_000, 1000.0)
+    snapshot = await of.collect(of.fleet.targets, 6.0)
+    assert snapshot.seconds < 6.0, "for 140 kB, by the last page, 200 s would have been kept back"
+    assert [outcome.reading is not None for outcome in snapshot.outcomes] == [True, False]

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""vmside/ruddo.PrometheusProxy as a process, as qrexec runs it; the daemon's own wire reads what it says."""
+"""vmside/ruddo.PrometheusProxy as a process, as qrexec runs it. The daemon's own wire reads its output."""
 
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,36 +17,38 @@ import pytest
 
 from federator.model import Answer
 from federator.wire import Version2
-from tests.helpers import SERVICE, recording
-from tests.parts import PATIENCE_SECONDS, Exporter, free_port, raw_server
+from tests.helpers import SERVICE, recording, service_module
+from tests.parts import MEASURED, PATIENCE_SECONDS, Exporter, free_port, raw_server, script
 
 StartService = Callable[..., "Service"]
 MakeExporter = Callable[[bytes], Exporter]
 
 HEAD = "HTTP/1.0 200 OK\r\nContent-Type: text/plain\r\n"
+CHUNKED = HEAD + "Transfer-Encoding: chunked\r\n\r\n"
+NOT_CHUNKS = b"answer cut short, or not in chunks as it says"
 
 
 class Service:
-    """The service as a process, and what it says."""
+    """The service as a process."""
 
     def __init__(self, *arguments: str, **environment: str) -> None:
         self.process = subprocess.Popen(
-            [SERVICE, *arguments],
+            [*script(SERVICE), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
-            env={"PATH": os.defpath, **environment},
+            env={"PATH": os.defpath, **MEASURED, **environment},
         )
 
     def say(self, text: bytes) -> Self:
-        """To its stdin."""
+        """Write to its stdin."""
         assert self.process.stdin
         self.process.stdin.write(text)
         return self
 
     def hear(self, size: int) -> bytes:
-        """So many bytes of its stdout, or all there are."""
+        """Read this number of bytes from its stdout, fewer only at the end."""
         assert self.process.stdout
         heard = b""
         while len(heard) < size and (piece := self.process.stdout.read(size - len(heard))):
@@ -54,7 +58,7 @@ class Service:
     def ask(
         self, wire: Version2, *ports: int, milliseconds: int = 20_000, max_body: int = 1 << 20
     ) -> dict[int, Answer]:
-        """One request of version 2, answered."""
+        """Send a request of version 2; the answers by port."""
         assert self.process.stdout
         if not wire.greeted:
             self.say(wire.greeting)
@@ -68,7 +72,7 @@ class Service:
         return answers
 
     def end(self, *, close: bool = True) -> tuple[int, bytes, bytes]:
-        """Status, the rest of stdout, and stderr; after the end of its input, if `close`."""
+        """Wait for its end; the exit status, the rest of stdout, and stderr. `close` ends its input first."""
         streams = self.process
         assert streams.stdin
         assert streams.stdout
@@ -81,7 +85,7 @@ class Service:
 
 @pytest.fixture
 def service() -> Iterator[StartService]:
-    """Starts services, and ends what is left of them."""
+    """Starts services, and ends them with the test."""
     with ExitStack() as stack:
 
         def start(*arguments: str, **environment: str) -> Service:
@@ -94,7 +98,7 @@ def service() -> Iterator[StartService]:
 
 
 def one_answer(service: StartService, port: int, **limits: int) -> Answer:
-    """The answer of a new service about one port; after it, the service ends well."""
+    """The answer of a new service for one port. The service ends with status 0 after it."""
     started = service(str(port))
     answer = started.ask(Version2(), port, **limits)[port]
     assert started.end() == (0, b"", b"")
@@ -102,7 +106,7 @@ def one_answer(service: StartService, port: int, **limits: int) -> Answer:
 
 
 def test_it_answers_for_every_port_at_once(service: StartService, exporter: MakeExporter) -> None:
-    """A slow exporter does not hold up a fast one, one that is down is told at once, and the next request works too."""
+    """A slow exporter does not delay the others, a missing one is reported at once, and the next request works too."""
     slow, fast, down = exporter(b"slow 1\n"), exporter(recording("node")), free_port()
     slow.hold.clear()
     ports = sorted([slow.port, fast.port, down])
@@ -126,7 +130,7 @@ def test_it_answers_for_every_port_at_once(service: StartService, exporter: Make
 
 
 def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporter) -> None:
-    """GET /metrics, with the time there is, on a connection that ends."""
+    """The service sends GET /metrics with the time limit, on a connection that ends after the answer."""
     asked = exporter(b"m 1\n")
     one_answer(service, asked.port, milliseconds=2500)
     ((path, headers),) = asked.requests
@@ -145,8 +149,21 @@ def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporte
         (HEAD + "Content-Length: 4\r\n\r\nm 1\nmore", 200, b"m 1\n"),
         (HEAD + "Content-Length: 9\r\n\r\nm 1\n", 0, b"answer cut short: 4 of 9 bytes"),
         (HEAD + "Transfer-Encoding: chunked\r\n\r\n2\r\nm \r\n2;x=y\r\n1\n\r\n0\r\n\r\n", 200, b"m 1\n"),
-        (HEAD + "Transfer-Encoding: chunked\r\n\r\n2\r\nm ", 0, b"answer cut short in the middle of a chunk"),
-        (HEAD + "Transfer-Encoding: chunked\r\n\r\nm 1\n", 0, b"answer cut short, or not in chunks as it says"),
+        (CHUNKED + "6\r\nm 0\r\n\r\r\n0\r\n", 200, b"m 0\r\n\r"),
+        (CHUNKED + "0004 ;x\r\nm 1\n\r\n0;y\r\nTrailer: z\r\n\r\nmore", 200, b"m 1\n"),
+        (CHUNKED + "0\r\n\r\n", 200, b""),
+        (CHUNKED + "2\r\nm ", 0, b"answer cut short before its last chunk"),
+        (CHUNKED + "7\r\nm 0\r\n\r\n", 0, b"answer cut short before its last chunk"),
+        (CHUNKED + "4\r\nm 1\n\r\n", 0, b"answer cut short before its last chunk"),
+        (CHUNKED, 0, b"answer cut short before its last chunk"),
+        (CHUNKED + "m 1\n", 0, NOT_CHUNKS),
+        (CHUNKED + "4\nm 1\n\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "2\r\nm 1\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "-4\r\nm 1\n\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "000000004\r\nm 1\n\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "4;" + "x" * 1023 + "\r\nm 1\n\r\n0\r\n\r\n", 0, NOT_CHUNKS),
+        (CHUNKED + "4;" + "x" * 2000, 0, NOT_CHUNKS),
         (HEAD + "Content-Encoding: gzip\r\n\r\n\x1f", 0, b"answered with a compressed body, which was not asked for"),
         ("HTTP/1.1 404 Not Found\r\n\r\n" + "x" * 5000, 404, b"x" * 1000),
         ("HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n", 302, b""),
@@ -164,7 +181,7 @@ def test_what_the_exporter_is_asked(service: StartService, exporter: MakeExporte
     ],
 )
 def test_what_an_exporter_may_answer(service: StartService, reply: str, status: int, body: bytes) -> None:
-    """A table of answers, and what is passed on of them."""
+    """For each answer of an exporter, what the service passes on."""
 
     def answer(connection: socket.socket) -> None:
         connection.recv(4096)
@@ -173,6 +190,151 @@ def test_what_an_exporter_may_answer(service: StartService, reply: str, status: 
     with raw_server(answer) as port:
         got = one_answer(service, port, max_body=1000)
     assert (got.status, got.body) == (status, body)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_chunks_are_taken_apart_as_they_come(size: int) -> None:
+    """After each piece the content is complete up to this piece, however the connection cuts the chunks."""
+    wire, content = b"", [b""]  # the content after each byte of `wire`
+    for chunk in (b"0\r\n\r\n", b"m 1\n" * 100, b"\r", b"\n"):
+        line = b"%x;x=y\r\n" % len(chunk)
+        wire += line + chunk + b"\r\n"
+        done = content[-1]
+        content += [done] * len(line)
+        content += [done + chunk[: end + 1] for end in range(len(chunk))]
+        content += [done + chunk] * len(b"\r\n")
+    body = service_module().ChunkedBody()
+    for start in range(0, len(wire), size):
+        body.feed(wire[start : start + size])
+        assert body.content == content[min(start + size, len(wire))]
+        assert not body.whole
+    body.feed(b"0\r\n")
+    assert body.whole
+    assert body.content == content[-1]
+
+
+def test_the_work_for_chunks_grows_with_their_number() -> None:
+    """Ten times as many chunks of one byte are ten times as many steps: no byte is looked at again."""
+
+    def steps(chunks: int) -> int:
+        body, events = service_module().ChunkedBody(), 0
+
+        def count(*_: object) -> None:
+            nonlocal events
+            events += 1
+
+        sys.setprofile(count)
+        for _ in range(chunks):
+            body.feed(b"1\r\nx\r\n")
+        sys.setprofile(None)
+        assert len(body.content) == chunks
+        return events
+
+    few = steps(100)
+    assert 0 < steps(1000) <= 10 * few
+
+
+# Runs a script with a clock that only `recv` moves: by a second for each call. At the end it prints how often an
+# exporter was read from.
+CLOCK_OF_WORK = """
+import runpy, socket, sys, time
+
+calls = 0
+
+class Socket(socket.socket):
+    def recv(self, size):
+        global calls
+        calls += 1
+        return super().recv(size)
+
+socket.socket = Socket
+time.monotonic = lambda: float(calls)
+del sys.argv[0]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(calls, file=sys.stderr)
+"""
+
+
+def test_no_exporter_is_read_from_after_the_requests_time() -> None:
+    """The time is checked before each piece of work, also where many exporters send tiny chunks without an end."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(CHUNKED.encode())
+        while True:
+            connection.sendall(b"1\r\nx\r\n" * 1000)
+
+    with ExitStack() as stack:
+        ports = sorted(stack.enter_context(raw_server(answer)) for _ in range(8))
+        words = [sys.executable, "-c", CLOCK_OF_WORK, str(SERVICE), "+".join(map(str, ports))]
+        process = stack.enter_context(
+            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+        wire = Version2()
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdin.write(wire.greeting)
+        process.stdin.flush()
+        wire.receive(process.stdout.read(3))
+        process.stdin.write(wire.ask(milliseconds=100_000, max_body=1 << 30, ports=ports))
+        process.stdin.flush()
+        answers: list[Answer] = []
+        while len(answers) < len(ports):
+            answers += wire.receive(process.stdout.read(1))
+        process.stdin.close()
+        assert process.stderr.read() == b"100\n"
+    assert {answer.body for answer in answers} == {b"timed out"}
+
+
+def test_a_greedy_caller_who_does_not_read_costs_bounded_memory(service: StartService) -> None:
+    """The service lives with little memory: it holds 128 MiB of bodies, and the largest that are too much fail."""
+    length, reached = 48 << 20, threading.Semaphore(0)
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        try:
+            connection.sendall(f"{HEAD}Content-Length: {length}\r\n\r\n".encode())
+            for _ in range(length >> 20):
+                connection.sendall(bytes(1 << 20))
+        finally:
+            reached.release()
+
+    with ExitStack() as stack:
+        ports = sorted(stack.enter_context(raw_server(answer)) for _ in range(4))
+        started, wire = service("+".join(map(str, ports))), Version2()
+        resource.prlimit(started.process.pid, resource.RLIMIT_AS, (256 << 20, 256 << 20))
+        started.say(wire.greeting)
+        wire.receive(started.hear(3))
+        assert started.process.stdout
+        output = started.process.stdout.fileno()
+        started.say(wire.ask(milliseconds=600_000, max_body=9_999_999_999, ports=ports))
+        for _ in ports:
+            assert reached.acquire(timeout=PATIENCE_SECONDS)
+        answers: list[Answer] = []
+        while not wire.idle:
+            piece = os.read(output, 1 << 16)
+            assert piece, "the service ended"
+            answers += wire.receive(piece)
+    assert sorted(len(answer.body) for answer in answers if answer.status == 200) == [length, length]
+    assert {answer.body for answer in answers if answer.status == 0} == {
+        b"body larger than the rest of 134217728 bytes for all ports"
+    }
+
+
+def test_the_service_has_a_limit_of_its_own(service: StartService) -> None:
+    """One body has 64 MiB at most, whatever the caller asks for."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(f"{HEAD}\r\n".encode())
+        while True:
+            connection.sendall(bytes(1 << 20))
+
+    with raw_server(answer) as port:
+        assert one_answer(service, port, max_body=9_999_999_999).body == b"body larger than 67108864 bytes"
 
 
 @pytest.mark.parametrize("length", [1024, 5000])
@@ -197,7 +359,7 @@ def test_the_body_of_an_http_error_is_cut(service: StartService, framing: str, l
 
 
 def test_a_content_type_cannot_break_the_header(service: StartService) -> None:
-    """What is not printable ASCII is left out, what is long is cut."""
+    """One that is not printable ASCII is left out, a long one is cut."""
     for untrusted, told in ((b"text/\xffplain", "-"), (b"a\tb", "-"), (b"x" * 500, "x" * 128)):
 
         def answer(connection: socket.socket, untrusted: bytes = untrusted) -> None:
@@ -210,7 +372,7 @@ def test_a_content_type_cannot_break_the_header(service: StartService) -> None:
 
 @pytest.mark.parametrize("spoken", [b"", b"HTTP/1.0 200 OK\r\n", b"HTTP/1.0 200 OK\r\n\r\nm 1\n"])
 def test_who_does_not_answer_in_time_is_late(service: StartService, spoken: bytes) -> None:
-    """Silence, half a head, half a body; the service goes on living."""
+    """After silence, half of the headers or half of the body the reason is "timed out", and the service goes on."""
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(spoken)
@@ -224,7 +386,7 @@ def test_who_does_not_answer_in_time_is_late(service: StartService, spoken: byte
 
 
 def test_a_drip_is_bounded_in_time(service: StartService) -> None:
-    """One byte now and then does not buy more time."""
+    """An exporter that sends single bytes gets no more time."""
 
     def answer(connection: socket.socket) -> None:
         while True:
@@ -238,7 +400,7 @@ def test_a_drip_is_bounded_in_time(service: StartService) -> None:
 
 
 def select_for(connection: socket.socket) -> bool:
-    """Wait a moment; has the other end gone?"""
+    """Wait a moment; whether the other end has closed the connection."""
     connection.settimeout(0.02)
     try:
         return connection.recv(4096) == b""
@@ -247,7 +409,7 @@ def select_for(connection: socket.socket) -> bool:
 
 
 def test_version_1_is_upstreams(service: StartService, exporter: MakeExporter) -> None:
-    """Upstream's proxy sends `+`, waits for two bytes, sends `?`, and reads a length and as many bytes; many times."""
+    """Upstream's proxy sends `+`, reads two bytes, then again and again sends `?` and reads a length and a body."""
     body = recording("process")
     started = service(str(exporter(body).port)).say(b"+\n")
     assert started.hear(2) == b"=\n"
@@ -260,14 +422,14 @@ def test_version_1_is_upstreams(service: StartService, exporter: MakeExporter) -
 
 
 def test_version_1_has_no_empty_answer(service: StartService, exporter: MakeExporter) -> None:
-    """Upstream's proxy takes a length of 0 for a failure; an exporter without a metric is none."""
+    """An exporter without metrics has not failed, but upstream's proxy treats a length of 0 as a failure."""
     started = service(str(exporter(b"").port)).say(b"+\n?\n")
     assert started.hear(5) == b"=\n1\n\n"
     assert started.end() == (0, b"", b"")
 
 
 def test_version_1_ends_at_a_failure(service: StartService, exporter: MakeExporter) -> None:
-    """It has no other way to say so."""
+    """Version 1 cannot report a failure in another way."""
     gone = exporter(b"gone")
     gone.status = 503
     for port, why in ((free_port(), b"Connection refused"), (gone.port, b"status 503")):
@@ -284,7 +446,7 @@ def test_version_1_ends_at_a_failure(service: StartService, exporter: MakeExport
      "٣", "9" * 4000, "+".join(map(str, range(1, 66))), "-h", "../9100", "9100\n"],
 )  # fmt: skip
 def test_an_argument_that_is_no_list_of_ports(service: StartService, argument: str) -> None:
-    """One line says what it has to be; nothing is said on stdout."""
+    """One line on stderr says what the argument must be, and stdout stays empty."""
     for started in (service(argument), service(QREXEC_SERVICE_ARGUMENT=argument)):
         status, out, errors = started.end(close=False)
         assert (status, out) == (3, b"")
@@ -293,7 +455,7 @@ def test_an_argument_that_is_no_list_of_ports(service: StartService, argument: s
 
 
 def test_the_argument_may_come_in_the_environment(service: StartService) -> None:
-    """As qrexec gives it, in both places."""
+    """The environment has it, too, when qrexec starts the service."""
     assert service(QREXEC_SERVICE_ARGUMENT="9100").say(b"+2\n").end() == (0, b"=2\n", b"")
 
 
@@ -320,7 +482,7 @@ def test_the_argument_may_come_in_the_environment(service: StartService) -> None
     ],
 )
 def test_a_caller_who_does_not_keep_to_the_protocol(service: StartService, said: bytes, status: int) -> None:
-    """The service ends at once, with a status of its own and one line; and fetches nothing."""
+    """The service ends at once with an exit status for this mistake and one line, and fetches nothing."""
     ended, out, errors = service("9100").say(said).end(close=False)
     assert ended == status
     assert out in (b"", b"=2\n", b"=\n")
@@ -329,13 +491,13 @@ def test_a_caller_who_does_not_keep_to_the_protocol(service: StartService, said:
 
 
 def test_version_1_is_for_one_port(service: StartService) -> None:
-    """Upstream's proxy never asks for more."""
+    """With more ports in the argument the service refuses version 1."""
     assert service("9100+9256").say(b"+\n").end(close=False)[0] == 3
 
 
 @pytest.mark.parametrize("said", [b"+", b"+2\n?50"])
 def test_the_end_of_input_in_the_middle_of_a_line(service: StartService, said: bytes) -> None:
-    """It ends, and says so."""
+    """The service ends, and says why."""
     status, _, errors = service("9100").say(said).end()
     assert (status, errors) == (
         7,
@@ -344,7 +506,7 @@ def test_the_end_of_input_in_the_middle_of_a_line(service: StartService, said: b
 
 
 def test_the_end_of_input_while_it_fetches(service: StartService, exporter: MakeExporter) -> None:
-    """It does not wait for the exporter."""
+    """The service ends without waiting for the exporter."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
     started = service(str(slow.port)).say(b"+2\n")
@@ -354,7 +516,7 @@ def test_the_end_of_input_while_it_fetches(service: StartService, exporter: Make
 
 
 def test_whoever_speaks_while_answers_are_owed_is_left(service: StartService, exporter: MakeExporter) -> None:
-    """Anything else on either side ends the channel."""
+    """A second request before the first one is answered ends the service."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
     started = service(str(slow.port)).say(b"+2\n")
@@ -363,8 +525,9 @@ def test_whoever_speaks_while_answers_are_owed_is_left(service: StartService, ex
     assert started.say(request + request).end(close=False)[0] == 6
 
 
+@pytest.mark.slow
 def test_a_caller_who_does_not_read_is_left(service: StartService, exporter: MakeExporter) -> None:
-    """Soon after the request's time is over: it must not stay in the qube for ever."""
+    """The service ends soon after the request's time, so that it does not stay in the qube."""
     large = exporter(b"m 1\n" * 500_000)
     started = service(str(large.port)).say(b"+2\n")
     started.hear(3)
@@ -421,7 +584,7 @@ def test_a_caller_who_does_not_read_has_less_than_a_second_more() -> None:
 
 
 def test_a_caller_who_is_gone(service: StartService, exporter: MakeExporter) -> None:
-    """Nobody reads and nobody speaks any more."""
+    """The service ends when its output is closed."""
     large = exporter(b"m 1\n" * 500_000)
     started = service(str(large.port)).say(b"+2\n")
     started.hear(3)
@@ -433,7 +596,7 @@ def test_a_caller_who_is_gone(service: StartService, exporter: MakeExporter) -> 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_without_a_word(service: StartService, number: int) -> None:
-    """As when its qube is shut down."""
+    """The service ends so when its qube shuts down."""
     started = service("9100").say(b"+2\n")
     started.hear(3)
     started.process.send_signal(number)
@@ -441,7 +604,7 @@ def test_a_signal_ends_it_without_a_word(service: StartService, number: int) -> 
 
 
 def test_it_is_what_it_says_it_is() -> None:
-    """One executable file on the standard library, started without anything of the qube's environment."""
+    """One executable file that needs only the standard library, and that the qube's environment cannot change."""
     first, text = SERVICE.read_text(encoding="utf-8").split("\n", 1)
     assert first == "#!/usr/bin/python3 -ISE"
     assert os.access(SERVICE, os.X_OK)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is remembered: a page made from memory is, byte for byte, the page made without it, and memory has bounds."""
+"""Following and memory: a page made from memory is, byte for byte, the page made without it; memory has bounds."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,20 +11,26 @@ from hypothesis import strategies as st
 from prometheus_client.samples import Sample
 
 from federator.errors import ScrapeError
-from federator.model import Exporter, Limits, Target
+from federator.model import Exporter, Family, Limits, Target
 from federator.pattern import Pattern
 from federator.text import parser
+from federator.text.allowance import Allowance
 from federator.text.exposition import Reader
-from federator.text.follow import LARGE
+from federator.text.follow import LARGE, PageSeries, Unfinished, follow
+from federator.text.lines import SLICE_BYTES, SLICE_LINES, STEP_LINES, TextLines
 from federator.text.memory import LineCache, Memory
+from federator.text.metadata import FamilyMetadata
+from federator.text.relabel import Relabeling
+from federator.text.samples import SampleReader
+from federator.text.shape import PageLine, shape_of
 from federator.text.value import are_values, is_value
-from tests.helpers import RECORDINGS, finish, page, read, recording, target
+from tests.helpers import RECORDINGS, finish, page, read, reader, recording, target
 
 EXPORTERS = sorted({path.name.rpartition("-")[0] for path in RECORDINGS.glob("*.prom")})
-# Bodies of their own kind: no heads at all; TYPE alone; comments, blanks and timestamps between; our labels claimed;
-# names that have to move; families in several places; a piece with the lines of another.
+# Bodies that are unusual: without HELP and TYPE; TYPE alone; comments, blanks and timestamps between samples; labels
+# with our names; reserved names; families in several places; a section with samples of another family.
 ODD = {
-    "no heads": b'a{x="1"} 1\na{x="2"} 2\nb 3\nb_total{x="1"} 4\n',
+    "no metadata": b'a{x="1"} 1\na{x="2"} 2\nb 3\nb_total{x="1"} 4\n',
     "TYPE alone": b'# TYPE a gauge\na 1\n# TYPE h histogram\nh_bucket{le="1"} 1\nh_bucket{le="+Inf"} 2\nh_sum 3\n',
     "all sorts": b'# HELP a text\n\n# a comment\na 1\n# HELP b text\nb{x="y"}  2 123\nb{x="z"}\t3\n\tb 4\nc{}5\n',
     "our labels": b'# HELP a text\na{qube="x",exporter="y"} 1\na{qube="z"} 2\na 3\n',
@@ -63,20 +69,20 @@ def _at(chance: random.Random, lines: list[bytes]) -> int:
 
 
 def new_value(chance: random.Random, lines: list[bytes]) -> None:
-    """Another number, as at every scrape."""
+    """A line gets another number, as at every scrape."""
     where = _at(chance, lines)
     if not lines[where].startswith(b"#"):
         lines[where] = lines[where].rpartition(b" ")[0] + b" %d" % chance.randrange(10**6)
 
 
 def odd_value(chance: random.Random, lines: list[bytes]) -> None:
-    """Perhaps a number, perhaps not."""
+    """A line gets a value that may be a number or not."""
     where = _at(chance, lines)
     lines[where] = lines[where].rpartition(b" ")[0] + b" " + chance.choice(VALUES)
 
 
 def new_series(chance: random.Random, lines: list[bytes]) -> None:
-    """A label value never seen, beside or instead of another line."""
+    """A series with a new label value comes before a line, or in its place."""
     where = _at(chance, lines)
     if not lines[where].startswith(b"#"):
         name = lines[where].partition(b"{")[0].partition(b" ")[0]
@@ -84,24 +90,24 @@ def new_series(chance: random.Random, lines: list[bytes]) -> None:
 
 
 def gone(chance: random.Random, lines: list[bytes]) -> None:
-    """Some lines less."""
+    """Some lines go."""
     where = _at(chance, lines)
     del lines[where : where + chance.choice([1, 1, 1, 2, 5, 20])]
     lines[:] = lines or [b"a 1"]
 
 
 def twice(chance: random.Random, lines: list[bytes]) -> None:
-    """A line again, somewhere."""
+    """A line comes a second time, somewhere."""
     lines.insert(_at(chance, lines), lines[_at(chance, lines)])
 
 
 def moved(chance: random.Random, lines: list[bytes]) -> None:
-    """A line elsewhere."""
+    """A line moves."""
     lines.insert(_at(chance, lines), lines.pop(_at(chance, lines)) if len(lines) > 1 else b"b 1")
 
 
 def mixed(chance: random.Random, lines: list[bytes]) -> None:
-    """Some lines in another order."""
+    """Some lines change their order."""
     where = _at(chance, lines)
     some = lines[where : where + 10]
     chance.shuffle(some)
@@ -109,25 +115,37 @@ def mixed(chance: random.Random, lines: list[bytes]) -> None:
 
 
 def broken(chance: random.Random, lines: list[bytes]) -> None:
-    """A byte that does not belong there."""
+    """A line gets a byte that does not belong there."""
     where = _at(chance, lines)
     line = bytearray(lines[where] + b" ")
     line[_at(chance, [bytes([byte]) for byte in line])] = chance.choice(b'\0\r\t #{}"\\,=1a\xff')
     lines[where] = bytes(line)
 
 
-def head(chance: random.Random, lines: list[bytes]) -> None:
-    """A family changes its type, gets one, or has a comment in between."""
+def metadata(chance: random.Random, lines: list[bytes]) -> None:
+    """A family gets another type, its first type, or a comment between its lines."""
     name = lines[_at(chance, lines)].removeprefix(b"# HELP ").partition(b"{")[0].partition(b" ")[0]
     line = chance.choice([b"# TYPE %b gauge", b"# TYPE %b counter", b"# HELP %b text", b"# %b", b"#%b", b"\0%b", b""])
     lines.insert(_at(chance, lines), line % name if line else b"")
 
 
-EDITS: list[Edit] = [new_value, new_value, new_value, odd_value, new_series, gone, twice, moved, mixed, broken, head]
+EDITS: list[Edit] = [
+    new_value,
+    new_value,
+    new_value,
+    odd_value,
+    new_series,
+    gone,
+    twice,
+    moved,
+    mixed,
+    broken,
+    metadata,
+]
 
 
 def told(reader: Reader, untrusted_body: bytes) -> tuple[object, ...]:
-    """All that can be seen of a reading, or of why there is none."""
+    """All that can be seen of a reading, or the error."""
     try:
         reading = finish(reader.read(untrusted_body))
     except ScrapeError as error:
@@ -135,12 +153,14 @@ def told(reader: Reader, untrusted_body: bytes) -> tuple[object, ...]:
     return page(reading), reading.samples, reading.lines_dropped, reading.complaint
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @given(seed=st.integers(0, 2**32), body=st.sampled_from([*EXPORTERS, *ODD]))
 @example(seed=1, body="node")
 @example(seed=10484, body="format")
 @settings(max_examples=150, deadline=None)
 def test_a_text_reads_the_same_with_and_without_memory(seed: int, body: str) -> None:
-    """Warm is cold, byte for byte: pages, counts, complaints and errors, whatever happens to a text."""
+    """Invariant 7: pages, counts, complaints and errors are the same, whatever happens to a text."""
     chance = random.Random(seed)
     untrusted = ODD.get(body) or recording(body)
     limits = Limits(samples=chance.choice([50_000, 50_000, 700]), label_value_length=chance.choice([4096, 60]))
@@ -157,7 +177,7 @@ def test_a_text_reads_the_same_with_and_without_memory(seed: int, body: str) -> 
 
 
 def gentle(chance: random.Random, families: list[tuple[list[bytes], list[bytes]]]) -> None:
-    """What exporters do to the lines of a family, or nearly: heads stay, so that the text is followed."""
+    """Change the lines of a family as exporters do, or nearly. HELP and TYPE stay, so that the text can be followed."""
     _, lines = chance.choice(families)
     kind = chance.randrange(8)
     where = chance.randrange(len(lines)) if lines else 0
@@ -177,10 +197,12 @@ def gentle(chance: random.Random, families: list[tuple[list[bytes], list[bytes]]
         lines[:] = [line.rpartition(b" ")[0] + b" %d" % chance.randrange(100) for line in lines]
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=150, deadline=None)
-def test_targets_that_share_what_was_judged_read_as_if_each_were_alone(seed: int) -> None:
-    """Texts that are nearly followed, of targets with other labels and wishes, with hardly any room in the cache."""
+def test_targets_that_share_a_cache_read_as_if_each_were_alone(seed: int) -> None:
+    """Texts that are nearly followed, of targets with different labels and drops, with hardly any room in the cache."""
     chance = random.Random(seed)
     limits = Limits(samples=chance.choice([12, 50]), label_value_length=60)
     memory = Memory(limits)
@@ -194,7 +216,7 @@ def test_targets_that_share_what_was_judged_read_as_if_each_were_alone(seed: int
         ([b"# HELP up text"], [b"up 1"]),
     ]
     for _ in range(8):
-        untrusted = b"".join(line + b"\n" for heads, lines in families for line in (*heads, *lines))
+        untrusted = b"".join(line + b"\n" for metadata, lines in families for line in (*metadata, *lines))
         for one in targets:
             assert told(warm[one], untrusted) == told(Reader(one, limits, Memory(limits)), untrusted)
         for _ in range(chance.choice([1, 1, 2, 4])):
@@ -224,21 +246,21 @@ FOLLOWED = b'# HELP a text\na{x="1"} 1\na{x="2"} 2\n# HELP b text\nb 1\na{x="3"}
     ids=[
         "a value without a key",
         "a value",
-        "a series of another piece, added",
-        "a series that its family has in another piece",
-        "a series of another piece",
-        "a series twice in a piece",
+        "a series of another section, added",
+        "a series that its family has in another section",
+        "a series of another section",
+        "a series twice in a section",
         "a series twice, by an empty label",
         "two families in another order",
         "two families, a new series",
         "more samples than allowed",
         "a label that is too long",
         "another key of a series",
-        "another head",
+        "another HELP",
     ],
 )
 def test_what_can_happen_to_a_text_that_was_followed(old: bytes, new: bytes) -> None:
-    """One by one, what the properties above find by chance."""
+    """The cases that the tests above find by chance, one by one."""
     limits = Limits(samples=6, label_value_length=60)
     warm = Reader(target(), limits, Memory(limits))
     for untrusted in (FOLLOWED, FOLLOWED.replace(b" 1\n", b" 9\n"), FOLLOWED.replace(old, new), FOLLOWED):
@@ -246,15 +268,31 @@ def test_what_can_happen_to_a_text_that_was_followed(old: bytes, new: bytes) -> 
 
 
 def test_a_series_is_not_passed_on_twice_because_its_family_is_in_two_places() -> None:
-    """Each piece knows its own series; what the others have, only a reading of all of them sees."""
+    """A section knows its own series only. Whether another section has one too, only reading the whole text shows."""
     text = b'# HELP a text\na{x="1"} 1\na{x="2"} 2\n# HELP b text\na{x="3"} 3\na{x="4"} 4\n'
     warm = Reader(target(), Limits(), Memory(Limits()))
     for untrusted in (text, text.replace(b'a{x="4"}', b'a{x="1"}'), text, text.replace(b'a{x="2"}', b'a{x="4"}')):
         assert told(warm, untrusted) == told(Reader(target(), Limits(), Memory(Limits())), untrusted)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (b"# HELP a t\na 1 123\n", b"# HELP a t\n5\n"),
+        (b'# HELP a t\na 1\n# comment\na{x="2"} 2\n', b'# HELP a t\na 1\na 7\na{x="2"} 2\n'),
+        (b'# HELP a t\na 1\n\na{x="2"} 2\n', b'# HELP a t\na 1\na 7\na{x="2"} 2\n'),
+    ],
+    ids=["a value alone in place of a line with a timestamp", "a series in place of a comment", "in place of a blank"],
+)
+def test_a_section_with_more_than_metadata_and_plain_lines_is_not_followed(first: bytes, second: bytes) -> None:
+    """Only where each line of a section is a key and a value does its place in the section say which series it has."""
+    warm = Reader(target(), Limits(), Memory(Limits()))
+    for untrusted in (first, second, first):
+        assert told(warm, untrusted) == told(reader(target()), untrusted)
+
+
 def test_a_text_that_grows_is_held_to_the_limit() -> None:
-    """Series by series, each of them followed."""
+    """The text grows by a series at each scrape, and is followed each time."""
     limits = Limits(samples=22)
     warm = Reader(target(), limits, Memory(limits))
     for count in (20, 21, 22, 23, 24):
@@ -263,7 +301,7 @@ def test_a_text_that_grows_is_held_to_the_limit() -> None:
 
 
 def test_a_value_has_an_end() -> None:
-    """Whatever it would be: nobody measures anything to 400 digits."""
+    """A value may have 400 bytes and no more."""
     assert is_value(b"0." + b"1" * 398)
     assert not is_value(b"0." + b"1" * 399)
 
@@ -279,10 +317,10 @@ def test_a_value_has_an_end() -> None:
             b"".join(b'a{x="%d"} %b12345_\n' % (number, b"1" * 290) for number in range(5000)),
         ),
     ],
-    ids=["a value of a megabyte", "heads alone", "backslashes", "values that are nearly some"],
+    ids=["a value of a megabyte", "metadata alone", "backslashes", "values that are nearly some"],
 )
-def test_no_text_keeps_others_waiting(first: bytes, second: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work is done in slices, and the regular expressions never start twice at one byte."""
+def test_no_text_delays_the_others(first: bytes, second: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work is done in slices, and no value is checked more than twice."""
     calls = 0
 
     def counted(untrusted_value: bytes) -> bool:
@@ -306,7 +344,7 @@ def test_no_text_keeps_others_waiting(first: bytes, second: bytes, monkeypatch: 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_recorded_scrapes_read_the_same_with_and_without_memory(exporter: str) -> None:
-    """Real exporters, one scrape after the other, with a restart between."""
+    """Scrapes of real exporters, one after the other, with a restart between."""
     warm = Reader(TARGET, Limits(), Memory(Limits()))
     for number in (1, 2, 3, 1, 3):
         untrusted = recording(exporter, number)
@@ -314,8 +352,8 @@ def test_recorded_scrapes_read_the_same_with_and_without_memory(exporter: str) -
 
 
 @pytest.mark.parametrize("exporter", ["node", "process"])
-def test_a_text_with_other_values_is_not_judged_again(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was seen is compared, and only values are looked at: else all of this would be for nothing."""
+def test_a_text_with_other_values_is_followed(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is compared with the last one, and only values are read: that is what memory is for."""
     memory = Memory(Limits())
     finish(Reader(TARGET, Limits(), memory).read(recording(exporter, 2)))
 
@@ -327,8 +365,8 @@ def test_a_text_with_other_values_is_not_judged_again(exporter: str, monkeypatch
         assert finish(Reader(TARGET, Limits(), memory).read(recording(exporter, number))).samples
 
 
-def test_new_series_in_a_family_need_not_cost_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes come and go at every scrape; the text is followed all the same, and the new ones are judged."""
+def test_a_text_with_new_series_in_a_family_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes come and go at every scrape: the text is followed all the same, and only new series are parsed."""
     before = b"# HELP a text\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(9))
     after = before.replace(b'x="3"', b'x="new"').replace(b'a{x="5"} 1\n', b"")
     warm = Reader(TARGET, Limits(), Memory(Limits()))
@@ -338,8 +376,8 @@ def test_new_series_in_a_family_need_not_cost_the_rest(monkeypatch: pytest.Monke
     assert page(finish(warm.read(after))) == cold
 
 
-def test_two_targets_share_what_was_judged_but_not_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line judged for one qube is only labelled for the next one."""
+def test_two_targets_share_a_cache_but_not_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line that was parsed for one qube is not parsed again for the next one; it gets that qube's labels."""
     memory = Memory(Limits())
     first, second = Target("work", Exporter("node", 9100)), Target("personal", Exporter("node", 9100))
     finish(Reader(first, Limits(), memory).read(recording("node")))
@@ -348,8 +386,8 @@ def test_two_targets_share_what_was_judged_but_not_their_names(monkeypatch: pyte
     assert page(finish(Reader(second, Limits(), memory).read(recording("node")))) == alone
 
 
-def test_a_target_with_a_label_of_that_name_is_not_given_what_was_judged_for_another() -> None:
-    """`x` belongs to the series for one target, and to the operator for the other."""
+def test_a_series_with_a_label_that_we_set_for_this_target_is_not_taken_from_the_cache() -> None:
+    """For one target the label `x` is the exporter's own; for the other one the configuration sets it."""
     memory = Memory(Limits())
     body = b'a{x="theirs"} 1\n'
     finish(Reader(target("work"), Limits(), memory).read(body))
@@ -358,20 +396,21 @@ def test_a_target_with_a_label_of_that_name_is_not_given_what_was_judged_for_ano
         assert b'x="ours",exported_x="theirs"' in b"".join(finish(other.read(body)).blocks)
 
 
-def test_memory_forgets_the_largest_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A qube that sends more than others pays for it itself."""
-    monkeypatch.setattr("federator.text.memory._SHAPES_SIZE", 300_000)
-    monkeypatch.setattr("federator.text.memory._SHAPES_SIZE_PER_SAMPLE", 0)
-    memory = Memory(Limits())
-    small, large = target("small"), target("large")
+def test_memory_forgets_the_largest_first() -> None:
+    """When there is too much, the qube that sends most is the one that is read in full again."""
+    memory = Memory(Limits(), 1_600_000)
+    small, large, other = target("small"), target("large"), target("other")
     finish(Reader(small, Limits(), memory).read(b"a 1\n"))
-    finish(Reader(large, Limits(), memory).read(recording("node") + b"# " + b"x" * 200_000 + b"\n"))
+    finish(Reader(large, Limits(), memory).read(recording("node") + b"# " + b"x" * 100_000 + b"\n"))
+    assert memory.recall(large) is not None
+    for number in range(12):
+        finish(Reader(replace(other, qube=f"q{number}"), Limits(), memory).read(b"# " + b"x" * 60_000 + b"\na 1\n"))
     assert memory.recall(small) is not None
     assert memory.recall(large) is None
 
 
-def test_memory_forgets_a_target_that_does_not_keep_its_shape() -> None:
-    """A text with a bad line is not followed, and its shape does not stay for ever."""
+def test_memory_forgets_the_shape_of_a_target_with_a_bad_line() -> None:
+    """A text with a bad line is not followed, so its old shape would only take room."""
     memory = Memory(Limits())
     reader = Reader(TARGET, Limits(), memory)
     finish(reader.read(b"a 1\n"))
@@ -396,16 +435,18 @@ MANY = range(5000)
 SIZES = {
     **{exporter: recording(exporter, 3) for exporter in EXPORTERS},
     "types": b"".join(b"# TYPE a%d gauge\na%d 1\n" % (number, number) for number in MANY),
-    "no heads": b"".join(b"a%d 1\n" % number for number in MANY),
+    "no metadata": b"".join(b"a%d 1\n" % number for number in MANY),
     "one family": b"# TYPE a gauge\n" + b"".join(b'a{x="%d"} 1\n' % number for number in MANY),
 }
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("label", ["x", "x" * 1000])
 def test_the_size_of_a_shape_is_about_what_it_takes(kind: str, label: str) -> None:
-    """The bound counts bytes as they are: an estimate far off would bound nothing."""
-    import tracemalloc  # noqa: PLC0415 - it slows down whatever is measured
+    """The bound of memory is on estimated sizes, so the estimates must be near the truth."""
+    import tracemalloc  # noqa: PLC0415 - it slows down all that is measured
 
     memory, mine = Memory(Limits()), target(owner=label)
     finish(Reader(target("other"), Limits(), memory).read(SIZES[kind]))
@@ -419,21 +460,19 @@ def test_the_size_of_a_shape_is_about_what_it_takes(kind: str, label: str) -> No
     assert 0.5 < taken / shape.size < 1.5, (taken, shape.size)
 
 
-def test_a_shape_that_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One qube may not have all the memory there is, even where nobody else wants it."""
-    monkeypatch.setattr("federator.text.memory._SHAPE_SIZE", 100_000)
-    limits = Limits(samples=50)
-    memory = Memory(limits)
-    reader = Reader(target(), limits, memory)
-    finish(reader.read(b"a 1\n"))
-    assert memory.recall(target()) is not None
-    finish(reader.read(b"# HELP a %b\na 1\n" % (b"x" * 4000) + b"# %b\n" % (b"x" * 100_000)))
-    assert memory.recall(target()) is None
+def test_a_shape_that_is_too_large_is_not_kept() -> None:
+    """One qube may not have all the memory, even if no other qube needs it."""
+    memory = Memory(Limits(), 600_000)
+    for size, is_kept in ((100_000, True), (200_000, False)):
+        finish(Reader(TARGET, Limits(), memory).read(b"# " + b"x" * size + b"\na 1\n"))
+        assert (memory.recall(TARGET) is not None) == is_kept
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("label", ["x", "x" * 200, 'y",qube="'])
-def test_what_is_new_is_not_judged_twice(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
-    """A text of which all is new costs no more than reading it would."""
+def test_new_series_are_not_parsed_twice(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
+    """A text in which every series is new costs no more than reading it line by line."""
     asked = 0
     original = parser.ask_client
 
@@ -453,16 +492,20 @@ def test_what_is_new_is_not_judged_twice(monkeypatch: pytest.MonkeyPatch, label:
     assert asked < 1.3 * 3000
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 @given(st.lists(st.one_of(st.sampled_from(VALUES), st.from_regex(rb"[-+.0-9eEinfaNI_ ]{0,6}", fullmatch=True))))
-@settings(max_examples=2000)
-def test_values_in_bulk_are_judged_as_one_by_one(values: list[bytes]) -> None:
-    """And nothing is a value because of its neighbours."""
+@settings(max_examples=2000, deadline=None)
+def test_values_in_bulk_are_checked_as_one_by_one(values: list[bytes]) -> None:
+    """A value does not become good, or bad, by the values beside it."""
     values = [value for value in values if b"\n" not in value]
     assert are_values(values) == all(map(is_value, values))
 
 
+@pytest.mark.slow
+@pytest.mark.unmeasured
 def test_a_large_text_is_followed_in_turns() -> None:
-    """Every step of following 100,000 samples is over soon, so somebody else may have a turn between."""
+    """Following 100,000 samples yields between its steps, so that others have a turn."""
     limits = Limits(samples=200_000)
     warm = Reader(TARGET, limits, Memory(limits))
     for value in (b"1", b"2"):
@@ -470,3 +513,112 @@ def test_a_large_text_is_followed_in_turns() -> None:
         turns = sum(1 for _ in warm.read(body))
     assert turns >= 5
     assert len(body) > LARGE
+
+
+def text_lines(limits: Limits, memory: Memory, relabeling: Relabeling) -> TextLines:
+    """One text to be read, with what a reader has for it."""
+    allowance = Allowance(limits.samples)
+    samples = SampleReader(limits, memory, allowance, relabeling)
+    return TextLines(samples, relabeling, FamilyMetadata(memory.metadata, allowance))
+
+
+def turns(work: Generator[None, None, object]) -> int:
+    """How often work gives others a turn."""
+    return sum(1 for _ in work)
+
+
+def test_reading_gives_turns_even_where_nothing_is_parsed() -> None:
+    """Reading lines from the cache, labelling them and making a shape of them all take long for a long text."""
+    limits = Limits()
+    memory = Memory(limits)
+    body = b"".join(b'a{x="%d"} 1\n' % number for number in range(10 * STEP_LINES))
+    finish(Reader(target("other"), limits, memory).read(body))
+    relabeling = Relabeling(target())
+    text = text_lines(limits, memory, relabeling)
+    assert turns(text.read(body)) >= 9
+    assert len(text.samples) == 10 * STEP_LINES
+    assert turns(text.page_lines()) >= 9
+    # A shape has a turn after sections with so many lines.
+    lines = [PageLine(b"a ", Family("a", "gauge"), b"a{} ", b"1")] * (10 * STEP_LINES)
+    starts = range(100, len(lines), 100)
+    sections = b"\n# HELP ".join([b"a t\n" + b"a 1\n" * 99 + b"a 1"] * (len(starts) + 1))
+    assert turns(shape_of(b"# HELP " + sections + b"\n", lines, starts, {}, ())) >= 9
+
+
+@pytest.mark.parametrize("line", [b'a{x="%d"} 1\n', b"# HELP a%d t\n"], ids=["samples", "metadata"])
+def test_reading_gives_a_turn_after_each_slice_that_was_parsed(line: bytes) -> None:
+    """Parsing is slow, so a slice of lines that are not in the cache is as much as may be done at once."""
+    relabeling, memory = Relabeling(target()), Memory(Limits())
+    text = text_lines(Limits(), memory, relabeling)
+    assert turns(text.read(b"".join(line % number for number in range(10 * SLICE_LINES)))) >= 10
+
+
+def test_following_new_series_gives_turns() -> None:
+    """Many sections that each have a new series take long to bring in line with the last text."""
+
+    def text(series: bytes) -> bytes:
+        sections = range(20)
+        return b"".join(
+            b"# HELP a%d t\n" % section
+            + b"".join(b'a%d{x="%d"} 1\n' % (section, number) for number in range(1000))
+            + b'a%d{x="%b"} 1\n' % (section, series)
+            for section in sections
+        )
+
+    memory = Memory(Limits())
+    finish(Reader(target(), Limits(), memory).read(text(b"old")))
+    last = memory.recall(target())
+    assert last is not None
+    assert len(text(b"new")) < LARGE  # else there would be other turns too
+    assert turns(follow(last, text(b"new"), 1000)) >= 9
+    unfinished = finish(follow(last, text(b"new"), 1000))
+    assert isinstance(unfinished, Unfinished)
+    series: dict[bytes, PageSeries] = {}
+    for section in range(20):
+        name = b"a%d" % section
+        series[name + b'{x="new"} '] = name, name + b'{qube="work",exporter="node",x="new"} '
+    assert turns(unfinished.resume(series)) >= 9
+
+
+def test_a_text_with_too_many_new_series_is_not_followed() -> None:
+    """Reading such a text line by line costs less than to follow it for long and then read it."""
+    memory = Memory(Limits())
+    finish(Reader(target(), Limits(), memory).read(b"# HELP a t\na 1\n"))
+    last = memory.recall(target())
+    assert last is not None
+    text = b"# HELP a t\na 1\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(10))
+    assert isinstance(finish(follow(last, text, 10)), Unfinished)
+    assert finish(follow(last, text, 9)) is None
+
+
+def test_prometheus_client_gets_a_slice_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its time grows with the bytes it gets, and while it runs no other target has a turn, followed text or not."""
+    sizes: list[int] = []
+    original = parser.ask_client
+
+    def measured(untrusted_lines: Sequence[bytes]) -> list[Sample] | None:
+        sizes.append(sum(map(len, untrusted_lines)))
+        return original(untrusted_lines)
+
+    monkeypatch.setattr("federator.text.parser.ask_client", measured)
+    memory = Memory(Limits())
+    text = b"# HELP a t\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(1000))
+    new = b"".join(b'a{x="%d%b"} 1\n' % (number, b"x" * 3000) for number in range(100))
+    for body in (text, text + new):
+        finish(Reader(target(), Limits(), memory).read(body))
+    finish(Reader(target(), Limits(), Memory(Limits())).read(text + new))
+    assert sum(sizes) > 2 * len(new)
+    assert max(sizes) < 1.1 * SLICE_BYTES
+
+
+def test_new_series_are_parsed_up_to_the_first_one_that_cannot_be_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text is then read line by line from its start, so there is no use in parsing more."""
+    limits = Limits(samples=20_000)
+    memory = Memory(limits)
+    text = b"# HELP a t\na 1\n"
+    new = b"b 1\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(4000))
+    finish(Reader(target(), limits, memory).read(text))
+    monkeypatch.setattr(Reader, "_read_lines", lambda *_: iter(()))
+    before = len(memory.series)
+    finish(Reader(target(), limits, memory).read(text + new))
+    assert len(memory.series) - before <= SLICE_LINES

@@ -3,7 +3,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.soak import soak
+
+# It makes hundreds of scrapes, and measures the daemon's memory.
+pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
 
 # Python's allocator keeps some of what the largest pages needed; what grows with every scrape is more in the long form.
 TOLERATED_KILOBYTES = 20_000

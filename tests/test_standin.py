@@ -15,6 +15,9 @@ import pytest
 
 from tests.standin.qubes import SERVICE, Qubes
 
+# Each of these tests starts processes and waits for them.
+pytestmark = pytest.mark.slow
+
 PATIENCE = 10  # seconds for what has to come, however slow the machine
 SILENCE = 0.3  # seconds for what must not come
 REFUSED = (126, b"", b"Request refused\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which qubes and targets there are: dom0's replies, and what is made of them."""
+"""Which qubes and targets there are: how dom0's replies are read, and which targets follow from them."""
 
 from pathlib import Path
 
@@ -28,34 +28,34 @@ STATES = {"work": "Running", "vault": "Halted", "sys-usb": "Paused", "a.b_c-d": 
 
 
 def test_the_list_of_dom0_is_read_by_its_keys() -> None:
-    """Words by key, in any order; dom0 itself is no target."""
+    """The words of a line may have any order; dom0 itself is left out."""
     assert states_of_list(LIST) == STATES
     assert states_of_list(b"0\0dom0 class=AdminVM state=Running\n") == {}
 
 
 @pytest.mark.parametrize("end", [2, 10, len(LIST) - 1, LIST.index(b"vault") + 3])
 def test_a_reply_that_is_cut_is_refused(end: int) -> None:
-    """What is missing would look halted, or gone."""
+    """Qubes that are missing in it would look halted."""
     with pytest.raises(ProtocolError, match="is cut"):
         states_of_list(LIST[:end])
 
 
 @pytest.mark.parametrize("reply", [b"", b"0", b"1\0", b"work class=AppVM state=Running\n", b"\xff\n", b"0 \0"])
-def test_what_is_no_list_is_refused(reply: bytes) -> None:
-    """An answer that was cut at once must not look like a machine without qubes."""
+def test_a_reply_that_is_no_list_is_refused(reply: bytes) -> None:
+    """An empty answer must not look like a machine without qubes."""
     with pytest.raises(ProtocolError, match=r"no reply of admin\.vm\.List"):
         states_of_list(reply)
 
 
 @pytest.mark.parametrize("text", [b"", b"\n", b"dom0\n"])
-def test_a_list_of_nobody_is_refused(text: bytes) -> None:
-    """We run, so somebody does: upstream's service says this where qvm-ls failed."""
+def test_a_list_without_a_qube_is_refused(text: bytes) -> None:
+    """Our own qube runs; upstream's service answers this when qvm-ls failed."""
     with pytest.raises(ProtocolError, match="named no qube"):
         states_of_names(text)
 
 
-def test_an_error_of_dom0_is_told() -> None:
-    """By its kind; the rest is in dom0's journal."""
+def test_an_error_of_dom0_is_reported() -> None:
+    """With its kind; dom0's journal has the rest."""
     with pytest.raises(ProtocolError, match="'QubesException'"):
         states_of_list(b"2\0QubesException\0\0it is \x1b[2J\0\0")
 
@@ -64,21 +64,21 @@ ODD_NAMES = [b"", b"../x", b"$(x)", b"@dispvm", b"--help", b"\xc3\xa4", b"x" * 3
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_names_that_qubes_does_not_give_are_left_out(name: bytes) -> None:
-    """They would be arguments of a program."""
+def test_names_that_no_qube_can_have_are_left_out(name: bytes) -> None:
+    """A name becomes an argument of a program."""
     assert set(states_of_list(b"0\0" + name + b" state=Running\nok state=Running\n")) == {"ok"}
     assert states_of_names(name + b"\nok\n") == {"ok": "Running"}
 
 
 @given(st.binary())
-def test_no_reply_makes_a_name_that_is_none(reply: bytes) -> None:
-    """Whatever it is."""
+def test_each_name_that_is_read_is_a_name_of_a_qube(reply: bytes) -> None:
+    """No bytes of a reply lead to another name."""
     for name in [*states_of_list(b"0\0" + reply + b"\n"), *states_of_names(reply + b"\nwork\n")]:
         assert is_qube_name(name)
 
 
 def test_running_qubes_that_are_wanted_come_after_those_of_the_file() -> None:
-    """In an order of their own, so that pages stay as they are; the configured ones are there whatever they do."""
+    """They are sorted, so that the page keeps its order. Configured qubes are there even if they do not run."""
     text = (
         "[exporters]\nnode = 9100\nshop = 9200\n[qubes.vault]\nexporters=['shop']\n[discovery]\nexporters=['node']\n"
         "include=['w.*', 's.*', 'vault', 'net']\nexclude=['sys-.*']\n"
@@ -105,8 +105,8 @@ TARGETS = [Target(qube, Exporter("x", port)) for qube in ("work", "a.b", "dot") 
         ("unknown", "9100", None),
     ],
 )
-def test_a_forward_is_for_a_target_there_is(name: str, port: str, found: str | None) -> None:
-    """By its full name first; upstream's cut at the dot comes second."""
+def test_forward_finds_a_target(name: str, port: str, found: str | None) -> None:
+    """By the whole name first, then by the part before the first dot, as upstream does."""
     target = forwarded(name, port, TARGETS)
     assert (target.qube if target else None) == found
     assert target is None or target.exporter.port == int(port)
@@ -149,21 +149,21 @@ BAD_PORTS = [
     [(name, "9100") for name in BAD_NAMES] + [("work", port) for port in BAD_PORTS],
     ids=[ascii(text[:40]) for text in BAD_NAMES + BAD_PORTS],  # older versions of pytest put them into the environment
 )
-def test_bad_input_is_refused_before_anything_is_done_with_it(name: str, port: str) -> None:
-    """Whatever its shape."""
+def test_forward_refuses_bad_input(name: str, port: str) -> None:
+    """Names and ports of any shape come from the network."""
     with pytest.raises(ValueError, match=r"port is missing, or|target is missing, or"):
         forwarded(name, port, TARGETS)
 
 
-def test_a_qube_that_is_known_is_not_taken_for_another() -> None:
-    """`work.b` is halted, and no target now: it is not `work`."""
+def test_a_known_qube_is_not_taken_for_another() -> None:
+    """`work.b` exists but is no target; a request for it is not answered with `work`."""
     assert forwarded("work.b", "9100", TARGETS, {"work", "work.b"}) is None
     assert forwarded("work.b", "9100", TARGETS, {"work"}) == forwarded("work", "9100", TARGETS)
     assert forwarded("dom0", "9100", TARGETS) is None
 
 
-def test_discovery_needs_no_relabelling() -> None:
-    """Every label that the merged page has, and an instance of its own, for each target."""
+def test_service_discovery_needs_no_relabelling() -> None:
+    """Each target has all labels of the merged page, and its own instance."""
     group, *_ = service_discovery([Target("work", Exporter("node", 9100), (("owner", "alice"),))], "10.1.1.1:8199")
     assert group == {
         "targets": ["10.1.1.1:8199"],

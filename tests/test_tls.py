@@ -65,7 +65,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serve]:
     made: list[Connections] = []
 
     async def start(tls: ServerTls) -> Connections:
-        made.append(Connections(Echo, 10, lambda: tls))
+        made.append(Connections(Echo, 10, tls=lambda: tls))
         await made[-1].listen("127.0.0.1", 0)
         return made[-1]
 

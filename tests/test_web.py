@@ -158,6 +158,7 @@ async def test_the_proxys_own_counters(client: Client) -> None:
         assert line in page
 
 
+@pytest.mark.slow
 async def test_a_scraper_that_never_reads_is_cut_off(
     aiohttp_client: Callable[..., Any],
     exporter: Callable[[bytes], Exporter],

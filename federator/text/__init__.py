@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One target's text, from bytes that nobody trusts to finished lines of the page. Bytes in, bytes out."""
+"""The text of a target, from bytes that are not trusted to finished lines of the page. Bytes in, bytes out."""

@@ -1,29 +1,32 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-One target's text, from a qube nobody trusts -> checked and labelled lines that any Prometheus takes.
+One target's text, from a qube that is not trusted -> checked and labelled lines that every Prometheus takes.
 
 Owns the way of a text through the other files, and the limits on the whole of it. Must not know where the text came
 from, nor what else is on the page.
 
-    body -> follow (its shape is remembered)            most texts end here: only values are read
-         -> lines -> metadata (HELP, TYPE)          the parser, or a cache
-                     samples                        the parser, or a cache
-                  -> page lines                     relabel: our labels, reserved names; each series once
-         -> shape                                   remembered, if no line was dropped
+    body -> follow                      most texts end here: only their values are read
+         -> lines -> metadata, samples  from the parser or a cache
+                  -> page lines         relabel: our labels, reserved names; each series once
+         -> shape                       remembered if no line was dropped, and followed next time
 
 A line is passed on whole or not at all. Timestamps are left out, so that a series that ends goes stale at once.
 
 Work is done in slices, with a `yield` after each: the caller decides who is next, so that one large or hostile text
-delays nobody else. Everything before the first slice is linear and bounded by `Limits`.
+does not delay the others. Everything before the first slice is linear and bounded by `Limits`.
 """
 
 from collections.abc import Generator, Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from federator.errors import BodySizeLimitError, ExpositionError, SampleLimitError
 from federator.model import Family, Limits, Reading, Target
+from federator.text.allowance import Allowance
 from federator.text.follow import PageSeries, Unfinished, follow
-from federator.text.lines import SLICE_LINES, TextLines, slices
+from federator.text.lines import SLICE_LINES, STEP_LINES, TextLines, slices
 from federator.text.memory import Memory, Series
+from federator.text.metadata import FamilyMetadata
 from federator.text.parser import DroppedLines
 from federator.text.relabel import PageNames, Relabeling
 from federator.text.samples import Sample, SampleReader
@@ -31,6 +34,12 @@ from federator.text.shape import PageLine, Shape, shape_of
 
 # Room for HELP, TYPE, blank lines and comments around every sample; a list of 16 million empty lines is no exposition.
 MAX_LINES_PER_SAMPLE = 4
+# Metric names in one text, and bytes of all of them: each name costs something whenever the page is planned anew. The
+# recordings have up to 700 names; exporters with some thousands are known, with about 60 bytes each. Where the
+# configuration allows more samples, a tenth as many names are allowed.
+MAX_NAMES = 5000
+SAMPLES_PER_NAME = 10
+BYTES_PER_NAME = 256
 # A text with dropped lines has no shape, but its families are most often those of the last one, by which merge.Merger
 # knows its page again. They are kept if there are no more than this, which is more than any real exporter has.
 MAX_KEPT_FAMILIES = 2000
@@ -51,7 +60,9 @@ class Reader:
         self._limits = limits
         self._memory = memory
         self._relabeling = Relabeling(target)
-        self._samples = SampleReader(limits, memory.series, self._relabeling)
+        self._allowance = Allowance(limits.samples)
+        self._samples = SampleReader(limits, memory, self._allowance, self._relabeling)
+        self._most_names = max(MAX_NAMES, limits.samples // SAMPLES_PER_NAME)
         self._families: tuple[Family, ...] = ()  # of the last text with dropped lines
 
     def read(self, untrusted_body: bytes) -> Generator[None, None, Reading]:
@@ -63,6 +74,7 @@ class Reader:
         are.
         """
         self._check_size(untrusted_body)
+        self._allowance.renew()
         last = self._memory.recall(self._target)
         if last is not None:
             shape = yield from self._follow(last, untrusted_body)
@@ -100,60 +112,97 @@ class Reader:
         None if one of them is not good, or is not sure to be on the page: `_read_lines` finds out what is wrong.
         """
         found: dict[bytes, PageSeries] = {}
-
-        def add(series: Series) -> bool:
-            page_name = page_names.get(series.name)
-            if page_name is not None and series.key:
-                start = self._relabeling.line_start(page_name.name, series.labels)
-                found[series.key] = PageSeries(page_name.family, page_name.name, start)
-            return series.key in found
-
         for _, untrusted_slice in slices(untrusted_lines):
+            new_series: list[Series] = []
             untrusted_unknown: list[bytes] = []
             for untrusted_line in untrusted_slice:
-                series = self._samples.cached(untrusted_line[: untrusted_line.rfind(b" ") + 1])
-                if series is None:
+                cached = self._samples.cached(untrusted_line[: untrusted_line.rfind(b" ") + 1])
+                if cached is None:
                     untrusted_unknown.append(untrusted_line)
-                elif not add(series):
-                    return None
+                else:
+                    new_series.append(cached)
             for sample in self._samples.read(untrusted_unknown):
-                if not isinstance(sample, Sample) or not add(sample.series):
+                if not isinstance(sample, Sample) or not sample.key:
                     return None
+                new_series.append(sample.series)
+            for series in new_series:
+                page_name = page_names.get(series.name)
+                if page_name is None:
+                    return None
+                name = page_name.name
+                found[series.key] = name, self._relabeling.line_start(name, series.labels)
             yield
         return found
 
     def _read_lines(self, untrusted_body: bytes, families: tuple[Family, ...]) -> Generator[None, None, Reading]:
         """Read every line. Remember the shape of the text if no line is dropped."""
-        text = TextLines(self._samples, self._relabeling, self._memory.metadata)
-        yield from text.read(untrusted_body)
-        count, most = len(text.samples), self._limits.samples
-        if not count:
+        text = TextLines(self._samples, self._relabeling, FamilyMetadata(self._memory.metadata, self._allowance))
+        yield from self._checked(text, untrusted_body)
+        if not text.samples:
             raise ExpositionError(text.dropped.complaint or "there is not one sample in its text")
-        if count > most:
-            raise SampleLimitError(f"{count} samples, more than {most} (scrape.sample_limit)")
         lines = yield from text.page_lines()
-        if text.dropped.count:
-            self._memory.forget(self._target)
-            reading = _reading(lines, text.dropped, self._families)
-            self._families = reading.families if len(reading.families) <= MAX_KEPT_FAMILIES else ()
-            return reading
-        starts, page_names = text.starts, text.page_names
+        dropped, starts, page_names = text.dropped, text.starts, text.page_names
         del text  # its samples take memory
-        shape = yield from shape_of(untrusted_body, lines, starts, page_names, families)
-        self._memory.keep(self._target, shape)
-        return shape.reading
+        if not dropped.count and self._has_few_parts(lines, starts):
+            shape = yield from shape_of(untrusted_body, lines, starts, page_names, families)
+            self._memory.keep(self._target, shape)
+            return shape.reading
+        self._memory.forget(self._target)
+        reading = yield from _reading(lines, dropped, self._families)
+        self._families = reading.families if len(reading.families) <= MAX_KEPT_FAMILIES else ()
+        return reading
+
+    def _has_few_parts(self, lines: Sequence[PageLine], starts: Sequence[int]) -> bool:
+        """
+        Whether the text gets a shape: it has no more sections and blocks than it may have names.
+
+        Each of them costs something at every scrape, here and in merge.Merger. Without a shape, a text has one block
+        for each family.
+        """
+        blocks = sum(1 for _ in groupby(lines, attrgetter("family")))
+        return max(len(starts), blocks) <= self._most_names
+
+    def _checked(self, text: TextLines, untrusted_body: bytes) -> Generator[None, None, None]:
+        """Let the text be read, as far as it keeps to the limits on samples and names."""
+        steps = text.read(untrusted_body)
+        names: set[str] = set()
+        checked = size = 0
+        is_read: bool | None = None
+        while not is_read:
+            is_read = next(steps, True)
+            new = {sample.series.name for sample in text.samples[checked:]} - names
+            checked = len(text.samples)
+            names |= new
+            size += sum(map(len, new))
+            self._check_counts(checked, len(names), size)
+            yield
+
+    def _check_counts(self, samples: int, names: int, size: int) -> None:
+        """Whether a text may have so many samples and names. `size`: bytes of all names."""
+        if samples > self._limits.samples:
+            raise SampleLimitError(f"more than {self._limits.samples} samples (scrape.sample_limit)")
+        most = self._most_names
+        if names > most or size > most * BYTES_PER_NAME:
+            raise SampleLimitError(
+                f"more than {most} metric names, or more than {most * BYTES_PER_NAME} bytes of them;"
+                f" {MAX_NAMES} names, or a tenth of scrape.sample_limit if that is more"
+            )
 
 
-def _reading(lines: Sequence[PageLine], dropped: DroppedLines, families: tuple[Family, ...]) -> Reading:
+def _reading(
+    lines: Sequence[PageLine], dropped: DroppedLines, families: tuple[Family, ...]
+) -> Generator[None, None, Reading]:
     """
-    The lines of a text of which something was dropped, so that it has no shape.
+    The lines of a text that has no shape, such as one of which something was dropped.
 
     `families` are those of an earlier text: if they are still the same, the reading has the same object.
     """
     blocks: dict[Family, list[bytes]] = {}
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         if line.family is not None:
             blocks.setdefault(line.family, []).append(line.start + line.value + b"\n")
+        if number % STEP_LINES == 0:
+            yield
     return Reading(
         families=families if families == tuple(blocks) else tuple(blocks),
         blocks=[b"".join(block) for block in blocks.values()],

@@ -17,25 +17,28 @@ The rule that everything here serves: the result of following a text is, byte fo
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, compress
 from operator import ne
 from typing import NamedTuple
 
-from federator.model import Family
-from federator.text.shape import BYTES_PER_BYTE, BYTES_PER_SAMPLE, MARK, Section, Shape, make_section, slotted
+from federator.text.shape import (
+    BYTES_PER_BYTE,
+    BYTES_PER_SAMPLE,
+    MARK,
+    STEP_LINES,
+    Section,
+    Shape,
+    make_section,
+    slotted,
+)
 from federator.text.value import are_values
 
 # Following a text of this size and more yields between its steps, which take some 30 ns per sample each.
 LARGE = 512 << 10
 
-
-class PageSeries(NamedTuple):
-    """A series that was not in the last text, and what it is on the page: family, metric name, start of the line."""
-
-    family: Family
-    name: bytes
-    line_start: bytes
+# A series that was not in the last text: its metric name on the page, and the start of its line there.
+PageSeries = tuple[bytes, bytes]
 
 
 class _Moved(NamedTuple):
@@ -44,7 +47,7 @@ class _Moved(NamedTuple):
     position: int  # among the sections that changed
     number: int  # among all sections
     untrusted_keys: list[bytes]
-    lines: list[bytes | None]  # of the page, each value a slot; None where the series is new
+    lines: list[bytes]  # of the page, each value a slot; empty where the series is new
     new: list[int]  # where in the two lists there are new series
 
 
@@ -74,21 +77,23 @@ class Unfinished:
 
         `series` are those of `untrusted_lines`, by their keys: each line up to its last blank.
         """
-        last = self._changes.last
         sections = self._changes.sections.copy()
+        since_turn = 0  # lines since the last yield
         for moved in self._moved:
             head, _, _, blocks, _ = sections[moved.position]
             for at in moved.new:
-                new = series[moved.untrusted_keys[at]]
-                # If its name stands in other sections too, one of them may have this very series.
-                if new.family != last.families[blocks[0]] or last.only_section.get(new.name) != moved.number:
+                name, line_start = series[moved.untrusted_keys[at]]
+                # If its name stands in another section, that one may have this very series.
+                if self._changes.last.only_section.get(name) != moved.number:
                     return None
-                moved.lines[at] = slotted(new.line_start)
-            lines = [line for line in moved.lines if line is not None]  # all of them by now
-            if len(set(lines)) != len(lines):
+                moved.lines[at] = slotted(line_start)
+            if len(set(moved.lines)) != len(moved.lines):
                 return None
-            sections[moved.position] = make_section(head, moved.untrusted_keys, [lines], blocks)
-            yield
+            sections[moved.position] = make_section(head, moved.untrusted_keys, [moved.lines], blocks)
+            since_turn += len(moved.lines)
+            if since_turn >= STEP_LINES:
+                since_turn = 0
+                yield
         return (yield from _filled(self._changes, sections))
 
 
@@ -127,6 +132,7 @@ def _realigned(changes: _Changes, most_new: int) -> Generator[None, None, Unfini
     moved: list[_Moved] = []
     untrusted_new: list[bytes] = []
     numbers = compress(range(len(changes.changed)), changes.changed)
+    since_turn = 0  # lines since the last yield
     triples = zip(numbers, changes.untrusted_changed, changes.sections, strict=True)
     for position, (number, untrusted_text, section) in enumerate(triples):
         if not untrusted_text.startswith(section.head):
@@ -139,13 +145,16 @@ def _realigned(changes: _Changes, most_new: int) -> Generator[None, None, Unfini
         if len(section.blocks) != 1 or section.blocks[0] < 0:
             return None
         known = dict(zip(keys, section.lines[len(MARK) : -1].split(b"\n"), strict=True))
-        lines = list(map(known.get, untrusted_keys))
-        new = [at for at, line in enumerate(lines) if line is None]
+        lines = [known.get(untrusted_key, b"") for untrusted_key in untrusted_keys]
+        new = [at for at, line in enumerate(lines) if not line]
         untrusted_new += [untrusted_lines[at] for at in new]
         if len(untrusted_new) > most_new:
             return None
         moved.append(_Moved(position, number, untrusted_keys, lines, new))
-        yield
+        since_turn += len(lines)
+        if since_turn >= STEP_LINES:
+            since_turn = 0
+            yield
     return Unfinished(untrusted_new, changes, moved) if moved else None
 
 
@@ -165,11 +174,14 @@ def _filled(changes: _Changes, sections: Sequence[Section]) -> Generator[None, N
         new = iter(sections)
         pairs = zip(changes.changed, last.sections, strict=True)
         all_sections = [next(new) if is_changed else section for is_changed, section in pairs]
-    return replace(
-        last,
-        texts=changes.untrusted_texts,  # every byte of them was compared or checked by now
-        sections=all_sections,
-        blocks=blocks,
+    return Shape(
+        last.separator,
+        changes.untrusted_texts,  # every byte of them was compared or checked by now
+        all_sections,
+        last.families,
+        blocks,
+        last.page_names,
+        last.only_section,
         length=changes.length,
         lines=last.lines + more,
         samples=last.samples + more,

@@ -13,14 +13,15 @@ from federator.model import Limits, Target
 from federator.text.parser import Metadata
 from federator.text.shape import Shape
 
-# Shapes of all targets together, and of one. 20 qubes with node and process exporter take some 20 MB; 50,000 samples,
-# the default limit of one target, some 40 MB. Where the configuration allows more samples, more memory is allowed.
-_SHAPES_SIZE = 256 << 20
-_SHAPE_SIZE = 64 << 20
-_SHAPES_SIZE_PER_SAMPLE = 1200
+# What may be remembered of shapes, where the caller does not say. 20 qubes with node and process exporter take some
+# 20 MB; 50,000 samples, the default limit of one target, some 40 MB.
+DEFAULT_SIZE = 128 << 20
+# One target may have this part of it.
+_PART_OF_ONE = 2
 # All targets share a cache: 20 qubes with the same exporters need the entries of one. A cache has two generations of
 # this many bytes each.
 _CACHE_SIZE_PER_SAMPLE = 300
+_REFUSED_SIZE_PER_SAMPLE = 60  # as many as a fifth of the sample limit: an exporter has few, or all of them
 _ENTRY_SIZE = 350  # of an entry, beside its key: measured with tracemalloc
 # A line with a longer key is parsed each time. Key and longest value together must stay below parser.MAX_LINE.
 MAX_KEY = 4096
@@ -80,11 +81,12 @@ class LineCache(Generic[V]):
 class Memory:
     """The caches of lines, and the last shape of each target."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, size: int = DEFAULT_SIZE) -> None:
         self.series = LineCache[Series](limits.samples * _CACHE_SIZE_PER_SAMPLE)
+        self.refused = LineCache[str](limits.samples * _REFUSED_SIZE_PER_SAMPLE)  # series that are not good, and why
         self.metadata = LineCache[Metadata](limits.samples * _CACHE_SIZE_PER_SAMPLE)
-        self._left = max(_SHAPES_SIZE, limits.samples * _SHAPES_SIZE_PER_SAMPLE)
-        self._most = max(_SHAPE_SIZE, limits.samples * _SHAPES_SIZE_PER_SAMPLE)
+        self._left = size
+        self._most = size // _PART_OF_ONE
         self._shapes: dict[Target, Shape] = {}
 
     def recall(self, target: Target) -> Shape | None:

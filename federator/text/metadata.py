@@ -8,15 +8,17 @@ Owns the rules of the text format and of OpenMetrics for family names. Must not 
 from collections.abc import Sequence
 
 from federator.model import Family
+from federator.text.allowance import USED_UP, Allowance
 from federator.text.memory import LineCache
-from federator.text.parser import METRIC_TYPES, DroppedLines, Metadata, parse_metadata
+from federator.text.parser import METRIC_TYPES, DroppedLines, Metadata, comment_work, parse_metadata
 
 
 class FamilyMetadata:
     """What the HELP and TYPE lines of one text say. The first of two that disagree counts."""
 
-    def __init__(self, cache: LineCache[Metadata]) -> None:
+    def __init__(self, cache: LineCache[Metadata], allowance: Allowance) -> None:
         self._cache = cache
+        self._allowance = allowance
         self._types: dict[str, bytes] = {}
         self._helps: dict[str, bytes] = {}
 
@@ -26,18 +28,25 @@ class FamilyMetadata:
 
         True if a line was not in the cache and had to be parsed, which takes time.
         """
-        cached = [self._cache.get(untrusted_line) for _, untrusted_line in untrusted_comments]
-        new = [line for (_, line), metadata in zip(untrusted_comments, cached, strict=True) if metadata is None]
+        known = [self._known(untrusted_line) for _, untrusted_line in untrusted_comments]
+        new = [line for (_, line), found in zip(untrusted_comments, known, strict=True) if found is None]
         parsed = iter(parse_metadata(new))
-        for (number, untrusted_line), metadata in zip(untrusted_comments, cached, strict=True):
-            result = metadata or next(parsed)
+        for (number, untrusted_line), found in zip(untrusted_comments, known, strict=True):
+            result = found or next(parsed)
             if isinstance(result, Metadata):
-                if metadata is None:
+                if found is None:
                     self._cache.add(untrusted_line, result)
                 result = self._add(result)
             if result:
                 dropped.add(number, untrusted_line, result)
         return bool(new)
+
+    def _known(self, untrusted_line: bytes) -> Metadata | str | None:
+        """What the cache has; or why the line is not read; or None if it has to be parsed."""
+        cached = self._cache.get(untrusted_line)
+        if cached is None and not self._allowance.spend(comment_work(untrusted_line)):
+            return USED_UP
+        return cached
 
     def _add(self, metadata: Metadata) -> str:
         """Why the line is dropped, or an empty text."""
@@ -55,6 +64,7 @@ class FamilyMetadata:
 
         `h_count` belongs to the histogram or summary `h`, even where it has a TYPE line of its own: Go's other parser
         (expfmt: promtool, pushgateway) refuses such a line, and the page has to be good for both.
+        A sample `h` is no part of a histogram `h`: its text says no type for it.
         """
         for suffix in ("_bucket", "_sum", "_count"):
             base = name.removesuffix(suffix)
@@ -67,4 +77,6 @@ class FamilyMetadata:
                 base = name.removesuffix(suffix)
                 if base != name and self._types.get(base) == declared:
                     return Family(name, METRIC_TYPES[declared], self._helps.get(base, b""))
-        return Family(name, METRIC_TYPES[self._types.get(name, b"untyped")], self._helps.get(name, b""))
+        said = self._types.get(name)
+        of_type = None if said in (None, b"histogram") else METRIC_TYPES[said]
+        return Family(name, of_type, self._helps.get(name, b""))

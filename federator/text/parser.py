@@ -26,8 +26,13 @@ from federator.model import MetricType
 from federator.text.escaping import help_text
 from federator.text.value import is_value
 
-# The parser's time grows with the square of a line's length: 16 KiB of the worst kind take it some 2 ms, 1 MB 10 s.
+# The parser's time grows with the square of a line's length: 16 KiB of the worst kind take it some 15 ms, 1 MB 10 s.
 MAX_LINE = 16 << 10
+# What reading a line takes the parser, as measured with prometheus_client 0.26. The unit is a plain byte, some 120 ns.
+_LINE_WORK = 125
+_LABEL_WORK = 50
+_ESCAPE_WORK = 17
+_COMMENT_WORK = 6  # of each blank and each backslash in a comment
 
 # The types of the text format and of OpenMetrics -> those of the text format.
 METRIC_TYPES: dict[bytes, MetricType] = {
@@ -90,6 +95,21 @@ class DroppedLines:
         if not self.complaint:
             where = f"line {number}: " if number else ""
             self.complaint = f"{where}{why}: {shown(untrusted_line)}"
+
+
+def sample_work(match: re.Match[bytes]) -> int:
+    """What `parse_series` needs for a line that `match_sample` took."""
+    series: bytes = match["series"]
+    return _LINE_WORK + len(series) + _LABEL_WORK * series.count(b"=") + _ESCAPE_WORK * series.count(b"\\")
+
+
+def comment_work(untrusted_line: bytes) -> int:
+    """What `parse_metadata` needs for a comment line."""
+    is_metadata = len(untrusted_line) <= MAX_LINE and _LOOKS_LIKE_METADATA.match(untrusted_line)
+    if not is_metadata:
+        return 0
+    dear = sum(map(untrusted_line.count, (b" ", b"\t", b"\\")))
+    return _LINE_WORK + len(untrusted_line) + _COMMENT_WORK * dear
 
 
 def match_sample(untrusted_line: bytes) -> re.Match[bytes] | str:

@@ -11,11 +11,15 @@ from typing import NamedTuple
 
 from federator.model import Family, Target
 from federator.text.escaping import labels_text
+from federator.text.value import canonical
 
 # These would be taken for Prometheus' own series of the scrape, for its alerts, or for ours.
 _RESERVED_NAMES = frozenset({"up", "ALERTS", "ALERTS_FOR_STATE"})
 _RESERVED_PREFIXES = ("scrape_", "qubes_proxy_")
 _EXPORTED = "exported_"
+# Prometheus 3 writes the numbers in these labels in its own way, if the type is histogram or summary. The type on the
+# page depends on what other targets say; a series must not. So the numbers are written so here, whatever the type is.
+_NUMBER_LABELS = frozenset({"le", "quantile"})
 
 
 class PageName(NamedTuple):
@@ -70,7 +74,7 @@ class Relabeling:
 
 def page_labels(labels: Iterable[tuple[str, str]]) -> bytes:
     """The target's labels as they stand on the page, after ours: `,name="value"` each."""
-    text = labels_text(labels).encode()
+    text = labels_text((name, canonical(value) if name in _NUMBER_LABELS else value) for name, value in labels).encode()
     return b"," + text if text else b""
 
 

@@ -2,16 +2,19 @@
 """
 Sample lines -> series and values: from the cache where the series was seen before, else from the parser.
 
-Owns the limits on labels. Must not know texts or the page: each line is read for itself.
+Owns the limits on labels. Must not know texts or the page: each line is read for itself. A series that was refused is
+remembered as well: a bad line that comes at every scrape is not parsed again.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from federator.errors import LabelLimitError
 from federator.model import Limits
-from federator.text.memory import LineCache, Series
-from federator.text.parser import ParsedSeries, match_sample, parse_series
+from federator.text.allowance import USED_UP, Allowance
+from federator.text.memory import Memory, Series
+from federator.text.parser import ParsedSeries, match_sample, parse_series, sample_work
 from federator.text.relabel import Relabeling, page_labels
 
 
@@ -19,10 +22,11 @@ class Sample(NamedTuple):
     """
     A good sample line.
 
-    Its series has an empty `key` where the line is not just a cached key with the value behind it: next time it has to
-    be read again in full.
+    `key` is empty where the line is not just the key of a cached series with the value behind it: such a line has to be
+    parsed again next time.
     """
 
+    key: bytes
     series: Series
     value: bytes
 
@@ -30,10 +34,13 @@ class Sample(NamedTuple):
 class SampleReader:
     """Reads sample lines of one target."""
 
-    def __init__(self, limits: Limits, cache: LineCache[Series], relabeling: Relabeling) -> None:
+    def __init__(self, limits: Limits, memory: Memory, allowance: Allowance, relabeling: Relabeling) -> None:
         self._limits = limits
-        self._cache = cache
+        self._cache = memory.series
+        self._refused = memory.refused
+        self._allowance = allowance
         self._relabeling = relabeling
+        self._our_names = relabeling.our_names
 
     def cached(self, untrusted_key: bytes) -> Series | None:
         """
@@ -42,37 +49,46 @@ class SampleReader:
         None if it has a label that we set for this target: such a label is renamed, for each target in another way.
         """
         series = self._cache.get(untrusted_key)
-        return series if series is not None and self._relabeling.our_names.isdisjoint(series.label_names) else None
+        return series if series is not None and self._our_names.isdisjoint(series.label_names) else None
 
     def read(self, untrusted_lines: Sequence[bytes]) -> Iterator[Sample | str | LabelLimitError]:
         """The sample in each line; or why the line is dropped; or the limit that it exceeds."""
         matches = [match_sample(untrusted_line) for untrusted_line in untrusted_lines]
-        known = [None if isinstance(match, str) else self.cached(match["series"]) for match in matches]
+        known = [match if isinstance(match, str) else self._known(match) for match in matches]
         pairs = zip(matches, known, strict=True)
-        parsed = iter(parse_series([match for match, series in pairs if not isinstance(match, str) and series is None]))
-        for untrusted_line, match, cached in zip(untrusted_lines, matches, known, strict=True):
-            if isinstance(match, str):
-                yield match
+        parsed = iter(parse_series([match for match, found in pairs if not isinstance(match, str) and found is None]))
+        for untrusted_line, match, found in zip(untrusted_lines, matches, known, strict=True):
+            if isinstance(match, str) or isinstance(found, str):
+                yield str(found)
                 continue
-            key, value, series = match["series"], match["value"], cached
+            key, value, series = match["series"], match["value"], found
             if series is None:
-                found = next(parsed)
-                if isinstance(found, str):
-                    yield found
+                new = next(parsed)
+                if isinstance(new, str):
+                    self._refused.add(key, new)
+                    yield new
                     continue
-                if over := self._over_limit(found):
+                if over := self._over_limit(new):
                     yield LabelLimitError(over)
                     continue
-                series = self._added(key, found)
-            if key + value != untrusted_line:
-                series = Series(b"", series.name, series.label_names, series.labels)
-            yield Sample(series, value)
+                series = self._added(key, new)
+            yield Sample(series.key if key + value == untrusted_line else b"", series, value)
+
+    def _known(self, match: re.Match[bytes]) -> Series | str | None:
+        """The series, if it is cached; or why the line is dropped; or None if it has to be parsed."""
+        series = self.cached(match["series"])
+        if series is not None:
+            return series
+        refusal = self._refused.get(match["series"])
+        if refusal is None and not self._allowance.spend(sample_work(match)):
+            return USED_UP
+        return refusal
 
     def _added(self, key: bytes, parsed: ParsedSeries) -> Series:
-        """The series, after it was put into the cache, if it can be found there by its key."""
+        """The series, added to the cache if it can be found there by its key; else its key is empty."""
         label_names = tuple(name for name, _ in parsed.labels)
         labels = page_labels(self._relabeling.renamed(parsed.labels))
-        if key.endswith(b" ") and self._relabeling.our_names.isdisjoint(label_names):
+        if key.endswith(b" ") and self._our_names.isdisjoint(label_names):
             series = Series(key, parsed.name, label_names, labels)
             if self._cache.add(key, series):
                 return series

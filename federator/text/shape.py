@@ -16,11 +16,11 @@ Owns what is stored and how large it is. Must not know how a text is read (expos
 made only of a text of which no line was dropped. It never changes, so several readings of one target may run at once.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from federator.model import Family, Reading
 from federator.text.relabel import PageNames
@@ -39,6 +39,8 @@ BYTES_PER_BYTE = 2
 BYTES_PER_SAMPLE = 30
 _BYTES_PER_SECTION = 500
 _BYTES_PER_NAME = 250
+
+T = TypeVar("T")
 
 
 class PageLine(NamedTuple):
@@ -107,22 +109,22 @@ def shape_of(
     new_families: list[Family] = []
     blocks: list[bytes] = []
     only_section: dict[bytes, int] = {}
-    last_turn = 0
+    turn = _Turn()
     for number, (start, end) in enumerate(pairwise([0, *starts, len(lines)])):
-        runs = [list(run) for _, run in groupby(lines[start:end], attrgetter("family"))]
+        runs = yield from _runs(lines[start:end], turn)
         numbers: list[int] = []
+        names: set[bytes] = set()
         for run in runs:
             family = run[0].family
             numbers.append(-1 if family is None else len(blocks))
             if family is not None:
                 new_families.append(family)
-                blocks.append(b"".join([line.start + line.value + b"\n" for line in run]))
-                for name in {line.start[: line.start.index(b"{")] for line in run}:
-                    only_section[name] = number if only_section.get(name, number) == number else -1
+                blocks.append((yield from _block_of(run, names, turn)))
+        for name in names:
+            only_section[name] = number if only_section.get(name, number) == number else -1
         if runs:
-            sections[number] = _section_of(texts[number], runs, tuple(numbers))
-        if end - last_turn >= STEP_LINES:
-            last_turn = end
+            sections[number] = yield from _section_of(texts[number], runs, tuple(numbers), turn)
+        if turn.is_over(1):
             yield
     return Shape(
         separator,
@@ -142,7 +144,56 @@ def shape_of(
     )
 
 
-def _section_of(text: bytes, runs: Sequence[Sequence[PageLine]], blocks: tuple[int, ...]) -> Section | None:
+class _Turn:
+    """Counts what was done since the last yield."""
+
+    def __init__(self) -> None:
+        self._done = 0
+
+    def is_over(self, lines: int) -> bool:
+        """So many lines more were looked at, and one thing that has lines: is it time to yield?"""
+        self._done += lines + 1
+        if self._done < STEP_LINES:
+            return False
+        self._done = 0
+        return True
+
+
+def _pieces(lines: Sequence[T]) -> Iterable[Sequence[T]]:
+    """The lines, no more of them at one time than may be looked at in one turn."""
+    if len(lines) <= STEP_LINES:
+        return (lines,)
+    return (lines[start : start + STEP_LINES] for start in range(0, len(lines), STEP_LINES))
+
+
+def _runs(lines: Sequence[PageLine], turn: _Turn) -> Generator[None, None, list[list[PageLine]]]:
+    """The lines in runs of one family."""
+    runs: list[list[PageLine]] = []
+    for piece in _pieces(lines):
+        for family, run in groupby(piece, attrgetter("family")):
+            if runs and runs[-1][0].family == family:
+                runs[-1] += run
+            else:
+                runs.append(list(run))
+        if len(piece) == STEP_LINES and turn.is_over(len(piece)):
+            yield
+    return runs
+
+
+def _block_of(run: Sequence[PageLine], names: set[bytes], turn: _Turn) -> Generator[None, None, bytes]:
+    """The lines as they stand on the page. Their names are added to `names`."""
+    pieces: list[bytes] = []
+    for piece in _pieces(run):
+        pieces.append(b"".join([line.start + line.value + b"\n" for line in piece]))
+        names.update([line.start[: line.start.index(b"{")] for line in piece])
+        if turn.is_over(len(piece)):
+            yield
+    return b"".join(pieces)
+
+
+def _section_of(
+    text: bytes, runs: Sequence[Sequence[PageLine]], blocks: tuple[int, ...], turn: _Turn
+) -> Generator[None, None, Section | None]:
     """The section, or None if it is more than comments first and then lines of a key and a value."""
     keys = [line.key for run in runs for line in run]
     lines = text.split(b"\n")
@@ -151,7 +202,14 @@ def _section_of(text: bytes, runs: Sequence[Sequence[PageLine]], blocks: tuple[i
     if not all(keys) or not all(map(bytes.startswith, lines[first:], keys)):
         return None
     head = b"".join([line + b"\n" for line in lines[:first]])
-    return make_section(head, keys, [[slotted(line.start) for line in run] for run in runs], blocks)
+    slots: list[list[bytes]] = []
+    for run in runs:
+        slots.append([])
+        for piece in _pieces(run):
+            slots[-1] += [slotted(line.start) for line in piece]
+            if turn.is_over(len(piece)):
+                yield
+    return make_section(head, keys, slots, blocks)
 
 
 def make_section(

@@ -1,26 +1,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-A sample's value: would Prometheus take it?
+What a number looks like to Go, and so to Prometheus: would it take this value, and how does it write this number?
 
-Owns that one question, for one value and for many at once, which is ten times cheaper. Must not know lines or series.
+Owns these two questions; the first one also for many values at once, which is ten times cheaper. Must not know lines or
+series.
 """
 
 import math
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 
-# Go's strconv.ParseFloat, less hexadecimal, which the text format does not take. Python's float() takes more.
+# What Go's strconv.ParseFloat takes, without hexadecimal, which the text format does not take. Python's float() takes
+# more than that.
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?")
 _NOT_FINITE = re.compile(rb"(?i:nan|[+-]?inf(?:inity)?)")
-# How values look where nothing is unusual, line by line: all of it finite, and short. So many at a time, because
-# Python's regular expressions remember every turn of a group.
+# Most values, one per line: short, and finite or one of three words. 200 at a time, because Python's regular
+# expressions remember every repetition of a group.
 _USUAL = re.compile(rb"(?:(?:[-+]?[0-9]{1,99}+\.?[0-9]{0,99}+(?:e[-+]?[0-9]{1,2}+)?|NaN|[-+]Inf)\n){1,200}")
-# The parser writes huge integers out as int before it looks at them; nobody measures anything to 400 digits.
+# prometheus_client turns integers of any length into int first, which takes long. No measurement has 400 digits.
 _MAX_VALUE = 400
 
 
 def is_value(untrusted_value: bytes) -> bool:
-    """Would Go's strconv.ParseFloat take it? Out of float64's range is an error there, where Python says inf."""
+    """Whether Go's strconv.ParseFloat takes it. What is out of float64's range is an error there; Python says inf."""
     if len(untrusted_value) > _MAX_VALUE:
         return False
     if _NUMBER.fullmatch(untrusted_value):
@@ -29,10 +32,34 @@ def is_value(untrusted_value: bytes) -> bool:
 
 
 def are_values(untrusted_values: Iterable[bytes]) -> bool:
-    """`all(map(is_value, …))`, in bulk, for values without a newline. Many are the same; each is looked at once."""
+    """`all(map(is_value, …))`, in bulk, for values without a newline. Equal values are checked once."""
     untrusted_distinct = set(untrusted_values)
     untrusted_joined = b"\n".join([*untrusted_distinct, b""])
     end = 0
     while match := _USUAL.match(untrusted_joined, end):
         end = match.end()
     return end == len(untrusted_joined) or all(map(is_value, untrusted_distinct))
+
+
+def canonical(untrusted_number: str) -> str:
+    """
+    The number as Prometheus 3 writes it in `le` and `quantile` (FormatOpenMetricsFloat, in Go): 1 is "1.0".
+
+    What is no value that Prometheus would take stays as it is. So do Go's hexadecimal numbers and 1_000, which no
+    exporter writes.
+    """
+    if not untrusted_number.isascii() or not is_value(untrusted_number.encode()):
+        return untrusted_number
+    number = float(untrusted_number)
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "+Inf" if number > 0 else "-Inf"
+    if number == 0:
+        return "0.0"  # and so is -0
+    shortest = Decimal(repr(number)).normalize()
+    digits = len(shortest.as_tuple().digits)
+    # Go writes an exponent at other sizes than Python.
+    plain = -4 <= shortest.adjusted() < 6
+    text = f"{number:.{max(digits, 6)}g}" if plain else f"{number:.{digits - 1}e}"
+    return text if "." in text or "e" in text else text + ".0"

@@ -50,7 +50,7 @@ class Core:
     """Reading and merging, with what is remembered from scrape to scrape."""
 
     def __init__(self, targets: Sequence[Target], limits: Limits) -> None:
-        memory = Memory(limits)
+        memory = Memory(limits, 1 << 30)
         self.readers = {target: Reader(target, limits, memory) for target in targets}
         self.merger = Merger()
 
@@ -234,13 +234,11 @@ def machine(count: int, bodies: Mapping[str, Sequence[bytes]]) -> Iterator[Path]
         named = "\n".join(f"{name} = {PORTS[name]}" for name in bodies)
         listed = "".join(f"[qubes.qube{number}]\nexporters = {list(bodies)}\n" for number in range(count))
         limits = (
-            "timeout = '100s'\nsample_limit = 600_000\nbody_size_limit = '256MiB'"
+            "timeout = '100s'\nsample_limit = 600_000\nbody_size_limit = '256MiB'\nmemory_limit = '3GiB'"
             if "large" in bodies
-            else "timeout = '60s'"
+            else "timeout = '60s'" + ("\nmemory_limit = '1GiB'" if count > 100 else "")
         )
-        config = (
-            f"[scrape]\n{limits}\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
-        )
+        config = f"[scrape]\nmin_interval = '0s'\n{limits}\n[qrexec]\nclient = '{client}'\nconnect_limit = 16\n[exporters]\n{named}\n{listed}"
         (folder / "proxy.toml").write_text(config, encoding="utf-8")
         yield folder
 

@@ -24,7 +24,9 @@ from federator.counters import Counters
 from federator.errors import ScrapeError
 from federator.host import watch_children
 from federator.model import Answer
+from federator.pace import Pace
 from federator.request import Deadline, Request
+from federator.textbudget import TextBudget
 from federator.web import SEND_BYTES
 
 # qube, exporter, body
@@ -60,7 +62,8 @@ async def _serve(how: str, path: Path, port: int) -> None:
     watch_children()
     settings = config.load(path)
     limiter, counters = ConnectionLimiter(settings.qrexec.connect_limit), Counters()
-    channels = [Channel(qube, settings.qrexec, limiter, counters) for qube in settings.qubes]
+    texts = TextBudget(1 << 40)
+    channels = [Channel(qube, settings.qrexec, limiter, counters, texts, Pace(0.0, 1)) for qube in settings.qubes]
     work = {"join": joined, "parse": parsed}[how]
 
     async def metrics(request: web.Request) -> web.StreamResponse:

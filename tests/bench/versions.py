@@ -25,8 +25,12 @@ ROUNDS = 9
 @contextmanager
 def daemon_of(checkout: Path, folder: Path) -> Iterator[Server]:
     """The daemon of a checkout; it has scraped nothing yet."""
-    port = free_port()
-    serve = ["serve", f"--config.file={folder / 'proxy.toml'}", f"--web.listen-address=127.0.0.1:{port}"]
+    port, config = free_port(), folder / f"{checkout.name}.toml"
+    text = (folder / "proxy.toml").read_text(encoding="utf-8")
+    if "min_interval" not in (checkout / "federator" / "config.py").read_text(encoding="utf-8"):
+        text = text.replace("min_interval = '0s'\n", "")  # it knows no pace
+    config.write_text(text, encoding="utf-8")
+    serve = ["serve", f"--config.file={config}", f"--web.listen-address=127.0.0.1:{port}"]
     with started(federator(*serve), folder / f"{port}.log", port, checkout=checkout) as process:
         yield Server(str(checkout), process, port)
 

@@ -2,7 +2,7 @@
 """
 Small real exporters for the demo, on prometheus-client: `exporters.py KIND PORT`, until stdin ends.
 
-Whoever starts one holds the other end of its stdin, so that none is left behind, however that one ends.
+The process that starts an exporter holds the other end of its stdin. So the exporter ends with that process.
 """
 
 import random
@@ -28,10 +28,10 @@ from prometheus_client import (
 )
 
 TICK_SECONDS = 1.0
-# The sensor can be read for so long, and then cannot be for so long.
+# How long the sensor can be read, and how long it then cannot be read.
 UP_SECONDS, DOWN_SECONDS = 30.0, 10.0
 
-# Called once a tick, to let the numbers move.
+# Called at each tick, to change the numbers.
 Tick = Callable[[], None]
 
 
@@ -41,7 +41,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _Quiet(WSGIRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its parent's name for it
-        """Say nothing: the demo's terminal is for the daemon."""
+        """Print nothing: the terminal is for the daemon's log."""
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def listening(port: int, registry: CollectorRegistry) -> Iterator[None]:
 
 
 def shop(registry: CollectorRegistry) -> Tick:
-    """An application: requests by path and code, how long they took, how large they were."""
+    """An application: its requests by path and code, their durations and sizes."""
     requests = Counter("shop_http_requests", "Requests answered.", ["path", "code"], registry=registry)
     seconds = Histogram("shop_http_request_seconds", "Time to answer.", ["path"], registry=registry)
     size = Summary("shop_http_response_bytes", "Size of the answers.", registry=registry)
@@ -77,7 +77,7 @@ def shop(registry: CollectorRegistry) -> Tick:
 
 
 def process(registry: CollectorRegistry) -> Tick:
-    """What prometheus-client knows of the process it is in."""
+    """The metrics that prometheus-client has about its own process."""
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
@@ -116,5 +116,5 @@ def run(kind: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for run.py, which then closes our stdin
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends run.py, which closes our stdin
     run(sys.argv[1], int(sys.argv[2]))

@@ -2,8 +2,8 @@
 """
 What `make run` runs: the demo's exporters, and the real daemon with conf/demo.toml, until Ctrl-C.
 
-Ports that are taken are replaced by free ones, in a copy of the configuration. Nothing is left behind: the exporters
-end with the stdin that we hold, the daemon is told to stop, the copy is deleted.
+Where a port is in use, a copy of the configuration has a free one. Nothing stays behind: the exporters end with their
+stdin, which this process holds, the daemon is told to stop, and the copy is deleted.
 """
 
 import re
@@ -28,7 +28,7 @@ Three demo qubes are being served. In another terminal, or a browser:
 
     curl {url}/metrics                      all of them, merged
     curl '{url}/metrics?qube=work'          one qube
-    curl -s {url}/metrics | grep _up        who is up; sys-usb's sensor is down for 10 s now and then
+    curl -s {url}/metrics | grep _up        which exporters are up; sys-usb's sensor is down for 10 s now and then
     curl {url}/metrics/proxy                the proxy itself
 
     {python} -m federator scrape --config.file={config}
@@ -38,7 +38,7 @@ Ctrl-C ends it.
 
 
 def free_port(wanted: int) -> int:
-    """The wanted port if nobody has it, else one that nobody has."""
+    """The wanted port if it is free, else another free port."""
     for port in (wanted, 0):
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -52,7 +52,7 @@ def free_port(wanted: int) -> int:
 
 
 def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
-    """The configuration to use (a copy, if a port was taken), the daemon's port, and the exporters' by kind."""
+    """The configuration (a copy, if a port is in use), the daemon's port, and the exporters' ports by kind."""
     text = DEMO.read_text(encoding="utf-8")
     demo = tomli.loads(text)
     wanted = {name: table["port"] if isinstance(table, dict) else table for name, table in demo["exporters"].items()}
@@ -60,7 +60,7 @@ def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
     ports = {name: free_port(port) for name, port in wanted.items()}
     config = DEMO
     if ports != wanted:
-        print(f"Some ports of {DEMO.name} are taken; using free ones.")
+        print(f"Some ports of {DEMO.name} are in use; free ones replace them.")
         new = {str(port): str(ports[name]) for name, port in wanted.items()}
         text = re.sub(r"\b\d+\b", lambda number: new.get(number[0], number[0]), text)
         config = folder / DEMO.name
@@ -69,7 +69,7 @@ def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
 
 
 def wait_until_ready(url: str, daemon: "subprocess.Popen[bytes]") -> bool:
-    """True when the daemon answers, False when it has ended instead."""
+    """True when the daemon answers, False when it has ended."""
     while daemon.poll() is None:
         try:
             with urllib.request.urlopen(f"{url}/-/ready", timeout=5):
@@ -80,8 +80,8 @@ def wait_until_ready(url: str, daemon: "subprocess.Popen[bytes]") -> bool:
 
 
 def main() -> int:
-    """Run the demo; 0 when it was ended by Ctrl-C or SIGTERM, 1 when the daemon ended by itself."""
-    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+    """Run the demo; 0 if Ctrl-C or SIGTERM ended it, 1 if the daemon ended by itself."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal is closed
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prometheus-qubes-proxy-")))
@@ -91,7 +91,7 @@ def main() -> int:
             exporter = stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE))
             assert exporter.stdin is not None
             stack.callback(exporter.stdin.close)
-        # A session of its own, so that Ctrl-C reaches it once: through us.
+        # In a session of its own the daemon does not get Ctrl-C from the terminal. This process ends it.
         words = [sys.executable, "-m", "federator", f"--config.file={config}"]
         daemon = stack.enter_context(subprocess.Popen(words, cwd=ROOT, start_new_session=True))
         try:
@@ -99,7 +99,7 @@ def main() -> int:
             if wait_until_ready(url, daemon):
                 print(WELCOME.format(url=url, python=sys.executable, config=config), flush=True)
                 daemon.wait()
-            print(f"The daemon ended by itself, with status {daemon.returncode}; its last words are above.")
+            print(f"The daemon ended by itself, with status {daemon.returncode}; its last messages are above.")
         except KeyboardInterrupt:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How many file descriptors there are for connections. The limits of a process cannot be reset: so in a child."""
+
+import json
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from federator import host
+from federator.host import FILES_FOR_US, FILES_PER_CALL, MAX_FILES
+from tests.helpers import ROOT
+
+CHILD = """
+import json, resource, sys
+from federator import host
+soft, hard, calls = map(int, sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(json.dumps([host.files_for_connections(calls), *resource.getrlimit(resource.RLIMIT_NOFILE)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "calls", "expected_soft"),
+    [(200, 500, 10, 500), (500, 500, 0, 500), (500, MAX_FILES + 1, 100, MAX_FILES), (100, 100, 30, 100)],
+    ids=["the soft limit is raised", "as it is", "not more than is of use", "too few"],
+)
+def test_descriptors_are_kept_back_for_calls(soft: int, hard: int, calls: int, expected_soft: int) -> None:
+    """The soft limit is raised as far as the system lets it, and connections have what calls and we do not need."""
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < hard:
+        pytest.skip("this machine allows fewer files")
+    words = [sys.executable, "-c", CHILD, *map(str, (soft, hard, calls))]
+    found = json.loads(subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout)
+    assert found == [expected_soft - FILES_FOR_US - FILES_PER_CALL * calls, expected_soft, hard]
+
+
+def test_no_limit_is_taken_for_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is to be raised then."""
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: unlimited)
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("there is no limit to raise"))
+    assert host.files_for_connections(1) == MAX_FILES - FILES_FOR_US - FILES_PER_CALL
