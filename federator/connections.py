@@ -244,6 +244,10 @@ class Connections:
         self._most = max(LEAST_CONNECTIONS, min(most, MAX_CONNECTIONS))
         if most < LEAST_CONNECTIONS:
             self._log.warning("few file descriptors are left; raise LimitNOFILE= of the unit", extra={"left": most})
+        idle = [one for one in self._open if not one.busy]
+        for one in idle[: max(0, len(self._open) - self._most)]:
+            del self._open[one]
+            one.abort()
 
     def log_bad_request(self, error: Exception) -> None:
         """The HTTP library did not take what a client sent."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The program as its user sees it: a process with arguments, signals, an exit status, and words on stderr."""
 
+import asyncio
 import json
 import os
 import re
@@ -15,10 +16,13 @@ from pathlib import Path
 import pytest
 
 from federator import __version__, config, daemon
+from federator.connections import Connections
 from federator.counters import Counters
+from federator.errors import StartError
+from federator.fleet import Fleet
 from federator.web import Served
 from tests.certificates import Authority
-from tests.helpers import ROOT, SERVICE
+from tests.helpers import ROOT, SERVICE, soon
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, toml
 from tests.standin.qubes import CLIENT, Qubes
 
@@ -307,3 +311,52 @@ def test_the_log_can_be_json(tmp_path: Path, exporter: MakeExporter) -> None:
         assert proxy.wait(PATIENCE_SECONDS) == 0
     messages = [json.loads(line)["msg"] for line in log.read_text(encoding="utf-8").splitlines()]
     assert {"serving", "stopping"} <= set(messages)
+
+
+async def test_file_descriptors_are_kept_back_for_the_calls_of_every_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One for each exporter, those that dom0 may name, and dom0: at the start, and again after a reload."""
+    calls: list[int] = []
+
+    def files(of_calls: int) -> int:
+        calls.append(of_calls)
+        return 100 - of_calls
+
+    limits: list[int] = []
+    caplog.set_level("INFO")
+    monkeypatch.setattr("federator.host.files_for_connections", files)
+    monkeypatch.setattr(Connections, "limit", lambda _, most: limits.append(most))
+    path = tmp_path / "p.toml"
+    text = toml({"work": {"a": 9100, "b": 9200}}, client=CLIENT)
+    path.write_text(text, encoding="utf-8")
+    serving = asyncio.create_task(daemon.serve(path, [("127.0.0.1", 0)]))
+    await soon("it serves", lambda: "serving" in caplog.messages)
+    path.write_text(toml({"work": {"a": 9100}, "vault": {"a": 9100, "b": 9200, "c": 9300}}, client=CLIENT))
+    os.kill(os.getpid(), signal.SIGHUP)
+    await soon("it reloads", lambda: caplog.messages.count("reloaded") == 1)
+    path.write_text(text + "\n[discovery]\nexporters = ['a', 'b']\n")
+    os.kill(os.getpid(), signal.SIGHUP)
+    await soon("it reloads", lambda: caplog.messages.count("reloaded") == 2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
+    assert calls == [3, 5, 3 + 2 * daemon.MAX_DISCOVERED_QUBES]
+    assert limits == [100 - number for number in calls]
+
+
+async def test_sighup_while_a_start_fails_does_not_revive_the_daemon(
+    served: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is being closed already: nothing is reloaded, and no call is made that nobody closes."""
+    caplog.set_level("INFO")
+    close = Fleet.close
+
+    async def close_slowly(self: Fleet) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.1)
+        await close(self)
+
+    monkeypatch.setattr(Fleet, "close", close_slowly)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartError):
+        await daemon.serve(served, [taken.getsockname()[:2]])
+    assert "reloaded" not in caplog.messages

@@ -156,6 +156,7 @@ def test_the_page_is_one_that_promtool_takes(
     assert 'exported_up{qube="work",exporter="work"} 1\n' in page.decode()
 
 
+@pytest.mark.unmeasured  # the daemon has one second for each scrape
 def test_a_real_prometheus_over_real_exporters(qubes: Qubes, tmp_path: Path, daemon: Callable[..., Daemon]) -> None:
     """Every series is there by qube; then one exporter stops, one qube is paused, one is halted and comes back."""
     node, procs = debian_program("prometheus-node-exporter"), debian_program("prometheus-process-exporter")

@@ -16,7 +16,7 @@ from federator import config, host
 from federator.counters import Counters
 from federator.text.content_type import TEXT_FORMAT
 from federator.web import Served, application
-from tests.parts import Exporter, eventually, free_port, toml
+from tests.parts import PATIENCE_SECONDS, Exporter, eventually, free_port, toml
 
 if TYPE_CHECKING:
     Client = TestClient[Any, Any]
@@ -168,8 +168,10 @@ async def test_a_scraper_that_never_reads_is_cut_off(
     """Its page would stay in memory for ever; another scraper does not notice."""
     monkeypatch.setattr("federator.web.SEND_SECONDS", 0.3)
     host.watch_children()
-    large = exporter(b"".join(b'm{a="%s%d"} 1\n' % (b"x" * 1000, number) for number in range(12_000)))
-    settings = config.parse(toml({"work": {"large": large.port}}, transport="local"), tmp_path / "x.toml")
+    large = exporter(b"".join(b'm{a="%s%d"} 1\n' % (b"x" * 4000, number) for number in range(3000)))
+    settings = config.parse(
+        toml({"work": {"large": large.port}}, transport="local", scrape='timeout = "60s"'), tmp_path / "x.toml"
+    )
     served = Served.of(settings, Counters())
     client = await aiohttp_client(application(served))
     reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
@@ -177,7 +179,8 @@ async def test_a_scraper_that_never_reads_is_cut_off(
     await asyncio.to_thread(eventually, "the exporter is asked", lambda: large.requests)
     await asyncio.to_thread(eventually, "the reader is cut off", lambda: len(served.admission) == 0)
     with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-        await reader.readexactly(100_000_000)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await reader.readexactly(100_000_000)
     writer.close()
     async with client.get("/metrics") as answer:
         assert len(await answer.read()) > 12_000_000
