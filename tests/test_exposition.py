@@ -110,6 +110,7 @@ DROPPED = {
     "a type without a name": ("# TYPE  ", "not a HELP or TYPE"),
     "a type with a quoted name": ('# TYPE "foo" gauge', "not a HELP or TYPE"),
     "a second type": ("# TYPE ok counter\n# TYPE ok gauge", "another type already"),
+    "a long HELP": ("# HELP foo " + "x" * MAX_LINE, "longer than"),
     "a NUL in HELP": ("# HELP foo a\0b", "not a HELP or TYPE"),
 }
 
@@ -209,6 +210,11 @@ FAMILIES = {
         '# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_sum 1\nh_count 1\n',
         [("h", "histogram", "")],
     ),
+    "an empty help before another": ("# HELP f \n# HELP f text\nf 1\n", [("f", None, "text")]),
+    "the help of a histogram": (
+        "# HELP h text\n# TYPE h histogram\nh_sum 1\nh_count 1\n",
+        [("h", "histogram", "text")],
+    ),
     "a summary": ('# TYPE s summary\ns{quantile="0.5"} 1\ns_sum 1\ns_count 1\n', [("s", "summary", "")]),
     "parts without a whole": ("h_sum 1\nh_count 1\n", [("h_sum", None, ""), ("h_count", None, "")]),
     "a part with a type of its own": (
@@ -276,6 +282,14 @@ def test_labels_of_the_qube_stand_on_every_series() -> None:
     """Labels that the configuration sets win over the target's."""
     reading = read(b'foo{owner="mallory"} 1\n', target(owner='al"ice'))
     assert lines(reading) == [f'foo{{{MINE},owner="al\\"ice",exported_owner="mallory"}} 1']
+
+
+def test_labels_that_move_do_not_meet() -> None:
+    """Two labels of the target that both need another name get two different ones."""
+    reading = read(b'foo{x="3",exported_x="4"} 1\n', target(x="1", exported_x="2"))
+    assert lines(reading) == [
+        f'foo{{{MINE},x="1",exported_x="2",exported_exported_exported_x="3",exported_exported_x="4"}} 1'
+    ]
 
 
 def test_unwanted_metrics_are_left_out_and_not_counted_as_lost() -> None:

@@ -43,6 +43,11 @@ def test_families_are_sorted_by_name_and_targets_stand_in_their_order() -> None:
     )
 
 
+def test_help_is_that_of_the_first_target_that_has_one() -> None:
+    """A target without HELP must not take it from the others."""
+    assert page(reading("a", "z 1\n"), reading("b", "# HELP z text\nz 2\n")).startswith("# HELP z text\n")
+
+
 def test_no_readings_make_an_empty_page() -> None:
     """Which Prometheus takes."""
     assert page() == ""
@@ -56,6 +61,10 @@ DISAGREEMENTS = {
     "two against one, whoever is first": (
         ["# TYPE f gauge\nf 1\n", "# TYPE f counter\nf 2\n", "# TYPE f counter\nf 3\n"],
         "# TYPE f counter\nf{0} 1\nf{1} 2\nf{2} 3\n",
+    ),
+    "two against one that has it in two places": (
+        ['# TYPE f gauge\nf 1\ng 1\nf{x="1"} 2\n', "# TYPE f counter\nf 2\n", "# TYPE f counter\nf 3\n"],
+        '# TYPE f counter\nf{0} 1\nf{0,x="1"} 2\nf{1} 2\nf{2} 3\n# TYPE g untyped\ng{0} 1\n',
     ),
     "the first of two": (
         ["# TYPE f gauge\nf 1\n", "# TYPE f counter\nf 2\n"],
@@ -267,6 +276,17 @@ def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     many = reading("a", "".join(f"b{number} 1\n" for number in range(200)))
     finish(merger.merge([many]))
     assert len(merger.plans()) == 1
+
+
+def test_the_plan_that_was_not_used_for_longest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that is asked for often keeps its plan while others come and go."""
+    monkeypatch.setattr("federator.text.merge.MAX_STEPS", 4)  # two plans of a family each
+    merger = Merger()
+    often, once, another = (reading("a", f"{name} 1\n") for name in ("often", "once", "another"))
+    for each in (often, once, often, another):
+        finish(merger.merge([each]))
+    monkeypatch.setattr("federator.text.merge._plan", None)
+    assert finish(merger.merge([often])).startswith(b"# TYPE often")
 
 
 def test_a_bad_line_does_not_cost_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from federator.text.metadata import FamilyMetadata
 from federator.text.relabel import Relabeling
 from federator.text.samples import SampleReader
 from federator.text.shape import PageLine, shape_of
+from federator.text.timestamp import Timestamps
 from federator.text.value import are_values, is_value
 from tests.helpers import RECORDINGS, finish, page, read, reader, recording, target
 
@@ -242,6 +243,9 @@ FOLLOWED = b'# HELP a text\na{x="1"} 1\na{x="2"} 2\n# HELP b text\nb 1\na{x="3"}
         (b'a{x="2"} 2', b'a{x="' + b"y" * 70 + b'"} 2'),
         (b"# HELP c text\nc 1", b"# HELP c text\nc{} 1"),
         (b"# HELP c text\nc 1", b"# HELP c other\nc 1"),
+        (b"c 1", b'c 1\nc{x="9"} 9 123'),
+        (b"c 1", b'c 1\nc{x="9"}9'),
+        (b"c 1", b'c 1\nc{qube="x"} 9'),
     ],
     ids=[
         "a value without a key",
@@ -257,6 +261,9 @@ FOLLOWED = b'# HELP a text\na{x="1"} 1\na{x="2"} 2\n# HELP b text\nb 1\na{x="3"}
         "a label that is too long",
         "another key of a series",
         "another HELP",
+        "a new series with a timestamp",
+        "a new series without a blank before its value",
+        "a new series with a label of ours",
     ],
 )
 def test_what_can_happen_to_a_text_that_was_followed(old: bytes, new: bytes) -> None:
@@ -396,6 +403,38 @@ def test_a_series_with_a_label_that_we_set_for_this_target_is_not_taken_from_the
         assert b'x="ours",exported_x="theirs"' in b"".join(finish(other.read(body)).blocks)
 
 
+def test_a_label_that_is_renamed_for_one_target_is_not_renamed_for_another() -> None:
+    """The cache must not keep what a series is called on the page of one target only."""
+    memory = Memory(Limits())
+    body = b'a{x="theirs"} 1\n'
+    finish(Reader(target("work", x="ours"), Limits(), memory).read(body))
+    assert b'exporter="node",x="theirs"' in b"".join(finish(Reader(target("b"), Limits(), memory).read(body)).blocks)
+
+
+@pytest.mark.parametrize("label", ["x", "x" * 1000])
+def test_a_text_that_grows_while_it_is_followed_counts_as_large_as_it_is(label: str) -> None:
+    """The bound of memory holds for texts that started small, too."""
+    memory = Memory(Limits())
+
+    def size(of: Target, count: int) -> int:
+        text = b"# HELP a text\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(count))
+        finish(Reader(of, Limits(), memory).read(text))
+        shape = memory.recall(of)
+        assert shape is not None
+        return shape.size
+
+    grown, read_whole = target("grown", owner=label), target("other", owner=label)
+    size(grown, 1)
+    assert 0.9 < size(grown, 2000) / size(read_whole, 2000) < 1.1
+
+
+def test_families_stay_the_same_object_when_a_text_is_read_line_by_line() -> None:
+    """The page need not be planned again for a comment, or a series in another section, that is new."""
+    one = reader()
+    first, second = (finish(one.read(body)) for body in (b"a 1\nb 2\n", b"a 1\n# HELP c text\nb 2\n"))
+    assert first.families is second.families
+
+
 def test_memory_forgets_the_largest_first() -> None:
     """When there is too much, the qube that sends most is the one that is read in full again."""
     memory = Memory(Limits(), 1_600_000)
@@ -519,7 +558,7 @@ def text_lines(limits: Limits, memory: Memory, relabeling: Relabeling) -> TextLi
     """One text to be read, with what a reader has for it."""
     allowance = Allowance(limits.samples)
     samples = SampleReader(limits, memory, allowance, relabeling)
-    return TextLines(samples, relabeling, FamilyMetadata(memory.metadata, allowance))
+    return TextLines(samples, relabeling, FamilyMetadata(memory.metadata, allowance), Timestamps(b"", None, 1))
 
 
 def turns(work: Generator[None, None, object]) -> int:

@@ -168,9 +168,11 @@ def _filled(changes: _Changes, sections: Sequence[Section]) -> Generator[None, N
     for number, block in zip(chain.from_iterable(section.blocks for section in sections), new_blocks, strict=True):
         if number >= 0:
             blocks[number] = block
+    growth = page_growth = changes.length - last.length
     all_sections, more = last.sections, 0
     if sections is not changes.sections:
         more = sum(len(section.keys) for section in sections) - sum(len(old.keys) for old in changes.sections)
+        page_growth = sum(len(section.lines) for section in sections) - sum(len(old.lines) for old in changes.sections)
         new = iter(sections)
         pairs = zip(changes.changed, last.sections, strict=True)
         all_sections = [next(new) if is_changed else section for is_changed, section in pairs]
@@ -185,7 +187,7 @@ def _filled(changes: _Changes, sections: Sequence[Section]) -> Generator[None, N
         length=changes.length,
         lines=last.lines + more,
         samples=last.samples + more,
-        size=last.size + 2 * BYTES_PER_BYTE * (changes.length - last.length) + BYTES_PER_SAMPLE * more,
+        size=last.size + BYTES_PER_BYTE * (growth + page_growth) + BYTES_PER_SAMPLE * more,
     )
 
 
