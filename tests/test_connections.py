@@ -276,7 +276,7 @@ def test_a_bug_of_ours_is_not_taken_for_a_bad_request() -> None:
         assert record.exc_info is not None
 
 
-METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 20\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Prometheus-Scrape-Timeout-Seconds: 20\r\n\r\n"
 
 
 async def test_the_end_waits_for_answers_that_are_being_made(
@@ -359,7 +359,7 @@ async def test_a_connection_serves_on_after_a_failure(
     monkeypatch.setattr(Counters, "page", lambda _: 1 / 0)
     listening = await served()
     stream = await connected(listening)
-    stream[1].write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    stream[1].write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     async with asyncio.timeout(PATIENCE_SECONDS):
         head = await stream[0].readuntil(b"\r\n\r\n")
         assert head.startswith(f"HTTP/1.1 {status} ".encode())
