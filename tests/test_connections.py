@@ -240,8 +240,8 @@ def test_requests_whose_answers_are_not_read_cost_no_memory(
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: abc\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b"GET /\x1b[2J\x00 HTTP/1.1\r\n\r\n",
-        b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nContent-Encoding: deflate\r\nContent-Length: 4\r\n\r\nabcd",
-        b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: deflate\r\nContent-Length: 4\r\n\r\nabcd",
+        b"GET http://[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=["a length that is none", "TLS", "control characters", "a compressed body that is none", "a URL that is none"],
 )
@@ -422,7 +422,7 @@ async def test_the_end_lets_an_answer_out_that_was_just_made(
     held.status = 404
     listening = await served()
     reader, writer = await connected(listening)
-    writer.write(f"GET /forward?target=work&port={held.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(f"GET /forward?target=work&port={held.port} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     await soon("its exporter is asked", lambda: held.requests)
     closing = asyncio.create_task(listening.close(PATIENCE_SECONDS))
     await asyncio.sleep(0)
