@@ -86,9 +86,8 @@ def load(path: Path, web_file: Path | None = None) -> Config:
 
 def _text(path: Path, option: str) -> str:
     try:
-        if (
-            path.exists() and not path.is_file() and not path.is_dir()
-        ):  # reading a pipe would wait for somebody to write to it
+        # Reading a pipe would wait until somebody writes to it.
+        if path.exists() and not path.is_file() and not path.is_dir():
             raise ConfigError(f"{path}: not a regular file; name one with {option}=PATH")
         if path.stat().st_size > MAX_FILE_SIZE:
             raise ConfigError(f"{path}: larger than {MAX_FILE_SIZE} bytes; is this the configuration?")
