@@ -76,7 +76,9 @@ def test_a_bad_line_is_judged_once(judged: list[bytes]) -> None:
         reading = finish(again.read(b'm{a="1",a="2"} %d\nok 1\n' % value))
         assert (reading.samples, reading.lines_dropped) == (1, 1)
         assert reading.complaint
-    assert [line for line in judged if line.startswith(b"m")] == [b'm{a="1",a="2"}  0'] * 2  # among others, then alone
+    # Among others, and then alone where the parser refuses it, as newer ones do; but only at the first scrape.
+    asked = [line for line in judged if line.startswith(b"m")]
+    assert asked in ([b'm{a="1",a="2"}  0'], [b'm{a="1",a="2"}  0'] * 2)
 
 
 def test_a_text_that_is_dear_at_every_scrape_is_cut(judged: list[bytes]) -> None:
