@@ -472,7 +472,7 @@ def test_the_end_comes_in_the_middle_of_a_reload(machine: tuple[Qubes, Exporter]
         eventually("reloaded", lambda: "msg=reloaded" in proxy.log)
         assert proxy.stop() == 0
     assert asking.result().status == 503
-    assert not qubes.left_behind()
+    eventually("nothing is left behind", lambda: not qubes.left_behind())
     assert not re.search("Traceback|was destroyed|never retrieved", proxy.log)
 
 
