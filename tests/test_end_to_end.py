@@ -137,7 +137,7 @@ def test_the_page_is_one_that_promtool_takes(
     """Conflicting types and hostile lines in two qubes; `check metrics` fails on what it cannot parse."""
     promtool = debian_program("promtool")
     bodies = {
-        "work": b'# TYPE m gauge\nm{qube="vault"} 1 12345\nup 1\nbad{ 1\n'
+        "work": b'# TYPE m gauge\nm{qube="vault"} 1\nm{a="stamped in 1970"} 1 12345\nup 1\nbad{ 1\n'
         b'# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_sum 1\nh_count 1\n',
         "vault": b"# TYPE m counter\nm 2\nm 2\nqubes_proxy_qube_up 7\n\xff\xfe 1\nh 3\n",
     }
@@ -154,6 +154,7 @@ def test_the_page_is_one_that_promtool_takes(
     assert checked.returncode in (0, 3), checked.stderr  # 3: style
     assert 'm{qube="work",exporter="work",exported_qube="vault"} 1\n' in page.decode()
     assert 'exported_up{qube="work",exporter="work"} 1\n' in page.decode()
+    assert "stamped in 1970" not in page.decode()
 
 
 @pytest.mark.unmeasured  # the daemon has one second for each scrape
