@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import SERVICE
+from tests.helpers import SERVICE, tracebacks_of_daemon
 from tests.parts import Daemon, Exporter, eventually, toml
 from tests.standin.qubes import Qubes
 
@@ -48,3 +48,14 @@ def daemon(tmp_path: Path, qubes: Qubes) -> Iterator[Callable[..., Daemon]]:
             return stack.enter_context(Daemon(folder, toml(of, client=qubes.client, **more), qubes.env))
 
         yield start
+
+
+@pytest.fixture
+def kept_tracebacks() -> Callable[[], list[str]]:
+    """Lists the functions of the daemon whose frames are kept since the test began. Earlier tests may keep others."""
+    earlier = {id(one): one for one in tracebacks_of_daemon()}  # held, so that no later one gets the id of one of them
+
+    def kept() -> list[str]:
+        return [one.tb_frame.f_code.co_qualname for one in tracebacks_of_daemon() if id(one) not in earlier]
+
+    return kept

@@ -62,11 +62,11 @@ class Clock:
         self._ahead += seconds
 
 
-def kept_tracebacks() -> list[str]:
-    """The functions of the daemon whose frames are kept by tracebacks: these hold what the frames held, whole texts."""
+def tracebacks_of_daemon() -> list[TracebackType]:
+    """The tracebacks that keep frames of the daemon: these hold what the frames held, whole texts."""
     gc.collect()
     return [
-        one.tb_frame.f_code.co_qualname
+        one
         for one in gc.get_objects()
         if isinstance(one, TracebackType) and "/federator/" in one.tb_frame.f_code.co_filename
     ]

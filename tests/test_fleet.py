@@ -17,7 +17,7 @@ from federator.fleet import Fleet
 from federator.model import Config, Limits
 from federator.scrape import Scraper
 from federator.statelog import StateLog
-from tests.helpers import SERVICE, Clock, kept_tracebacks, soon
+from tests.helpers import SERVICE, Clock, soon
 from tests.parts import Exporter, eventually, toml
 from tests.standin.qubes import Qubes
 
@@ -349,7 +349,9 @@ async def test_dom0_that_answers_while_the_daemon_stops_is_no_bug(
     assert caplog.text == ""
 
 
-async def test_no_error_of_discovery_that_is_kept_holds_what_its_frames_held(make: MakeFleet, tmp_path: Path) -> None:
+async def test_no_error_of_discovery_that_is_kept_holds_what_its_frames_held(
+    make: MakeFleet, tmp_path: Path, kept_tracebacks: Callable[[], list[str]]
+) -> None:
     """The last one is kept until dom0 answers again."""
     text = toml({"work": {"x": 9100}}, client=tmp_path / "missing", rest="[discovery]\n")
     fleet, _ = make(config.parse(text, tmp_path / "x.toml"))

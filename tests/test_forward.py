@@ -19,7 +19,7 @@ from federator.model import Target
 from federator.request import SHARE_SECONDS, Request
 from federator.scrape import Scraper
 from federator.statelog import StateLog
-from tests.helpers import Clock, kept_tracebacks, soon
+from tests.helpers import Clock, soon
 from tests.parts import Exporter, free_port, toml
 
 MakeExporter = Callable[[bytes], Exporter]
@@ -211,7 +211,7 @@ async def test_a_client_that_waits_when_the_daemon_stops_is_told(make: MakeParts
 
 
 async def test_no_error_of_a_fetch_is_kept_with_what_its_frames_held(
-    make: MakeParts, monkeypatch: pytest.MonkeyPatch, exporter: MakeExporter
+    make: MakeParts, monkeypatch: pytest.MonkeyPatch, exporter: MakeExporter, kept_tracebacks: Callable[[], list[str]]
 ) -> None:
     """Neither when the fetch is over, nor while its request still goes on."""
     parts = make(none=free_port(), page=exporter(b"<html>" * 1000).port)

@@ -27,7 +27,7 @@ from federator.scrape import LEAST_SECONDS, Scraper, budget, deadline_of
 from federator.statelog import StateLog
 from federator.text.exposition import Reader
 from federator.wire import Version2
-from tests.helpers import SERVICE, Clock, kept_tracebacks, soon
+from tests.helpers import SERVICE, Clock, soon
 from tests.parts import Exporter, eventually, free_port, toml
 
 MakeExporter = Callable[[bytes], Exporter]
@@ -452,7 +452,9 @@ async def test_reading_has_a_time_limit(
     assert (await collect(of))["x"].reading is not None
 
 
-async def test_no_error_that_is_kept_holds_what_its_frames_held(scraper: MakeScraper, exporter: MakeExporter) -> None:
+async def test_no_error_that_is_kept_holds_what_its_frames_held(
+    scraper: MakeScraper, exporter: MakeExporter, kept_tracebacks: Callable[[], list[str]]
+) -> None:
     """A traceback keeps every frame that it went through alive, and so whole texts."""
     web_page = exporter(b"<html>\n" * 1000)
     of = scraper({"work": {"page": web_page.port, "none": free_port()}})
@@ -479,7 +481,7 @@ exec cat >/dev/null
     "text", [CRASHES, GARBAGE, UNSOLICITED], ids=["a crash", "garbage", "garbage while nobody asks"]
 )
 async def test_no_error_that_a_call_keeps_holds_what_its_frames_held(
-    scraper: MakeScraper, tmp_path: Path, text: str
+    scraper: MakeScraper, tmp_path: Path, text: str, kept_tracebacks: Callable[[], list[str]]
 ) -> None:
     """The last error of a qube is told until the next call is made; that may be a long time."""
     of = scraper({"work": {"x": 9100}}, service=service(tmp_path, text))
