@@ -186,10 +186,10 @@ async def test_a_bug_in_reading_costs_one_target(
     """It is logged with its traceback; the other target has its page."""
     read = Reader.read
 
-    def buggy(self: Reader, body: bytes) -> Generator[None, None, Reading]:
+    def buggy(self: Reader, body: bytes, now: float) -> Generator[None, None, Reading]:
         if body.startswith(b"bad"):
             raise ZeroDivisionError
-        return read(self, body)
+        return read(self, body, now)
 
     monkeypatch.setattr(Reader, "read", buggy)
     outcomes = await collect(scraper({"work": {"bad": exporter(b"bad 1\n").port, "good": exporter(b"good 1\n").port}}))
@@ -363,7 +363,7 @@ async def test_reading_has_a_time_limit(
 ) -> None:
     """A text that takes for ever to be read is late, and holds up nobody."""
 
-    def endless(_: Reader, body: bytes) -> Generator[None, None, Reading]:
+    def endless(_: Reader, body: bytes, _now: float) -> Generator[None, None, Reading]:
         while body:
             yield
         raise AssertionError
