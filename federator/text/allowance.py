@@ -9,6 +9,9 @@ scrape most exporters have no new lines, and some have a few. Only a text that i
 has the same account as any other, and then has to live on what each scrape adds.
 """
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 # For each sample of scrape.sample_limit: room for a line of 250 bytes with 8 labels, or for a shorter one with a HELP
 # and a TYPE line, as the recordings have them. With the default limit, that much takes some 6 seconds of CPU time.
 WORK_PER_SAMPLE = 1000
@@ -18,6 +21,9 @@ LEAST_WORK = 1_000_000
 PART_PER_SCRAPE = 20
 
 USED_UP = "not read: its new lines cost more than one exporter's may (it grows with scrape.sample_limit)"
+
+L = TypeVar("L")
+R = TypeVar("R")
 
 
 class Allowance:
@@ -30,6 +36,22 @@ class Allowance:
     def renew(self) -> None:
         """A scrape begins."""
         self._left = min(self._most, self._left + self._most // PART_PER_SCRAPE)
+
+    def spend_on(
+        self,
+        untrusted_lines: Sequence[L],
+        work: Callable[[Sequence[L]], int],
+        read: Callable[[Sequence[L]], Sequence[R]],
+    ) -> Sequence[R | str]:
+        """What `read` makes of these lines: of all at once, if there is enough left; else of each, as long as it is."""
+        if not untrusted_lines:
+            return ()
+        if self.spend(work(untrusted_lines)):
+            return read(untrusted_lines)
+        return [
+            read([untrusted_line])[0] if self.spend(work([untrusted_line])) else USED_UP
+            for untrusted_line in untrusted_lines
+        ]
 
     def spend(self, work: int) -> bool:
         """Take so much. False if there is not enough left: then nothing is taken, and the line must not be read."""

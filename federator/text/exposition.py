@@ -173,34 +173,34 @@ class Reader:
         Each of them costs something at every scrape, here and in merge.Merger. Without a shape, a text has one block
         for each family.
         """
-        blocks = sum(1 for _ in groupby(lines, attrgetter("family")))
-        return max(len(starts), blocks) <= self._most_names
+        most = self._most_names
+        has_few_lines = len(lines) <= most
+        return len(starts) <= most and (has_few_lines or sum(1 for _ in groupby(lines, attrgetter("family"))) <= most)
 
     def _checked(self, text: TextLines, untrusted_body: bytes) -> Generator[None, None, None]:
         """Let the text be read, as far as it keeps to the limits on samples and names."""
-        steps = text.read(untrusted_body)
+        most, steps = self._most_names, text.read(untrusted_body)
+        # Most texts are too small to have too many names, and theirs need not be counted.
+        is_large = len(untrusted_body) > most * BYTES_PER_NAME
         names: set[str] = set()
-        checked = size = 0
+        counted = size = 0
         is_read: bool | None = None
         while not is_read:
             is_read = next(steps, True)
-            new = {sample.series.name for sample in text.samples[checked:]} - names
-            checked = len(text.samples)
-            names |= new
-            size += sum(map(len, new))
-            self._check_counts(checked, len(names), size)
+            count = len(text.samples)
+            if count > self._limits.samples:
+                raise SampleLimitError(f"more than {self._limits.samples} samples (scrape.sample_limit)")
+            if is_large or count > most:
+                new = {sample.series.name for sample in text.samples[counted:]} - names
+                counted = count
+                names |= new
+                size += sum(map(len, new))
+                if len(names) > most or size > most * BYTES_PER_NAME:
+                    raise SampleLimitError(
+                        f"more than {most} metric names, or {most * BYTES_PER_NAME} bytes of them; {MAX_NAMES} may"
+                        " be there, or a tenth of scrape.sample_limit if that is more"
+                    )
             yield
-
-    def _check_counts(self, samples: int, names: int, size: int) -> None:
-        """Whether a text may have so many samples and names. `size`: bytes of all names."""
-        if samples > self._limits.samples:
-            raise SampleLimitError(f"more than {self._limits.samples} samples (scrape.sample_limit)")
-        most = self._most_names
-        if names > most or size > most * BYTES_PER_NAME:
-            raise SampleLimitError(
-                f"more than {most} metric names, or more than {most * BYTES_PER_NAME} bytes of them;"
-                f" {MAX_NAMES} names, or a tenth of scrape.sample_limit if that is more"
-            )
 
 
 def _reading(

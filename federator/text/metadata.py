@@ -8,9 +8,9 @@ Owns the rules of the text format and of OpenMetrics for family names. Must not 
 from collections.abc import Sequence
 
 from federator.model import Family
-from federator.text.allowance import USED_UP, Allowance
+from federator.text.allowance import Allowance
 from federator.text.memory import LineCache
-from federator.text.parser import METRIC_TYPES, DroppedLines, Metadata, comment_work, parse_metadata
+from federator.text.parser import METRIC_TYPES, DroppedLines, Metadata, comments_work, parse_metadata
 
 
 class FamilyMetadata:
@@ -28,25 +28,18 @@ class FamilyMetadata:
 
         True if a line was not in the cache and had to be parsed, which takes time.
         """
-        known = [self._known(untrusted_line) for _, untrusted_line in untrusted_comments]
-        new = [line for (_, line), found in zip(untrusted_comments, known, strict=True) if found is None]
-        parsed = iter(parse_metadata(new))
-        for (number, untrusted_line), found in zip(untrusted_comments, known, strict=True):
-            result = found or next(parsed)
+        cached = [self._cache.get(untrusted_line) for _, untrusted_line in untrusted_comments]
+        new = [line for (_, line), metadata in zip(untrusted_comments, cached, strict=True) if metadata is None]
+        parsed = iter(self._allowance.spend_on(new, comments_work, parse_metadata))
+        for (number, untrusted_line), metadata in zip(untrusted_comments, cached, strict=True):
+            result = metadata or next(parsed)
             if isinstance(result, Metadata):
-                if found is None:
+                if metadata is None:
                     self._cache.add(untrusted_line, result)
                 result = self._add(result)
             if result:
                 dropped.add(number, untrusted_line, result)
         return bool(new)
-
-    def _known(self, untrusted_line: bytes) -> Metadata | str | None:
-        """What the cache has; or why the line is not read; or None if it has to be parsed."""
-        cached = self._cache.get(untrusted_line)
-        if cached is None and not self._allowance.spend(comment_work(untrusted_line)):
-            return USED_UP
-        return cached
 
     def _add(self, metadata: Metadata) -> str:
         """Why the line is dropped, or an empty text."""

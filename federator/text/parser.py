@@ -97,19 +97,17 @@ class DroppedLines:
             self.complaint = f"{where}{why}: {shown(untrusted_line)}"
 
 
-def sample_work(match: re.Match[bytes]) -> int:
-    """What `parse_series` needs for a line that `match_sample` took."""
-    series: bytes = match["series"]
-    return _LINE_WORK + len(series) + _LABEL_WORK * series.count(b"=") + _ESCAPE_WORK * series.count(b"\\")
+def samples_work(matches: Sequence[re.Match[bytes]]) -> int:
+    """What `parse_series` needs for these lines."""
+    text = b"".join([match["series"] for match in matches])
+    return _LINE_WORK * len(matches) + len(text) + _LABEL_WORK * text.count(b"=") + _ESCAPE_WORK * text.count(b"\\")
 
 
-def comment_work(untrusted_line: bytes) -> int:
-    """What `parse_metadata` needs for a comment line."""
-    is_metadata = len(untrusted_line) <= MAX_LINE and _LOOKS_LIKE_METADATA.match(untrusted_line)
-    if not is_metadata:
-        return 0
-    dear = sum(map(untrusted_line.count, (b" ", b"\t", b"\\")))
-    return _LINE_WORK + len(untrusted_line) + _COMMENT_WORK * dear
+def comments_work(untrusted_comments: Sequence[bytes]) -> int:
+    """What `parse_metadata` needs for these lines. Those that are neither HELP nor TYPE cost nothing."""
+    lines = [line for line in untrusted_comments if len(line) <= MAX_LINE and _LOOKS_LIKE_METADATA.match(line)]
+    text = b"".join(lines)
+    return _LINE_WORK * len(lines) + len(text) + _COMMENT_WORK * sum(map(text.count, (b" ", b"\t", b"\\")))
 
 
 def match_sample(untrusted_line: bytes) -> re.Match[bytes] | str:

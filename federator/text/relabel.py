@@ -6,7 +6,7 @@ Owns the labels that the daemon adds, the names that are reserved, and which met
 know lines or texts. As in Prometheus, what would collide with a name of ours gets `exported_` before it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from federator.model import Family, Target
@@ -72,9 +72,11 @@ class Relabeling:
         return sorted(result)
 
 
-def page_labels(labels: Iterable[tuple[str, str]]) -> bytes:
+def page_labels(labels: Sequence[tuple[str, str]]) -> bytes:
     """The target's labels as they stand on the page, after ours: `,name="value"` each."""
-    text = labels_text((name, canonical(value) if name in _NUMBER_LABELS else value) for name, value in labels).encode()
+    if not _NUMBER_LABELS.isdisjoint([name for name, _ in labels]):
+        labels = [(name, canonical(value) if name in _NUMBER_LABELS else value) for name, value in labels]
+    text = labels_text(labels).encode()
     return b"," + text if text else b""
 
 

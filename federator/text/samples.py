@@ -14,7 +14,7 @@ from federator.errors import LabelLimitError
 from federator.model import Limits
 from federator.text.allowance import USED_UP, Allowance
 from federator.text.memory import Memory, Series
-from federator.text.parser import ParsedSeries, match_sample, parse_series, sample_work
+from federator.text.parser import ParsedSeries, match_sample, parse_series, samples_work
 from federator.text.relabel import Relabeling, page_labels
 from federator.text.timestamp import Timestamps
 
@@ -62,7 +62,8 @@ class SampleReader:
         matches = [match_sample(untrusted_line) for untrusted_line in untrusted_lines]
         known = [match if isinstance(match, str) else self._known(match, timestamps) for match in matches]
         pairs = zip(matches, known, strict=True)
-        parsed = iter(parse_series([match for match, found in pairs if not isinstance(match, str) and found is None]))
+        to_parse = [match for match, found in pairs if not isinstance(match, str) and found is None]
+        parsed = iter(self._allowance.spend_on(to_parse, samples_work, parse_series))
         for untrusted_line, match, found in zip(untrusted_lines, matches, known, strict=True):
             if isinstance(match, str) or isinstance(found, str):
                 yield str(found)
@@ -71,7 +72,8 @@ class SampleReader:
             if series is None:
                 new = next(parsed)
                 if isinstance(new, str):
-                    self._odd.add(self._odd_key + key, new)
+                    if new != USED_UP:
+                        self._odd.add(self._odd_key + key, new)
                     yield new
                     continue
                 if over := self._over_limit(new):
@@ -85,10 +87,7 @@ class SampleReader:
         untrusted_timestamp, untrusted_key = match["timestamp"], match["series"]
         if untrusted_timestamp is not None and (too_old := timestamps.refusal(untrusted_timestamp)):
             return too_old
-        known = self.cached(untrusted_key) or self._odd.get(self._odd_key + untrusted_key)
-        if known is None and not self._allowance.spend(sample_work(match)):
-            return USED_UP
-        return known
+        return self.cached(untrusted_key) or self._odd.get(self._odd_key + untrusted_key)
 
     def _added(self, key: bytes, parsed: ParsedSeries) -> Series:
         """The series, added to the cache if it can be found there by its key; else its key is empty."""

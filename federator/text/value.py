@@ -57,9 +57,8 @@ def canonical(untrusted_number: str) -> str:
         return "+Inf" if number > 0 else "-Inf"
     if number == 0:
         return "0.0"  # and so is -0
-    shortest = Decimal(repr(number)).normalize()
-    digits = len(shortest.as_tuple().digits)
-    # Go writes an exponent at other sizes than Python.
-    plain = -4 <= shortest.adjusted() < 6
-    text = f"{number:.{max(digits, 6)}g}" if plain else f"{number:.{digits - 1}e}"
-    return text if "." in text or "e" in text else text + ".0"
+    # Both write the fewest digits that mean this number, but Go changes to an exponent at other sizes than Python.
+    if 1e-4 <= abs(number) < 1e6:
+        return repr(number)
+    digits = len(Decimal(repr(number)).normalize().as_tuple().digits)
+    return f"{number:.{digits - 1}e}"
