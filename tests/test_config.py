@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration file: which keys and values it may have, and the message for each fault."""
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -389,3 +390,13 @@ def test_the_documentation_has_every_key() -> None:
     assert len(rows) == len(set(rows))
     # exporters.NAME = 9100 is the short form of exporters.NAME.port.
     assert set(rows) - {"exporters.NAME"} == keys_of_the_schema()
+
+
+def test_a_file_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
+    """A pipe would block the reload for ever, and a huge file is another one."""
+    pipe, huge = tmp_path / "pipe", tmp_path / "huge"
+    os.mkfifo(pipe)
+    huge.write_bytes(b"#" * (config.MAX_FILE_SIZE + 1))
+    for path, words in ((pipe, "not a regular file"), (huge, "larger than")):
+        with pytest.raises(ConfigError, match=words):
+            config.load(path)

@@ -240,8 +240,8 @@ def test_requests_whose_answers_are_not_read_cost_no_memory(
         b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: abc\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         b"GET /\x1b[2J\x00 HTTP/1.1\r\n\r\n",
-        b"GET /-/healthy HTTP/1.1\r\nHost: x\r\nContent-Encoding: deflate\r\nContent-Length: 4\r\n\r\nabcd",
-        b"GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /-/healthy HTTP/1.1\r\nHost: localhost\r\nContent-Encoding: deflate\r\nContent-Length: 4\r\n\r\nabcd",
+        b"GET http://[::1 HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ],
     ids=["a length that is none", "TLS", "control characters", "a compressed body that is none", "a URL that is none"],
 )
@@ -276,7 +276,7 @@ def test_a_bug_of_ours_is_not_taken_for_a_bad_request() -> None:
         assert record.exc_info is not None
 
 
-METRICS = b"GET /metrics HTTP/1.1\r\nHost: x\r\nX-Prometheus-Scrape-Timeout-Seconds: 20\r\n\r\n"
+METRICS = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Prometheus-Scrape-Timeout-Seconds: 20\r\n\r\n"
 
 
 async def test_the_end_waits_for_answers_that_are_being_made(
@@ -338,6 +338,7 @@ async def test_a_head_that_comes_slowly_is_cut(
 ) -> None:
     """Each byte does not give it more time: it would hold a file descriptor for ever."""
     clock = Clock(monkeypatch)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1000.0)
     listening = await served()
     slow = await connected(listening)
     for byte in HEALTHY[:5]:
@@ -358,7 +359,7 @@ async def test_a_connection_serves_on_after_a_failure(
     monkeypatch.setattr(Counters, "page", lambda _: 1 / 0)
     listening = await served()
     stream = await connected(listening)
-    stream[1].write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    stream[1].write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     async with asyncio.timeout(PATIENCE_SECONDS):
         head = await stream[0].readuntil(b"\r\n\r\n")
         assert head.startswith(f"HTTP/1.1 {status} ".encode())
@@ -412,3 +413,20 @@ async def test_a_lower_limit_is_for_the_connections_that_there_are(
     assert await healthy(clients[0])
     for _, writer in clients:
         writer.close()
+
+
+async def test_the_end_lets_an_answer_out_that_was_just_made(
+    served: Callable[..., "asyncio.Task[Connections]"], held: Exporter
+) -> None:
+    """The HTTP library sends a short answer only when its handler is over."""
+    held.status = 404
+    listening = await served()
+    reader, writer = await connected(listening)
+    writer.write(f"GET /forward?target=work&port={held.port} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    await soon("its exporter is asked", lambda: held.requests)
+    closing = asyncio.create_task(listening.close(PATIENCE_SECONDS))
+    await asyncio.sleep(0)
+    held.hold.set()
+    assert (await reader.read()).startswith(b"HTTP/1.1 502 ")
+    await closing
+    writer.close()
