@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-A pytest plugin: a test that leaves a thread or a process running fails, whatever else became of the test.
+A pytest plugin: a test that leaves a thread or a process running fails, and so does a test that does not end.
 
-Owns the search for what is left, and its end. Must not know what the tests start.
+Owns the search for what is left, its end, and the longest time of a test. Must not know what the tests start.
 """
 
 import ctypes
@@ -20,6 +20,10 @@ import pytest
 
 # How long threads and processes that are already ending may still take.
 PATIENCE_SECONDS = 5.0
+# Several times what the longest test takes on a busy machine.
+MAX_SECONDS = 300.0
+# What ends a test may wait as well. It is interrupted again after this time.
+AGAIN_SECONDS = 30.0
 # From <linux/prctl.h>. A process whose parent ends gets the nearest "subreaper" as its new parent. So a process that a
 # test's process leaves behind becomes our child, and we find it.
 PR_SET_CHILD_SUBREAPER = 36
@@ -31,6 +35,20 @@ known = set(threading.enumerate())
 def pytest_configure() -> None:
     """Become the parent of orphans."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    """Around the test itself, without its fixtures."""
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"the test did not end in {MAX_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS, AGAIN_SECONDS)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -240,20 +240,28 @@ def debian_program(name: str) -> str:
 
 
 @contextmanager
-def process(*words: str | Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A program that runs until the end of the test."""
-    with (
-        log.open("ab") as output,
-        subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=output, stderr=output) as running,
-    ):
+def running(words: Sequence[str | Path], **more: Any) -> Iterator["subprocess.Popen[bytes]"]:
+    """
+    A process that ends with the block: by SIGTERM, or SIGKILL where that does not help. `more` is for `Popen`.
+
+    `Popen` itself waits at the end of its block, for ever where an assertion failed before the process was ended.
+    """
+    with subprocess.Popen(list(map(str, words)), **more) as started:
         try:
-            yield running
+            yield started
         finally:
-            running.terminate()
+            started.terminate()
             try:
-                running.wait(PATIENCE_SECONDS)
+                started.wait(PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:
-                running.kill()
+                started.kill()
+
+
+@contextmanager
+def process(*words: str | Path, log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """A program that runs until the end of the block, and its log."""
+    with log.open("ab") as output, running(words, cwd=ROOT, stdout=output, stderr=output) as started:
+        yield started
 
 
 class Prometheus:

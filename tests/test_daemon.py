@@ -23,7 +23,7 @@ from federator.fleet import Fleet
 from federator.web import Served
 from tests.certificates import Authority
 from tests.helpers import ROOT, SERVICE, soon
-from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, toml
+from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, federator, free_port, process, running, toml
 from tests.standin.qubes import CLIENT, Qubes
 
 # Each of these tests starts the daemon or its command line.
@@ -225,7 +225,7 @@ def test_sighup_while_starting_does_not_end_the_daemon(served: Path) -> None:
     """From nearly its first instruction: importing alone takes 0.2 s."""
     for number in range(10):
         words = federator("serve", f"--config.file={served}", "--web.listen-address=127.0.0.1:0")
-        with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        with running(words, cwd=ROOT, stderr=subprocess.PIPE) as process:
             assert process.stderr is not None
             status = Path(f"/proc/{process.pid}/status")
             eventually("it ignores SIGHUP", partial(_ignores_or_catches, status, signal.SIGHUP))

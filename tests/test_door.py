@@ -18,7 +18,7 @@ import pytest
 
 from tests.certificates import Authority
 from tests.helpers import ROOT
-from tests.parts import Exporter, Prometheus, debian_program, eventually, federator, free_port, process, toml
+from tests.parts import Exporter, Prometheus, debian_program, eventually, federator, free_port, process, running, toml
 
 bcrypt = pytest.importorskip("bcrypt", reason="the optional package is not installed")
 
@@ -296,7 +296,7 @@ def test_sockets_of_systemd(tmp_path: Path, exporter: Callable[[bytes], Exporter
     with socket.socket(socket.AF_UNIX) as one, socket.create_server(("127.0.0.1", 0)) as other:
         one.bind(str(path))
         one.listen()
-        with subprocess.Popen(
+        with running(
             [sys.executable, "-c", _AS_SYSTEMD, str(one.fileno()), str(other.fileno()), *words],
             cwd=ROOT,
             pass_fds=(one.fileno(), other.fileno()),
@@ -337,7 +337,7 @@ def test_hash_password_of_a_pipe() -> None:
 def test_hash_password_of_a_terminal(second: bytes, code: int) -> None:
     """It asks twice, and shows nothing of it."""
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
+    with running(
         federator("hash-password"),
         cwd=ROOT,
         stdin=theirs,

@@ -13,6 +13,7 @@ import pytest
 
 from federator import journal
 from tests.helpers import ROOT
+from tests.parts import running
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +70,7 @@ def test_a_log_that_nobody_reads_is_not_waited_for() -> None:
         "print('not stuck', flush=True); sys.stdin.readline()\n"
         "logging.info('the last one')\n"
     )
-    with subprocess.Popen(
+    with running(
         [sys.executable, "-c", program],
         cwd=ROOT,
         stdin=subprocess.PIPE,

@@ -18,7 +18,7 @@ import pytest
 from federator.model import Answer
 from federator.wire import Version2
 from tests.helpers import SERVICE, recording, service_module
-from tests.parts import MEASURED, PATIENCE_SECONDS, Exporter, free_port, raw_server, script
+from tests.parts import MEASURED, PATIENCE_SECONDS, Exporter, free_port, raw_server, running, script
 
 StartService = Callable[..., "Service"]
 MakeExporter = Callable[[bytes], Exporter]
@@ -270,7 +270,7 @@ def test_no_exporter_is_read_from_after_the_requests_time() -> None:
         ports = sorted(stack.enter_context(raw_server(answer)) for _ in range(8))
         words = [sys.executable, "-c", CLOCK_OF_WORK, str(SERVICE), "+".join(map(str, ports))]
         process = stack.enter_context(
-            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            running(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         )
         wire = Version2()
         assert process.stdin
@@ -572,7 +572,7 @@ def test_a_caller_who_does_not_read_has_less_than_a_second_more() -> None:
         while stdout.write(bytes(1 << 16)):
             """Fill the pipe, so that nothing more fits."""
         words = [sys.executable, "-c", VIRTUAL_CLOCK, str(SERVICE), str(port)]
-        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE) as process:
+        with running(words, stdin=subprocess.PIPE, stdout=stdout, stderr=subprocess.PIPE) as process:
             assert process.stdin
             assert process.stderr
             process.stdin.write(b"+2\n?1500 1000 %d\n" % port)
