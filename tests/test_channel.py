@@ -103,7 +103,7 @@ async def line(qubes: Qubes) -> AsyncIterator[MakeLine]:
     for one in lines:
         await one.channel.close()
         assert one.counters.started == one.counters.ended
-    assert not qubes.left_behind()
+    await soon("no process is left", lambda: not qubes.left_behind())
 
 
 @pytest.fixture
@@ -516,7 +516,7 @@ async def test_closing_while_it_is_being_asked(qubes: Qubes, line: MakeLine, exp
     with pytest.raises(asyncio.CancelledError):
         await asking
     await work.channel.close()
-    assert not qubes.left_behind()
+    await soon("no process is left", lambda: not qubes.left_behind())
 
 
 @pytest.mark.parametrize(("mode", "words"), [(None, "No such file or directory"), (0o644, "Permission denied")])
