@@ -210,7 +210,7 @@ FAMILIES = {
         '# TYPE h histogram\nh_bucket{le="+Inf"} 1\nh_sum 1\nh_count 1\n',
         [("h", "histogram", "")],
     ),
-    "an empty help before another": ("# HELP f \n# HELP f text\nf 1\n", [("f", "untyped", "text")]),
+    "an empty help before another": ("# HELP f \n# HELP f text\nf 1\n", [("f", None, "text")]),
     "the help of a histogram": (
         "# HELP h text\n# TYPE h histogram\nh_sum 1\nh_count 1\n",
         [("h", "histogram", "text")],
