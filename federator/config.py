@@ -53,6 +53,8 @@ MAX_MEMORY = 1 << 40
 # A line of a text has at most 16 KiB, so there cannot be more labels, nor longer ones, that mean anything.
 MAX_LABELS = 1000
 MAX_LABEL_LENGTH = 10_000
+# 100 years: as good as no limit.
+MAX_TIMESTAMP_AGE_SECONDS = 100 * 31_536_000.0
 # An open call has two buffers. They are made of grant pages, and a qube has 4 MiB of those.
 MAX_BUFFER_SIZE = 1 << 20
 # xenstore fails between 10 and 25 calls that are opened at the same time, as it is set up by default.
@@ -120,6 +122,7 @@ def _scrape(table: Table) -> Scrape:
         labels=table.number("label_limit", most.labels, least=1, most=MAX_LABELS),
         label_name_length=table.number("label_name_length_limit", most.label_name_length, 1, MAX_LABEL_LENGTH),
         label_value_length=table.number("label_value_length_limit", most.label_value_length, 1, MAX_LABEL_LENGTH),
+        timestamp_age=table.duration("timestamp_age_limit", most.timestamp_age, 1.0, MAX_TIMESTAMP_AGE_SECONDS),
     )
     timeout = table.duration("timeout", fallback.timeout, least=0.1, most=MAX_TIMEOUT_SECONDS)
     offset = table.duration("timeout_offset", fallback.timeout_offset, least=0.0, most=MAX_TIMEOUT_SECONDS)

@@ -78,13 +78,14 @@ class Web:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one target may send. Sizes and lengths in bytes, as Prometheus counts them."""
+    """What one target may send. Sizes and lengths in bytes, as Prometheus counts them; the age in seconds."""
 
     body_size: int = 16 << 20
     samples: int = 50_000
     labels: int = 64
     label_name_length: int = 256
     label_value_length: int = 4096
+    timestamp_age: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -336,7 +336,7 @@ class Scraper:
         holder = _TextBeingRead(task)
         try:
             self.fleet.texts.hold(holder, len(untrusted_body))
-            return await self.scheduler.run(reader.read(untrusted_body), len(untrusted_body))
+            return await self.scheduler.run(reader.read(untrusted_body, time.time() * 1000), len(untrusted_body))
         except asyncio.CancelledError:
             if holder.gave_up and not task.uncancel():
                 raise reasons.too_much_at_once() from None

@@ -338,6 +338,7 @@ async def test_a_head_that_comes_slowly_is_cut(
 ) -> None:
     """Each byte does not give it more time: it would hold a file descriptor for ever."""
     clock = Clock(monkeypatch)
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 1000.0)
     listening = await served()
     slow = await connected(listening)
     for byte in HEALTHY[:5]:
@@ -412,3 +413,20 @@ async def test_a_lower_limit_is_for_the_connections_that_there_are(
     assert await healthy(clients[0])
     for _, writer in clients:
         writer.close()
+
+
+async def test_the_end_lets_an_answer_out_that_was_just_made(
+    served: Callable[..., "asyncio.Task[Connections]"], held: Exporter
+) -> None:
+    """The HTTP library sends a short answer only when its handler is over."""
+    held.status = 404
+    listening = await served()
+    reader, writer = await connected(listening)
+    writer.write(f"GET /forward?target=work&port={held.port} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await soon("its exporter is asked", lambda: held.requests)
+    closing = asyncio.create_task(listening.close(PATIENCE_SECONDS))
+    await asyncio.sleep(0)
+    held.hold.set()
+    assert (await reader.read()).startswith(b"HTTP/1.1 502 ")
+    await closing
+    writer.close()

@@ -314,23 +314,31 @@ async def test_a_question_to_dom0_is_ended_with_the_fleet(make: MakeFleet, tmp_p
         await fleet.close()
         await asking
     process = Path("/proc") / (tmp_path / "pid").read_text(encoding="utf-8").strip()
-    await soon("its process is gone", lambda: not process.exists())
+    assert not process.exists()
 
 
+@pytest.mark.parametrize(
+    ("source", "answer"),
+    [
+        ("admin.vm.List", "0\0dom0 class=AdminVM state=Running\n"),
+        ("ruddo.PrometheusDiscover", "5\nwork\n"),
+    ],
+)
 async def test_dom0_that_answers_while_the_daemon_stops_is_no_bug(
-    make: MakeFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: MakeFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture, source: str, answer: str
 ) -> None:
     """Nobody waits for the answer any more; the log says nothing of it."""
     client = tmp_path / "client"
     client.write_text(
-        f"#!{sys.executable} -IS\nimport signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        f"#!{sys.executable} -IS\nimport signal, sys\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "if sys.argv[4] != 'admin.vm.List':\n"
+        "    sys.stdin.readline()\n    print('=', flush=True)\n    sys.stdin.readline()\n"
         f"open('{tmp_path}/asked', 'w').close()\nsignal.sigwait([signal.SIGTERM])\n"
-        "print('0\\0dom0 class=AdminVM state=Running', flush=True)\n"
-        f"open('{tmp_path}/answered', 'w').close()\n",
+        f"print({answer!r}, end='', flush=True)\nopen('{tmp_path}/answered', 'w').close()\n",
         encoding="utf-8",
     )
     client.chmod(0o755)
-    text = toml({"work": {"x": 9100}}, client=client, rest="[discovery]\n")
+    text = toml({"work": {"x": 9100}}, client=client, rest=f"[discovery]\nsource = '{source}'\n")
     fleet, _ = make(config.parse(text, tmp_path / "x.toml"))
     asking = asyncio.create_task(fleet.refresh(100.0))
     await soon("dom0 is asked", (tmp_path / "asked").exists)

@@ -23,6 +23,7 @@ from federator.text.metadata import FamilyMetadata
 from federator.text.relabel import Relabeling
 from federator.text.samples import SampleReader
 from federator.text.shape import PageLine, shape_of
+from federator.text.timestamp import Timestamps
 from federator.text.value import are_values, is_value
 from tests.helpers import RECORDINGS, finish, page, read, reader, recording, target
 
@@ -557,7 +558,7 @@ def text_lines(limits: Limits, memory: Memory, relabeling: Relabeling) -> TextLi
     """One text to be read, with what a reader has for it."""
     allowance = Allowance(limits.samples)
     samples = SampleReader(limits, memory, allowance, relabeling)
-    return TextLines(samples, relabeling, FamilyMetadata(memory.metadata, allowance))
+    return TextLines(samples, relabeling, FamilyMetadata(memory.metadata, allowance), Timestamps(b"", None, 1))
 
 
 def turns(work: Generator[None, None, object]) -> int:

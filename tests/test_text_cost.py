@@ -14,7 +14,8 @@ from federator.errors import SampleLimitError
 from federator.model import Family, Limits, Reading
 from federator.text import exposition, lines, merge, parser, shape
 from federator.text.allowance import LEAST_WORK, PART_PER_SCRAPE, WORK_PER_SAMPLE, Allowance
-from federator.text.exposition import MAX_NAMES
+from federator.text.exposition import MAX_NAMES, Reader
+from federator.text.memory import Memory
 from federator.text.merge import Merger
 from tests.helpers import finish, page, read, reader, recording, target
 
@@ -203,3 +204,14 @@ def _reading(qube: str, names: int) -> Reading:
     """So many families with a line each."""
     families = tuple(Family(f"n{number}", "gauge") for number in range(names))
     return Reading(families, [b'%s{qube="%s"} 1\n' % (one.name.encode(), qube.encode()) for one in families], names)
+
+
+def test_a_series_whose_label_is_renamed_is_judged_once_for_each_target(judged: list[bytes]) -> None:
+    """An exporter may have our labels on each of its lines; it must not be cut for that."""
+    memory = Memory(Limits())
+    readers = [Reader(target(qube), Limits(), memory) for qube in ("work", "vault")]
+    for value in range(3):
+        for one in readers:
+            reading = finish(one.read(b'm{qube="x"} %d\n' % value))
+            assert b',exported_qube="x"} %d\n' % value in reading.blocks[0]
+    assert len(judged) == 2

@@ -10,7 +10,8 @@ from, nor what else is on the page.
                   -> page lines         relabel: our labels, reserved names; each series once
          -> shape                       remembered if no line was dropped, and followed next time
 
-A line is passed on whole or not at all. Timestamps are left out, so that a series that ends goes stale at once.
+A line is passed on whole or not at all. Timestamps are left out, so that a series that ends goes stale at once; a
+sample that is stamped too far back is dropped.
 
 Work is done in slices, with a `yield` after each: the caller decides who is next, so that one large or hostile text
 does not delay the others. Everything before the first slice is linear and bounded by `Limits`.
@@ -31,6 +32,7 @@ from federator.text.parser import DroppedLines
 from federator.text.relabel import PageNames, Relabeling
 from federator.text.samples import Sample, SampleReader
 from federator.text.shape import PageLine, Shape, shape_of
+from federator.text.timestamp import Timestamps
 
 # Room for HELP, TYPE, blank lines and comments around every sample; a list of 16 million empty lines is no exposition.
 MAX_LINES_PER_SAMPLE = 4
@@ -65,9 +67,11 @@ class Reader:
         self._most_names = max(MAX_NAMES, limits.samples // SAMPLES_PER_NAME)
         self._families: tuple[Family, ...] = ()  # of the last text with dropped lines
 
-    def read(self, untrusted_body: bytes) -> Generator[None, None, Reading]:
+    def read(self, untrusted_body: bytes, now: float | None = None) -> Generator[None, None, Reading]:
         """
         The text as finished blocks. Yields whenever a slice of the work is done; returns the reading.
+
+        `now`: milliseconds since 1970, as timestamps in texts are; without it, no timestamp is too old.
 
         Raises ExpositionError where nothing is left to pass on or the text is cut; BodySizeLimitError,
         SampleLimitError or LabelLimitError where the target exceeds what it may send. Nothing else, whatever the bytes
@@ -75,13 +79,14 @@ class Reader:
         """
         self._check_size(untrusted_body)
         self._allowance.renew()
+        timestamps = Timestamps(untrusted_body, now, self._limits.timestamp_age)
         last = self._memory.recall(self._target)
         if last is not None:
-            shape = yield from self._follow(last, untrusted_body)
+            shape = yield from self._follow(last, untrusted_body, timestamps)
             if shape is not None and shape.lines <= self._limits.samples:
                 self._memory.keep(self._target, shape)
                 return shape.reading
-        return (yield from self._read_lines(untrusted_body, last.families if last else ()))
+        return (yield from self._read_lines(untrusted_body, timestamps, last.families if last else ()))
 
     def _check_size(self, untrusted_body: bytes) -> None:
         limits = self._limits
@@ -95,16 +100,18 @@ class Reader:
         if len(untrusted_body) > most and (count := untrusted_body.count(b"\n")) > most:
             raise SampleLimitError(f"{count} lines, far more than {limits.samples} samples need (scrape.sample_limit)")
 
-    def _follow(self, last: Shape, untrusted_body: bytes) -> Generator[None, None, Shape | None]:
+    def _follow(
+        self, last: Shape, untrusted_body: bytes, timestamps: Timestamps
+    ) -> Generator[None, None, Shape | None]:
         """The shape of the text, made from the last one, or None where the text has to be read line by line."""
         result = yield from follow(last, untrusted_body, self._limits.samples // NEW_OF_LIMIT)
         if not isinstance(result, Unfinished):
             return result
-        new_series = yield from self._new_series(result.untrusted_lines, last.page_names)
+        new_series = yield from self._new_series(result.untrusted_lines, timestamps, last.page_names)
         return None if new_series is None else (yield from result.resume(new_series))
 
     def _new_series(
-        self, untrusted_lines: Sequence[bytes], page_names: PageNames
+        self, untrusted_lines: Sequence[bytes], timestamps: Timestamps, page_names: PageNames
     ) -> Generator[None, None, dict[bytes, PageSeries] | None]:
         """
         The series of lines that the last text did not have, by key.
@@ -121,7 +128,7 @@ class Reader:
                     untrusted_unknown.append(untrusted_line)
                 else:
                     new_series.append(cached)
-            for sample in self._samples.read(untrusted_unknown):
+            for sample in self._samples.read(untrusted_unknown, timestamps):
                 if not isinstance(sample, Sample) or not sample.key:
                     return None
                 new_series.append(sample.series)
@@ -134,16 +141,23 @@ class Reader:
             yield
         return found
 
-    def _read_lines(self, untrusted_body: bytes, families: tuple[Family, ...]) -> Generator[None, None, Reading]:
-        """Read every line. Remember the shape of the text if no line is dropped."""
-        text = TextLines(self._samples, self._relabeling, FamilyMetadata(self._memory.metadata, self._allowance))
+    def _read_lines(
+        self, untrusted_body: bytes, timestamps: Timestamps, families: tuple[Family, ...]
+    ) -> Generator[None, None, Reading]:
+        """
+        Read every line. Remember the shape of the text if no line is dropped.
+
+        A text with timestamps has no shape: the same text may be too old next time.
+        """
+        metadata = FamilyMetadata(self._memory.metadata, self._allowance)
+        text = TextLines(self._samples, self._relabeling, metadata, timestamps)
         yield from self._checked(text, untrusted_body)
         if not text.samples:
             raise ExpositionError(text.dropped.complaint or "there is not one sample in its text")
         lines = yield from text.page_lines()
         dropped, starts, page_names = text.dropped, text.starts, text.page_names
         del text  # its samples take memory
-        if not dropped.count and self._has_few_parts(lines, starts):
+        if not dropped.count and not timestamps.seen and self._has_few_parts(lines, starts):
             shape = yield from shape_of(untrusted_body, lines, starts, page_names, families)
             self._memory.keep(self._target, shape)
             return shape.reading

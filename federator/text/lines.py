@@ -13,6 +13,7 @@ from federator.text.parser import MAX_LINE, DroppedLines
 from federator.text.relabel import PageNames, Relabeling
 from federator.text.samples import Sample, SampleReader
 from federator.text.shape import PageLine, separator_of
+from federator.text.timestamp import Timestamps
 from federator.text.value import are_values
 
 # A slice is over after so many lines or bytes: some 2 milliseconds, 10 with the worst text, which is one line.
@@ -36,10 +37,13 @@ class TextLines:
     dropped. `page_names` has the metric names of the text once `page_lines` is done.
     """
 
-    def __init__(self, sample_reader: SampleReader, relabeling: Relabeling, metadata: FamilyMetadata) -> None:
+    def __init__(
+        self, sample_reader: SampleReader, relabeling: Relabeling, metadata: FamilyMetadata, timestamps: Timestamps
+    ) -> None:
         self._sample_reader = sample_reader
         self._relabeling = relabeling
         self._metadata = metadata
+        self._timestamps = timestamps
         self.samples: list[Sample] = []
         self.starts: list[int] = []
         self.dropped = DroppedLines()
@@ -91,7 +95,7 @@ class TextLines:
 
     def _parse(self, first: int, untrusted_lines: Sequence[tuple[int, bytes]], samples: list[Sample | None]) -> None:
         """Put the sample of each line, given with its index, at that index into `samples`."""
-        results = self._sample_reader.read([untrusted_line for _, untrusted_line in untrusted_lines])
+        results = self._sample_reader.read([untrusted_line for _, untrusted_line in untrusted_lines], self._timestamps)
         for (index, untrusted_line), result in zip(untrusted_lines, results, strict=True):
             if isinstance(result, LabelLimitError):
                 raise LabelLimitError(f"line {first + index}: {result}")

@@ -21,7 +21,7 @@ _PART_OF_ONE = 2
 # All targets share a cache: 20 qubes with the same exporters need the entries of one. A cache has two generations of
 # this many bytes each.
 _CACHE_SIZE_PER_SAMPLE = 300
-_REFUSED_SIZE_PER_SAMPLE = 60  # as many as a fifth of the sample limit: an exporter has few, or all of them
+_ODD_SIZE_PER_SAMPLE = 150  # half of that: most exporters have none
 _ENTRY_SIZE = 350  # of an entry, beside its key: measured with tracemalloc
 # A line with a longer key is parsed each time. Key and longest value together must stay below parser.MAX_LINE.
 MAX_KEY = 4096
@@ -83,7 +83,9 @@ class Memory:
 
     def __init__(self, limits: Limits, size: int = DEFAULT_SIZE) -> None:
         self.series = LineCache[Series](limits.samples * _CACHE_SIZE_PER_SAMPLE)
-        self.refused = LineCache[str](limits.samples * _REFUSED_SIZE_PER_SAMPLE)  # series that are not good, and why
+        # What was read and cannot be found by its key alone, by target and key: series that are not good, with the
+        # reason; and those with labels that are renamed for one target only.
+        self.odd = LineCache[Series | str](limits.samples * _ODD_SIZE_PER_SAMPLE)
         self.metadata = LineCache[Metadata](limits.samples * _CACHE_SIZE_PER_SAMPLE)
         self._left = size
         self._most = size // _PART_OF_ONE

@@ -59,7 +59,7 @@ _SAMPLE = re.compile(
     rb"[ \t]*+(?P<series>(?P<name>" + _NAME + rb")[ \t]*+"
     rb"(?:\{(?P<labels>(?:" + _LABEL + rb"(?:," + _LABEL + rb")*,?)?[ \t]*+)\}[ \t]*+|(?<=[ \t])))"
     rb"(?P<value>[^ \t\r#]++)"
-    rb"(?:[ \t]++[-+0-9.eE]++)?[ \t]*+(?:(?<=[ \t])#[ \t]*+\{.*+)?\r?"
+    rb"(?:[ \t]++(?P<timestamp>[-+0-9.eE]++))?[ \t]*+(?:(?<=[ \t])#[ \t]*+\{.*+)?\r?"
 )
 _LABEL_NAME = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"[^"\\]*+(?:\\.[^"\\]*+)*"')
 
@@ -114,7 +114,8 @@ def comment_work(untrusted_line: bytes) -> int:
 
 def match_sample(untrusted_line: bytes) -> re.Match[bytes] | str:
     """
-    The groups `series`, `name`, `labels` and `value` of a sample line, by our own grammar; or why it is dropped.
+    The groups `series`, `name`, `labels`, `value` and `timestamp` of a sample line, by our own grammar; or why it is
+    dropped.
 
     `series` is the text before the value, with the blanks after it.
     """

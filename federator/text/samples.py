@@ -16,6 +16,7 @@ from federator.text.allowance import USED_UP, Allowance
 from federator.text.memory import Memory, Series
 from federator.text.parser import ParsedSeries, match_sample, parse_series, sample_work
 from federator.text.relabel import Relabeling, page_labels
+from federator.text.timestamp import Timestamps
 
 
 class Sample(NamedTuple):
@@ -37,7 +38,10 @@ class SampleReader:
     def __init__(self, limits: Limits, memory: Memory, allowance: Allowance, relabeling: Relabeling) -> None:
         self._limits = limits
         self._cache = memory.series
-        self._refused = memory.refused
+        self._odd = memory.odd
+        self._odd_key = relabeling.line_start(
+            b"", b""
+        )  # before the key of a series: what is odd here may be good there
         self._allowance = allowance
         self._relabeling = relabeling
         self._our_names = relabeling.our_names
@@ -51,10 +55,12 @@ class SampleReader:
         series = self._cache.get(untrusted_key)
         return series if series is not None and self._our_names.isdisjoint(series.label_names) else None
 
-    def read(self, untrusted_lines: Sequence[bytes]) -> Iterator[Sample | str | LabelLimitError]:
+    def read(
+        self, untrusted_lines: Sequence[bytes], timestamps: Timestamps
+    ) -> Iterator[Sample | str | LabelLimitError]:
         """The sample in each line; or why the line is dropped; or the limit that it exceeds."""
         matches = [match_sample(untrusted_line) for untrusted_line in untrusted_lines]
-        known = [match if isinstance(match, str) else self._known(match) for match in matches]
+        known = [match if isinstance(match, str) else self._known(match, timestamps) for match in matches]
         pairs = zip(matches, known, strict=True)
         parsed = iter(parse_series([match for match, found in pairs if not isinstance(match, str) and found is None]))
         for untrusted_line, match, found in zip(untrusted_lines, matches, known, strict=True):
@@ -65,7 +71,7 @@ class SampleReader:
             if series is None:
                 new = next(parsed)
                 if isinstance(new, str):
-                    self._refused.add(key, new)
+                    self._odd.add(self._odd_key + key, new)
                     yield new
                     continue
                 if over := self._over_limit(new):
@@ -74,15 +80,15 @@ class SampleReader:
                 series = self._added(key, new)
             yield Sample(series.key if key + value == untrusted_line else b"", series, value)
 
-    def _known(self, match: re.Match[bytes]) -> Series | str | None:
+    def _known(self, match: re.Match[bytes], timestamps: Timestamps) -> Series | str | None:
         """The series, if it is cached; or why the line is dropped; or None if it has to be parsed."""
-        series = self.cached(match["series"])
-        if series is not None:
-            return series
-        refusal = self._refused.get(match["series"])
-        if refusal is None and not self._allowance.spend(sample_work(match)):
+        untrusted_timestamp, untrusted_key = match["timestamp"], match["series"]
+        if untrusted_timestamp is not None and (too_old := timestamps.refusal(untrusted_timestamp)):
+            return too_old
+        known = self.cached(untrusted_key) or self._odd.get(self._odd_key + untrusted_key)
+        if known is None and not self._allowance.spend(sample_work(match)):
             return USED_UP
-        return refusal
+        return known
 
     def _added(self, key: bytes, parsed: ParsedSeries) -> Series:
         """The series, added to the cache if it can be found there by its key; else its key is empty."""
@@ -92,7 +98,9 @@ class SampleReader:
             series = Series(key, parsed.name, label_names, labels)
             if self._cache.add(key, series):
                 return series
-        return Series(b"", parsed.name, label_names, labels)
+        series = Series(b"", parsed.name, label_names, labels)
+        self._odd.add(self._odd_key + key, series)
+        return series
 
     def _over_limit(self, series: ParsedSeries) -> str:
         """What is too many or too long, or an empty text."""
