@@ -16,7 +16,7 @@ Owns what is stored and how large it is. Must not know how a text is read (expos
 made only of a text of which no line was dropped. It never changes, so several readings of one target may run at once.
 """
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from operator import attrgetter
@@ -104,34 +104,21 @@ def shape_of(
     separator = separator_of(body)
     texts = body[:-1].split(separator)
     sections: list[Section | None] = []
-    new_families: list[Family] = []
-    blocks: list[bytes] = []
-    only_section: dict[bytes, int] = {}
+    page = _Blocks()
     since_turn = 0  # lines and sections since the last yield
     for number, (start, end) in enumerate(pairwise([0, *starts, len(lines)])):
         numbers: list[int] = []
         keys: list[bytes] = []
         slots: list[list[bytes]] = []
-        for family, lines_of_family in groupby(lines[start:end], attrgetter("family")):
+        for _, lines_of_family in groupby(lines[start:end], attrgetter("family")):
             run = list(lines_of_family)
             keys += [line.key for line in run]
-            pieces: list[bytes] = []
-            run_slots: list[bytes] = []
-            for piece in _pieces(run):
-                run_slots += [slotted(line.start) for line in piece]
-                pieces.append(b"".join([line.start + line.value + b"\n" for line in piece]))
-                if family is not None:
-                    for name in {line.start[: line.start.index(b"{")] for line in piece}:
-                        only_section[name] = number if only_section.get(name, number) == number else -1
-                since_turn += len(piece)
-                if since_turn >= STEP_LINES:
-                    since_turn = 0
-                    yield
-            slots.append(run_slots)
-            numbers.append(-1 if family is None else len(blocks))
-            if family is not None:
-                new_families.append(family)
-                blocks.append(b"".join(pieces))
+            slots.append([])
+            numbers.append((yield from page.add(run, number, slots[-1])))
+            since_turn += len(run)
+            if since_turn >= STEP_LINES:
+                since_turn = 0
+                yield
         if len(keys) > STEP_LINES:
             yield  # the longest step there is: some 0.3 µs for each line of the section
         sections.append(_section_of(texts[number], keys, slots, tuple(numbers)))
@@ -142,25 +129,46 @@ def shape_of(
         separator,
         texts,
         sections,
-        families if families == tuple(new_families) else tuple(new_families),
-        blocks,
+        families if families == tuple(page.families) else tuple(page.families),
+        page.blocks,
         page_names,
-        only_section,
+        page.only_section,
         length=len(body),
         lines=len(lines),
         samples=sum(line.family is not None for line in lines),
-        size=BYTES_PER_BYTE * (len(body) + sum(map(len, blocks)))
+        size=BYTES_PER_BYTE * (len(body) + sum(map(len, page.blocks)))
         + BYTES_PER_SAMPLE * len(lines)
         + _BYTES_PER_SECTION * len(texts)
         + _BYTES_PER_NAME * len(page_names),
     )
 
 
-def _pieces(run: list[PageLine]) -> Iterable[list[PageLine]]:
-    """The lines, no more of them at one time than may be looked at in one turn."""
-    if len(run) <= STEP_LINES:
-        return (run,)
-    return (run[first : first + STEP_LINES] for first in range(0, len(run), STEP_LINES))
+class _Blocks:
+    """The blocks of a shape, while it is made. The attributes are those of `Shape`."""
+
+    def __init__(self) -> None:
+        self.families: list[Family] = []
+        self.blocks: list[bytes] = []
+        self.only_section: dict[bytes, int] = {}
+
+    def add(self, run: list[PageLine], section: int, slots: list[bytes]) -> Generator[None, None, int]:
+        """The number of the block of these lines of one family; -1 if they are dropped. Adds the lines to `slots`."""
+        family = run[0].family
+        pieces: list[bytes] = []
+        for first in range(0, len(run), STEP_LINES):
+            if first:
+                yield
+            piece = run[first : first + STEP_LINES] if len(run) > STEP_LINES else run
+            slots += [slotted(line.start) for line in piece]
+            if family is not None:
+                pieces.append(b"".join([line.start + line.value + b"\n" for line in piece]))
+                for name in {line.start[: line.start.index(b"{")] for line in piece}:
+                    self.only_section[name] = section if self.only_section.get(name, section) == section else -1
+        if family is None:
+            return -1
+        self.families.append(family)
+        self.blocks.append(b"".join(pieces))
+        return len(self.blocks) - 1
 
 
 def _section_of(
