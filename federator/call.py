@@ -20,9 +20,9 @@ from contextlib import asynccontextmanager, suppress
 from typing import Generic, Protocol, TypeVar, cast
 
 from federator import reasons
+from federator.budget import Budget
 from federator.errors import ScrapeError
 from federator.model import Callee, Qrexec
-from federator.textbudget import TextBudget
 from federator.wire import Wire
 
 # A call counts as being set up for so long at most: a paused qube, whose call hangs, must not keep others waiting.
@@ -159,7 +159,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
     The event loop hands the pipes' bytes in; the wire decides what they mean.
     """
 
-    def __init__(self, callee: Callee, wire: Wire[A], counter: CallCounter, texts: TextBudget | None = None) -> None:
+    def __init__(self, callee: Callee, wire: Wire[A], counter: CallCounter, texts: Budget | None = None) -> None:
         self._callee = callee
         self._texts = texts
         self._wire = wire
@@ -180,6 +180,11 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         process = f"pid {self._transport.get_pid()}" if self._transport else "no process"
         state = "ending" if self._ending else "failed" if self._error else "usable" if self.usable else "busy"
         return f"<Call {self._callee.service} of {self._callee.name}: {process}, {state}>"
+
+    @property
+    def qube(self) -> str:
+        """The one that was called."""
+        return self._callee.name
 
     @property
     def usable(self) -> bool:
@@ -262,7 +267,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             self._waiting.set_result(None)
 
     def give_up(self) -> None:
-        """Too many bytes of texts are in memory, and this call has the most of them."""
+        """Too many bytes of texts are in memory, and this call's qube has most of them."""
         self._fail(reasons.too_much_at_once())
 
     def _fail(self, error: ScrapeError) -> None:

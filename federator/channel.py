@@ -13,13 +13,13 @@ Must not know how one call is made, nor what an answer is for.
 import asyncio
 
 from federator import reasons
+from federator.budget import Budget
 from federator.call import CallCounter, ConnectionLimiter
 from federator.model import Callee, CallState, Qrexec, Qube
 from federator.pace import Pace
 from federator.reasons import OnlyVersion1Error
 from federator.request import Request
 from federator.slot import Caller, Slot
-from federator.textbudget import TextBudget
 from federator.turns import Turns
 from federator.wire import SERVICE, PortWire, Version1, Version2
 
@@ -41,7 +41,7 @@ class Channel:
         settings: Qrexec,
         limiter: ConnectionLimiter,
         counter: CallCounter,
-        texts: TextBudget,
+        texts: Budget,
         pace: Pace,
     ) -> None:
         self.qube = qube

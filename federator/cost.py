@@ -7,24 +7,35 @@ Owns that estimate. Must not know what a page is, nor what time it is: the calle
 
 from collections import deque
 
-# So many pages are remembered; the slowest of them counts, with this much to spare, in which it is sent.
-REMEMBERED = 5
+# The slowest of so many pages counts, with this much to spare, in which the page is sent.
+REMEMBERED = 20
 MARGIN = 1.5
-# Before any page was made: merging and compressing a byte of an exporter's text. A slow machine takes so long.
-FIRST_SECONDS_PER_BYTE = 50e-9
+# What a unit of weight takes at least, whatever was measured: the next page may be of another kind than the last ones.
+# Merging and compressing a byte takes 5 to 10 ns on a laptop of 2020.
+LEAST_SECONDS = 20e-9
+# A block has to be put in its place. It takes as long as so many bytes take to be compressed, where the page is planned
+# anew.
+BLOCK_WEIGHT = 500
+# A lighter page says nothing of a heavy one: it takes the time of a request.
+LEAST_WEIGHT = 1 << 16
+
+
+def weight(page_size: int, blocks: int) -> int:
+    """What a text counts that has so many bytes and blocks on the page, in bytes."""
+    return page_size + BLOCK_WEIGHT * blocks
 
 
 class PageCost:
-    """The time for each byte of the exporters' texts, from the moment when all of them are read."""
+    """The time for each unit of weight, from the moment when all texts are read."""
 
     def __init__(self) -> None:
-        self._seconds_per_byte: deque[float] = deque([FIRST_SECONDS_PER_BYTE], maxlen=REMEMBERED)
+        self._seconds_each: deque[float] = deque([LEAST_SECONDS], maxlen=REMEMBERED)
 
-    def note(self, size: int, seconds: float) -> None:
-        """A page of so many bytes of texts took so long to be made. A tiny page says nothing of a large one."""
-        if size >= 1 << 16:
-            self._seconds_per_byte.append(seconds / size)
+    def note(self, page_weight: int, seconds: float) -> None:
+        """A page of this weight took so long to be made."""
+        if page_weight >= LEAST_WEIGHT:
+            self._seconds_each.append(max(seconds / page_weight, LEAST_SECONDS))
 
-    def expect(self, size: int) -> float:
-        """Seconds for a page of so many bytes of texts."""
-        return MARGIN * size * max(self._seconds_per_byte)
+    def expect(self, page_weight: int) -> float:
+        """Seconds for a page of this weight."""
+        return MARGIN * page_weight * max(self._seconds_each)

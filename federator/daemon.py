@@ -19,7 +19,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from federator import __version__, config, host, systemd
+from federator import __version__, config, host, shares, systemd
 from federator.connections import BadRequestFilter, Connections
 from federator.counters import Counters
 from federator.errors import ConfigError, StartError
@@ -104,6 +104,7 @@ def reload(path: Path, served: Served, *, watch_addresses: bool, web_file: Path 
         host.check_programs(settings)
         served.access.reconfigure(settings.web)
         served.fleet.reconfigure(settings)
+        served.admission.most_bytes = shares.being_sent(settings.scrape)
     except (ConfigError, StartError) as error:
         served.reload = replace(served.reload, successful=False)
         log.error(  # noqa: TRY400 - it is the operator's mistake, and named; a traceback would hide it

@@ -11,6 +11,8 @@ from collections.abc import Container, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from federator import shares
+from federator.budget import Budget
 from federator.call import ConnectionLimiter
 from federator.channel import Channel
 from federator.counters import Counters
@@ -21,7 +23,6 @@ from federator.pace import Pace
 from federator.targets import DOM0, RUNNING, qubes_with_discovered
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
-from federator.textbudget import TextBudget
 
 # dom0 answers in some 20 ms; a page waits no longer than this for it, if there is an older answer to go by.
 PATIENCE_SECONDS = 1.0
@@ -60,7 +61,8 @@ class Fleet:
         self._own_name = own_name
         self._limiter = ConnectionLimiter(config.qrexec.connect_limit)
         self._memory = _memory_of(config.scrape)
-        self.texts = TextBudget(_in_flight(config.scrape))
+        self.texts = Budget(shares.in_flight(config.scrape))  # that are received and read
+        self.texts_read = Budget(shares.read(config.scrape))  # that wait for others
         self._pace = Pace(config.scrape.min_interval, ASKED_AT_ONCE)
         self._members: dict[str, _Member] = {}
         self._tasks: set[asyncio.Task[Any]] = set()  # that ask qubes
@@ -88,7 +90,8 @@ class Fleet:
                 member.readers.clear()
         self.config = config
         self._limiter.limit = config.qrexec.connect_limit
-        self.texts.limit = _in_flight(config.scrape)
+        self.texts.limit = shares.in_flight(config.scrape)
+        self.texts_read.limit = shares.read(config.scrape)
         self._pace.interval = config.scrape.min_interval
         self._reconfigure_discovery(config)
         self._follow()
@@ -243,12 +246,5 @@ class Fleet:
         end.add_done_callback(self._ends.discard)
 
 
-# Of scrape.memory_limit, two thirds are for what is remembered of texts, and one for texts that are received and read.
-
-
 def _memory_of(settings: Scrape) -> Memory:
-    return Memory(settings.limits, settings.memory_limit * 2 // 3)
-
-
-def _in_flight(settings: Scrape) -> int:
-    return settings.memory_limit // 3
+    return Memory(settings.limits, shares.remembered(settings))

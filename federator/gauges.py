@@ -66,7 +66,7 @@ def _add_exporter(add: Callable[[str, Iterable[tuple[str, str]], float], None], 
     labels = (("qube", target.qube), ("exporter", target.exporter.name), *target.labels)
     add("qubes_proxy_exporter_up", labels, int(reading is not None))
     add("qubes_proxy_exporter_scrape_duration_seconds", labels, round(outcome.seconds, 6))
-    add("qubes_proxy_exporter_scrape_samples_scraped", labels, reading.samples if reading else 0)
+    add("qubes_proxy_exporter_scrape_samples_scraped", labels, outcome.samples)
     add("qubes_proxy_exporter_scrape_body_size_bytes", labels, outcome.body_size)
     add("qubes_proxy_exporter_scrape_lines_dropped", labels, reading.lines_dropped if reading else 0)
     if error is not None:

@@ -245,13 +245,23 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One target in one scrape: `reading` where it is up, `error` where it is down, never both."""
+    """
+    One target in one scrape: `reading` where it is up, `error` where it is down, never both.
+
+    `body_size`: bytes that the exporter sent. `page_size`: bytes on the page, or about as many.
+    """
 
     target: Target
     seconds: float
     body_size: int = 0
     reading: Reading | None = None
     error: ScrapeError | None = None
+    page_size: int = 0
+
+    @property
+    def samples(self) -> int:
+        """Samples on the page."""
+        return self.reading.samples if self.reading else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,11 +292,6 @@ class Snapshot:
     def outcomes(self) -> tuple[Outcome, ...]:
         """Of every target, in the order of the page."""
         return tuple(outcome for qube in self.qubes for outcome in qube.outcomes)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the texts that are on the page."""
-        return sum(outcome.body_size for outcome in self.outcomes if outcome.reading)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ Owns what is on the page, and when it is made. Must not know HTTP, nor how a sna
 
 import asyncio
 import zlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,27 +23,31 @@ GZIP_WINDOW = 16 + zlib.MAX_WBITS  # 16: with gzip's header
 
 
 class Page:
-    """One text to be sent. It goes on being made where the scraper that asked first goes away: others may share it."""
+    """
+    One text to be sent, in pieces, which are never joined: that would take twice the memory, and time.
 
-    def __init__(self, making: Coroutine[Any, Any, bytes]) -> None:
+    It goes on being made where the scraper that asked first goes away: others may share it.
+    """
+
+    def __init__(self, making: Coroutine[Any, Any, Sequence[bytes]]) -> None:
         self._plain = asyncio.get_running_loop().create_task(making)
-        self._gzipped: asyncio.Task[bytes] | None = None
+        self._gzipped: asyncio.Task[Sequence[bytes]] | None = None
 
     def when_it_fails(self, forget: Callable[[], object]) -> None:
         """Forget a page that cannot be made: its traceback holds the snapshot, which holds the page."""
         self._plain.add_done_callback(lambda task: forget() if task.cancelled() or task.exception() else None)
 
-    async def plain(self) -> bytes:
+    async def plain(self) -> Sequence[bytes]:
         """As it is."""
         return await asyncio.shield(self._plain)
 
-    async def gzipped(self) -> bytes:
+    async def gzipped(self) -> Sequence[bytes]:
         """Compressed. In a thread: zlib lets go of the interpreter."""
         if self._gzipped is None:
             self._gzipped = asyncio.get_running_loop().create_task(self._compress())
         return await asyncio.shield(self._gzipped)
 
-    async def _compress(self) -> bytes:
+    async def _compress(self) -> Sequence[bytes]:
         return await asyncio.to_thread(gzipped, await self.plain())
 
 
@@ -68,21 +72,21 @@ class Pages:
             page.when_it_fails(lambda: self._pages.pop(snapshot, None))
         return page
 
-    async def _merged(self, snapshot: Snapshot, reload: Reload) -> bytes:
+    async def _merged(self, snapshot: Snapshot, reload: Reload) -> Sequence[bytes]:
         if self._departures != self._fleet.departures:
             self._departures = self._fleet.departures
             self._merger = Merger()  # the old one's plans hold what the departed had
         ours = gauges(snapshot.qubes, reload)
         theirs = [outcome.reading for outcome in snapshot.outcomes if outcome.reading]
-        return await self._scheduler.run(self._merger.merge([ours, *theirs]))
+        return await self._scheduler.run(self._merger.merge([ours, *theirs]), first=True)
 
 
-async def at_once(text: bytes) -> bytes:
+async def at_once(text: bytes) -> Sequence[bytes]:
     """The making of a page that is there already."""
-    return text
+    return [text]
 
 
-def gzipped(text: bytes) -> bytes:
+def gzipped(pieces: Sequence[bytes]) -> Sequence[bytes]:
     """A text, compressed."""
     compressor = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
-    return compressor.compress(text) + compressor.flush()
+    return [*map(compressor.compress, pieces), compressor.flush()]

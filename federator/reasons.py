@@ -18,6 +18,7 @@ from federator.errors import (
     NotRunningError,
     ProtocolError,
     RefusedError,
+    SampleLimitError,
     ScrapeError,
     TimedOutError,
     shown,
@@ -78,8 +79,27 @@ def not_started(program: str, why: str | None) -> ClosedError:
 
 
 def too_much_at_once() -> BodySizeLimitError:
-    """All texts together are larger than may be in memory at one time, and this one is the largest."""
-    return BodySizeLimitError("too many large texts at one time, and this is the largest (scrape.memory_limit)")
+    """The texts of all qubes are more than may be in memory at one time, and this qube has most of them."""
+    return BodySizeLimitError(
+        "too many large texts at one time, and this qube has most of them; if all of them are wanted,"
+        " raise scrape.memory_limit"
+    )
+
+
+def page_too_large(limit: int) -> BodySizeLimitError:
+    """The texts of all qubes are larger than a page may be, and this qube has most of them."""
+    return BodySizeLimitError(
+        f"all texts together are larger than {limit} bytes, and this qube has most of them; if all of them are wanted,"
+        " raise scrape.memory_limit, of which a page may be a sixth"
+    )
+
+
+def page_of_too_many_samples(limit: int) -> SampleLimitError:
+    """The texts of all qubes have more samples than a page may have, and this qube has most of them."""
+    return SampleLimitError(
+        f"all texts together have more than {limit} samples, and this qube has most of them; if all of them are wanted,"
+        " raise scrape.sample_limit: a page may have four times as many"
+    )
 
 
 def too_much_stderr(limit: int, untrusted_words: bytes) -> ProtocolError:

@@ -9,6 +9,8 @@ import asyncio
 from collections.abc import Generator
 from typing import TypeVar
 
+from federator.turns import Turns
+
 # From this size on a work is large. Of smaller ones many may be half done at one time.
 LARGE = 1 << 20
 
@@ -23,20 +25,21 @@ class Scheduler:
     """
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()  # first come, first served
+        self._turns = Turns()
         self._large = asyncio.Lock()
 
-    async def run(self, work: Generator[None, None, T], size: int = 0) -> T:
+    async def run(self, work: Generator[None, None, T], size: int = 0, *, first: bool = False) -> T:
         """
         Run the work to its end, a slice at a time; its result, or what it raised.
 
         `size`: bytes that it works on, which it may need several times. Large works go one after the other.
+        `first`: each of its slices comes before those of others.
         """
         if size >= LARGE:
             async with self._large:
-                return await self.run(work)
+                return await self.run(work, first=first)
         while True:
-            async with self._turn:
+            async with self._turns.turn(first=first):
                 try:
                     next(work)
                 except StopIteration as stop:

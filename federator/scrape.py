@@ -13,12 +13,14 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Container
+from dataclasses import replace
 from weakref import WeakValueDictionary
 
 from federator import reasons
+from federator.asking import Asking, TextBeingRead, Told, fit_on_page
 from federator.channel import Channel
-from federator.cost import PageCost
+from federator.cost import PageCost, weight
 from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
@@ -40,8 +42,6 @@ LEAST_SECONDS = 3.0
 WATCH_SECONDS = 0.05
 
 log = logging.getLogger(__name__)
-
-Told = Callable[[Outcome], None]
 
 
 def budget(untrusted_header: str | None, settings: Scrape) -> float:
@@ -73,87 +73,6 @@ def deadline_of(wanted_by: float, now: float, settings: Scrape) -> Deadline:
     return Deadline(max(wanted_by, now + min(LEAST_SECONDS, configured)), now + configured)
 
 
-class _Asking:
-    """One qube being asked, and what has come so far. Each scraper that shares it takes what is there in its time."""
-
-    def __init__(self, qube: Qube, readers: Mapping[Target, Reader], started: float, deadline: Deadline) -> None:
-        self.qube = qube
-        self.readers = readers
-        self.targets = tuple(readers)
-        self.deadline = deadline
-        self.up = False
-        self.outcomes: dict[Target, Outcome] = {}
-        self.reading: set[Target] = set()  # their texts are here
-        self.listeners: list[Told] = []
-        self.task: asyncio.Task[None] | None = None
-        self.waiting = 0  # how many scrapers want to know
-        self.size = 0  # bytes of the texts that were read
-        self._started = started
-        self._finished: QubeOutcome | None = None
-
-    def __repr__(self) -> str:
-        state = "finished" if self._finished else "under way"
-        done = f"{len(self.outcomes)} of {len(self.targets)}"
-        return f"<asking {self.qube.name}: {state}, {done} done, {self.waiting} waiting>"
-
-    def shareable(self, now: float, wanted_by: float) -> bool:
-        """May a scraper that comes now, and waits until then, have the same answers?"""
-        # What was late for the others may be in time for this one.
-        is_late = any(outcome.error and outcome.error.reason == "timeout" for outcome in self.outcomes.values())
-        if not self.deadline.answers_are_new(now) or (is_late and wanted_by > self.deadline.wanted_by):
-            return False
-        return self._finished is None or self.waiting > 0
-
-    def seconds(self, now: float) -> float:
-        """For how long it has been going on."""
-        return now - self._started
-
-    def add(self, outcome: Outcome) -> None:
-        """One target is done."""
-        self.outcomes[outcome.target] = outcome
-        self.size += outcome.body_size if outcome.reading else 0
-        for listener in self.listeners:
-            listener(outcome)
-
-    def finish(self, now: float) -> QubeOutcome:
-        """All is done that will be; at `now` the last answer came."""
-        self._finished = self.outcome(now)
-        return self._finished
-
-    @property
-    def finished(self) -> bool:
-        """Is nothing to come any more?"""
-        return self._finished is not None
-
-    def outcome(self, now: float) -> QubeOutcome:
-        """As it stands: what has not come by now is late. The same object for all, once it is finished."""
-        if self._finished is not None:
-            return self._finished
-        seconds, late = self.seconds(now), reasons.late(self.qube.name)
-        return QubeOutcome(
-            qube=self.qube,
-            up=self.up,
-            seconds=seconds,
-            outcomes=tuple(
-                self.outcomes.get(target) or Outcome(target=target, seconds=seconds, error=late)
-                for target in self.targets
-            ),
-        )
-
-
-class _TextBeingRead:
-    """Holds bytes of the budget for texts. `task` reads this text, and does nothing else."""
-
-    def __init__(self, task: "asyncio.Task[object]") -> None:
-        self.gave_up = False
-        self._task = task
-
-    def give_up(self) -> None:
-        """There is too much, and this is the largest."""
-        self.gave_up = True
-        self._task.cancel()
-
-
 class Scraper:
     """Scrapes the qubes of a fleet, for all scrapers of the daemon."""
 
@@ -165,7 +84,7 @@ class Scraper:
         self._counters = counters
         self._state_log = state_log
         self._departures = fleet.departures
-        self._askings: dict[tuple[Target, ...], _Asking] = {}
+        self._askings: dict[tuple[Target, ...], Asking] = {}
         self._not_running: dict[str, tuple[str, QubeOutcome]] = {}  # by qube: its state, and what that comes to
         self._snapshots: WeakValueDictionary[tuple[int, ...], Snapshot] = WeakValueDictionary()
 
@@ -188,29 +107,30 @@ class Scraper:
             for qube in self.fleet.qubes
             if (targets := tuple(target for target in qube.targets if target in wanted))
         ]
-        askings = [part for part in parts if isinstance(part, _Asking)]
+        askings = [part for part in parts if isinstance(part, Asking)]
         try:
             await self._until_done(askings, started + seconds)
             self.fleet.check_running()
             now = loop.time()
-            qubes = tuple(part.outcome(now) if isinstance(part, _Asking) else part for part in parts)
+            qubes = tuple(part.outcome(now) if isinstance(part, Asking) else part for part in parts)
             return self._snapshot(qubes, now - started, seconds, shared=bool(askings))
         finally:
             for asking in askings:
                 asking.waiting -= 1
                 self._let_go(asking)
 
-    async def _until_done(self, askings: list[_Asking], until: float) -> None:
+    async def _until_done(self, askings: list[Asking], until: float) -> None:
         """Wait for all of them, and stop so early that the page of what is there by then can still be made and sent."""
         loop = asyncio.get_running_loop()
         tasks = {asking.task for asking in askings if asking.task is not None}
         while tasks:
-            size = sum(asking.size for asking in askings)
-            left = until - self.cost.expect(size) - loop.time()
+            fit_on_page(askings, self.fleet.config.scrape)
+            left = until - self.cost.expect(sum(asking.weight for asking in askings)) - loop.time()
             if left <= 0:
                 return
             # More may come meanwhile, and make the page larger.
             _, tasks = await asyncio.wait(tasks, timeout=min(left, max(left / 4, WATCH_SECONDS)))
+        fit_on_page(askings, self.fleet.config.scrape)
 
     def _forget_departed(self) -> None:
         self._state_log.follow(self.fleet.departures, self.fleet.qubes)
@@ -220,7 +140,7 @@ class Scraper:
 
     def _join(
         self, qube: Qube, targets: tuple[Target, ...], now: float, wanted_by: float, told: Told | None
-    ) -> "_Asking | QubeOutcome":
+    ) -> "Asking | QubeOutcome":
         """Ask a qube that runs, or share in its being asked; what dom0 says does not run is not called."""
         state = self.fleet.state(qube)
         if state != RUNNING:
@@ -229,7 +149,7 @@ class Scraper:
         if asking is None or not asking.shareable(now, wanted_by):
             deadline = deadline_of(wanted_by, now, self.fleet.config.scrape)
             readers = {target: self.fleet.reader(target) for target in targets}
-            asking = self._askings[targets] = _Asking(qube, readers, now, deadline)
+            asking = self._askings[targets] = Asking(qube, readers, now, deadline, self.fleet.texts_read)
             asking.task = self.fleet.start(self._ask(asking, self.fleet.channel(qube.name)))
         asking.deadline.extend(wanted_by)
         if told is not None:
@@ -267,12 +187,14 @@ class Scraper:
                 self.last = without_texts(snapshot)
         return snapshot
 
-    def _let_go(self, asking: _Asking) -> None:
+    def _let_go(self, asking: Asking) -> None:
         """Keep no answers that nobody can share any more: they are the largest thing there is."""
-        if asking.finished and asking.waiting == 0 and self._askings.get(asking.targets) is asking:
-            del self._askings[asking.targets]
+        if asking.finished and asking.waiting == 0:
+            asking.let_go()
+            if self._askings.get(asking.targets) is asking:
+                del self._askings[asking.targets]
 
-    async def _ask(self, asking: _Asking, channel: Channel) -> None:
+    async def _ask(self, asking: Asking, channel: Channel) -> None:
         """Ask a qube to its end. Whatever happens, every target has an outcome then."""
         loop = asyncio.get_running_loop()
         targets = {target.exporter.port: target for target in asking.targets}
@@ -301,13 +223,13 @@ class Scraper:
         self._record(asking.finish(answered))
         self._let_go(asking)
 
-    def _add_missing(self, asking: _Asking, error: ScrapeError) -> None:
+    def _add_missing(self, asking: Asking, error: ScrapeError) -> None:
         seconds = asking.seconds(asyncio.get_running_loop().time())
         for target in asking.targets:
             if target not in asking.outcomes and target not in asking.reading:
                 asking.add(Outcome(target=target, seconds=seconds, error=error))
 
-    async def _read(self, asking: _Asking, target: Target, answer: Answer, seconds: float) -> None:
+    async def _read(self, asking: Asking, target: Target, answer: Answer, seconds: float) -> None:
         if answer.seconds is not None:
             seconds = min(answer.seconds, seconds)  # the service's own clock leaves out how long the call took to open
         reading, error = None, None
@@ -315,7 +237,7 @@ class Scraper:
             error = reasons.no_text(answer, self.fleet.config.scrape.limits.body_size)
             if error is None:
                 async with asking.deadline.limit():
-                    reading = await self._read_text(asking.readers[target], answer.body)
+                    reading = await self._read_text(target, asking.readers[target], answer.body)
         except ScrapeError as failed:
             error = failed.bare()
         except TimeoutError:
@@ -327,18 +249,18 @@ class Scraper:
         if error is not None:
             self.fleet.forget_text(target)
         body_size = len(answer.body) if answer.status else 0
-        asking.add(Outcome(target=target, seconds=seconds, body_size=body_size, reading=reading, error=error))
+        # HELP texts are on the page, too. They are no larger than the rest of what the exporter sent.
+        page_size = max(body_size, sum(map(len, reading.blocks))) if reading else 0
+        asking.add(Outcome(target, seconds, body_size, reading, error, page_size))
 
-    async def _read_text(self, reader: Reader, untrusted_body: bytes) -> Reading:
-        """Read it in turns with others, unless there is too much to be read, and this is the largest."""
-        task = asyncio.current_task()
-        assert task is not None, "it is read in a task of its own"
-        holder = _TextBeingRead(task)
+    async def _read_text(self, target: Target, reader: Reader, untrusted_body: bytes) -> Reading:
+        """Read it in turns with others, unless there is too much to be read, and its qube has most of it."""
+        holder = TextBeingRead(target.qube)
         try:
             self.fleet.texts.hold(holder, len(untrusted_body))
             return await self.scheduler.run(reader.read(untrusted_body, time.time() * 1000), len(untrusted_body))
         except asyncio.CancelledError:
-            if holder.gave_up and not task.uncancel():
+            if holder.was_cancelled_for_that():
                 raise reasons.too_much_at_once() from None
             raise
         finally:
@@ -348,6 +270,11 @@ class Scraper:
         """Tell the log and the counters."""
         self._state_log.write(qube)
         self._counters.count_scrape(qube.outcomes)
+
+
+def page_weight(snapshot: Snapshot) -> int:
+    """What the page of it weighs: see cost.weight."""
+    return sum(weight(one.page_size, len(one.reading.families)) for one in snapshot.outcomes if one.reading)
 
 
 def without_texts(snapshot: Snapshot) -> Snapshot:
@@ -364,4 +291,4 @@ def _without_text(outcome: Outcome) -> Outcome:
     if reading is None:
         return outcome
     said = Reading((), (), reading.samples, reading.lines_dropped, reading.complaint)
-    return Outcome(outcome.target, outcome.seconds, outcome.body_size, said, outcome.error)
+    return replace(outcome, reading=said)

@@ -13,12 +13,12 @@ from collections.abc import Collection
 
 from federator import reasons
 from federator.backoff import Backoff
+from federator.budget import Budget
 from federator.call import Call, CallCounter, ConnectionLimiter, command
 from federator.errors import RefusedError, ScrapeError
 from federator.model import Answer, Callee, CallState, Qrexec
 from federator.reasons import OnlyVersion1Error
 from federator.request import Request
-from federator.textbudget import TextBudget
 from federator.wire import PortWire, Version1, argument, is_late
 
 # The service is told a little less than the time there is, so that its "timed out" still reaches us and one slow
@@ -30,7 +30,7 @@ class Caller:
     """Makes and ends the calls to one qube's service. `settings` may be replaced at any time."""
 
     def __init__(
-        self, callee: Callee, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter, texts: TextBudget
+        self, callee: Callee, settings: Qrexec, limiter: ConnectionLimiter, counter: CallCounter, texts: Budget
     ) -> None:
         self.callee = callee
         self._texts = texts

@@ -10,7 +10,7 @@ import asyncio
 import html
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -18,18 +18,18 @@ from typing import NamedTuple
 from aiohttp import web
 from multidict import MultiMapping
 
-from federator import __version__
+from federator import __version__, shares
 from federator.access import Access
-from federator.admission import Admission
+from federator.admission import Admission, Place
 from federator.connections import Connection
 from federator.counters import Counters
 from federator.errors import BusyError, ScrapeError, StoppingError
 from federator.fleet import Fleet
 from federator.forward import Forwarder
-from federator.model import Config, Reload, Target
+from federator.model import Config, Reload, Snapshot, Target
 from federator.page import Page, Pages, at_once
 from federator.request import SHARE_SECONDS
-from federator.scrape import Scraper, budget
+from federator.scrape import Scraper, budget, page_weight
 from federator.statelog import StateLog
 from federator.targets import RUNNING, forwarded, service_discovery
 from federator.text.content_type import TEXT_FORMAT
@@ -60,7 +60,7 @@ class Served:
     pages: Pages
     counters: Counters
     access: Access
-    admission: Admission = field(default_factory=Admission)
+    admission: Admission
     reload: Reload = field(default_factory=lambda: Reload(successful=True, at=time.time()))
 
     @classmethod
@@ -71,7 +71,8 @@ class Served:
         state_log = StateLog()
         scraper = Scraper(fleet, state_log, counters)
         forwarder, pages = Forwarder(fleet, state_log, counters), Pages(fleet, scraper.scheduler)
-        return cls(fleet, scraper, forwarder, pages, counters, access)
+        admission = Admission(shares.being_sent(config.scrape))
+        return cls(fleet, scraper, forwarder, pages, counters, access, admission)
 
 
 class Route(NamedTuple):
@@ -118,9 +119,25 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Tar
     return found
 
 
+def expected_size(query: MultiMapping[str], last: Snapshot | None) -> int:
+    """Bytes of the page that a query asks for, as the last scrape of everything says."""
+    if last is None:
+        return 0
+    qubes, exporters = query.getall("qube", []), query.getall("exporter", [])
+    return sum(
+        outcome.page_size
+        for outcome in last.outcomes
+        if (not qubes or outcome.target.qube in qubes) and (not exporters or outcome.target.exporter.name in exporters)
+    )
+
+
 @asynccontextmanager
-async def _place(request: web.Request) -> AsyncIterator[tuple[Served, float]]:
-    """A place among the requests that ask qubes. The fleet knows by then what runs; so many seconds are left."""
+async def _place(request: web.Request, size: int = 0) -> AsyncIterator[tuple[Served, Place, float]]:
+    """
+    A place among the requests that ask qubes, for a page of about so many bytes.
+
+    The fleet knows by then what runs. So many seconds are left.
+    """
     served: Served = request.app[SERVED]
     loop = asyncio.get_running_loop()
     started = loop.time()
@@ -129,37 +146,46 @@ async def _place(request: web.Request) -> AsyncIterator[tuple[Served, float]]:
     # Requests of one moment for the same page get the same one.
     page = (request.path, *sorted(request.query.items()), int(started / SHARE_SECONDS))
     try:
-        with served.admission.place(request.remote or "", page):
+        with served.admission.place(request.remote or "", page, size) as place:
             # A dom0 that is silent must not make the page late.
             await served.fleet.refresh(seconds / 4)
-            yield served, seconds - (loop.time() - started)
+            yield served, place, seconds - (loop.time() - started)
     except (BusyError, StoppingError) as error:
         raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
 
 
 async def _metrics(request: web.Request) -> web.StreamResponse:
-    async with _place(request) as (served, seconds):
-        snapshot = await served.scraper.collect(wanted(request.query, served.fleet.targets), seconds)
+    scraper: Scraper = request.app[SERVED].scraper
+    async with _place(request, expected_size(request.query, scraper.last)) as (served, place, seconds):
+        snapshot = await scraper.collect(wanted(request.query, served.fleet.targets), seconds)
         collected = asyncio.get_running_loop().time()
-        headers, body = await _encoded(request, served.pages.of(snapshot, served.reload))
+        page = served.pages.of(snapshot, served.reload)
+        served.admission.resize(place, _size(await page.plain()))
+        headers, pieces = await _encoded(request, page)
         # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
-        served.scraper.cost.note(snapshot.size, asyncio.get_running_loop().time() - collected)
-        return await _send(request, headers, body)
+        scraper.cost.note(page_weight(snapshot), asyncio.get_running_loop().time() - collected)
+        del snapshot, page  # nor their memory
+        return await _send(request, headers, pieces)
 
 
-async def _send(request: web.Request, headers: Mapping[str, str], body: bytes) -> web.StreamResponse:
+def _size(pieces: Iterable[bytes]) -> int:
+    return sum(map(len, pieces))
+
+
+async def _send(request: web.Request, headers: Mapping[str, str], pieces: Sequence[bytes]) -> web.StreamResponse:
     """
     Send it here, where its time can be bounded; aiohttp would wait for a reader for ever.
 
-    In pieces that the socket takes at once: what it does not take of a large one, aiohttp copies, more than once.
+    In parts that the socket takes at once: what it does not take of a large one, aiohttp copies, more than once.
     """
-    response = web.StreamResponse(headers={**headers, "Content-Length": str(len(body))})
+    response = web.StreamResponse(headers={**headers, "Content-Length": str(_size(pieces))})
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await response.prepare(request)
             if request.method != "HEAD":
-                for start in range(0, len(body), SEND_BYTES):
-                    await response.write(body[start : start + SEND_BYTES])
+                for piece in pieces:
+                    for start in range(0, len(piece), SEND_BYTES):
+                        await response.write(piece[start : start + SEND_BYTES])
             await response.write_eof()
     except TimeoutError:
         if request.transport is not None:
@@ -169,12 +195,13 @@ async def _send(request: web.Request, headers: Mapping[str, str], body: bytes) -
 
 async def _forward(request: web.Request) -> web.StreamResponse:
     """As upstream's proxy answers it: 400 for bad input, 403 for what qrexec refuses, 500 for most of the rest."""
-    async with _place(request) as (served, seconds):
+    async with _place(request) as (served, place, seconds):
         target = _forwarded(request.query, served.fleet)
         try:
             content_type, text = await served.forwarder.fetch(target, seconds)
         except ScrapeError as error:
             return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")
+        served.admission.resize(place, len(text))
         return await _send(request, *await _encoded(request, Page(at_once(text)), content_type))
 
 
@@ -228,7 +255,9 @@ def accepts_gzip(untrusted_header: str) -> bool:
     return any(not re.fullmatch(r"\s*q\s*=\s*0(?:\.0*)?\s*", parameter) for parameter in parameters)
 
 
-async def _encoded(request: web.Request, page: Page, content_type: str = TEXT_FORMAT) -> tuple[dict[str, str], bytes]:
+async def _encoded(
+    request: web.Request, page: Page, content_type: str = TEXT_FORMAT
+) -> tuple[dict[str, str], Sequence[bytes]]:
     """Headers and body of a page, compressed if the scraper likes that."""
     headers = {"Content-Type": content_type, "Vary": "Accept-Encoding"}
     if accepts_gzip(request.headers.get("Accept-Encoding", "")):
@@ -238,8 +267,8 @@ async def _encoded(request: web.Request, page: Page, content_type: str = TEXT_FO
 
 
 async def _metrics_proxy(request: web.Request) -> web.Response:
-    headers, body = await _encoded(request, Page(at_once(request.app[SERVED].counters.page())))
-    return web.Response(body=body, headers=headers)
+    headers, pieces = await _encoded(request, Page(at_once(request.app[SERVED].counters.page())))
+    return web.Response(body=b"".join(pieces), headers=headers)
 
 
 async def _healthy(_: web.Request) -> web.Response:

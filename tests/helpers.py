@@ -4,7 +4,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -111,4 +111,9 @@ def lines(reading: Reading) -> list[str]:
 
 def page(*readings: Reading) -> str:
     """Readings, merged."""
-    return finish(Merger().merge(readings)).decode()
+    return merged(Merger(), readings)
+
+
+def merged(merger: Merger, readings: Sequence[Reading]) -> str:
+    """Readings, merged by one that remembers."""
+    return b"".join(finish(merger.merge(readings))).decode()

@@ -11,7 +11,7 @@ from federator.errors import BusyError
 
 def test_requests_for_one_page_share_a_place() -> None:
     """However many they are; it is free again when the last of them is gone."""
-    admission = Admission()
+    admission = Admission(1000)
     with ExitStack() as first, ExitStack() as others:
         first.enter_context(admission.place("a", "page"))
         for number in range(100):
@@ -25,7 +25,7 @@ def test_requests_for_one_page_share_a_place() -> None:
 
 def test_one_address_leaves_places_for_others() -> None:
     """Half of them; and there is an end to all."""
-    admission = Admission()
+    admission = Admission(1000)
     with ExitStack() as stack:
         for number in range(MAX_REQUESTS_PER_ADDRESS):
             stack.enter_context(admission.place("greedy", number))
@@ -40,7 +40,31 @@ def test_one_address_leaves_places_for_others() -> None:
 
 def test_a_place_is_given_back_whatever_happens() -> None:
     """An exception in the middle included."""
-    admission = Admission()
+    admission = Admission(1000)
     with pytest.raises(ZeroDivisionError), admission.place("a", "page"):
         raise ZeroDivisionError
     assert len(admission) == 0
+
+
+def test_one_address_leaves_bytes_for_others() -> None:
+    """Half of them. What was expected counts until it is known."""
+    admission = Admission(1000)
+    with admission.place("greedy", "a", 300) as first:
+        with pytest.raises(BusyError, match="memory_limit"), admission.place("greedy", "b", 201):
+            pass
+        with admission.place("greedy", "c", 200), admission.place("honest", "d", 500):
+            with pytest.raises(BusyError), admission.place("third", "e", 1):
+                pass
+            with pytest.raises(BusyError):
+                admission.resize(first, 301)
+            admission.resize(first, 100)
+            with admission.place("third", "e", 200):
+                pass
+    assert len(admission) == 0
+
+
+def test_a_page_by_itself_is_never_too_large() -> None:
+    """It has a limit of its own, and a page of no bytes takes none."""
+    admission = Admission(1000)
+    with admission.place("a", "small"), admission.place("a", "large", 2000), admission.place("a", "tiny"):
+        assert len(admission) == 3

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from federator import host
+from federator.budget import Budget
 from federator.call import STAGGER_SECONDS, STDERR_LIMIT, ConnectionLimiter
 from federator.channel import Channel
 from federator.errors import ScrapeError
@@ -21,7 +22,6 @@ from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
 from federator.pace import Pace
 from federator.reasons import call_ended
 from federator.request import Deadline, Request
-from federator.textbudget import TextBudget
 from federator.wire import SERVICE, PortWire, Version1, Version2
 from tests import parts
 from tests.helpers import Clock, soon
@@ -67,7 +67,7 @@ class Line:
     def __init__(self, to: Qube, settings: Qrexec) -> None:
         self.counters = Counted()
         self.limiter = ConnectionLimiter(settings.connect_limit)
-        self.channel = Channel(to, settings, self.limiter, self.counters, TextBudget(1 << 30), Pace(1.0, 10))
+        self.channel = Channel(to, settings, self.limiter, self.counters, Budget(1 << 30), Pace(1.0, 10))
         self._ports = to.ports
 
     async def ask(self, *ports: int, seconds: float = PATIENT, max_body: int = 1 << 20) -> Heard:
@@ -471,9 +471,7 @@ async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, exporter: MakeExport
     channels = {}
     for name in ("paused", "work"):
         qubes.add(name)
-        channels[name] = Channel(
-            qube(name, served.port), settings, limiter, counters, TextBudget(1 << 30), Pace(1.0, 10)
-        )
+        channels[name] = Channel(qube(name, served.port), settings, limiter, counters, Budget(1 << 30), Pace(1.0, 10))
     qubes.set_state("paused", "Paused")
     deadline = until(4)
     heard: dict[str, Answer | ScrapeError] = {}

@@ -207,6 +207,42 @@ async def test_large_texts_at_one_time_cost_the_largest_and_nobody_else(
     assert fleet.texts.total == 0
 
 
+def many(samples: int) -> bytes:
+    """A text of so many series, of some 40 bytes each on the page."""
+    return b"".join(b'x{a="%d"} 1\n' % number for number in range(samples))
+
+
+@pytest.mark.parametrize(
+    ("memory", "samples", "reason", "remedy"),
+    [
+        (6 << 20, 1_000_000, "body_size_limit", "raise scrape.memory_limit"),
+        (192 << 20, 12_000, "sample_limit", "raise scrape.sample_limit"),
+    ],
+)
+async def test_a_page_that_would_be_too_large_loses_the_texts_of_the_qubes_that_send_most(
+    make: MakeFleet, exporter: MakeExporter, memory: int, samples: int, reason: str, remedy: str
+) -> None:
+    """Not those of a qube that sends its share, though each of the others' texts is smaller than its one text."""
+    honest = exporter(many(6000))
+    names = {f"part{number}": exporter(many(5000)).port for number in range(4)}
+    more = {f"more{number}": exporter(many(5000)).port for number in range(8)}
+    settings = local({"work": {"honest": honest.port}, "evil": names, "worse": more})
+    scrape = replace(settings.scrape, memory_limit=memory, limits=Limits(samples=samples))
+    fleet, scraper = make(replace(settings, scrape=scrape))
+    snapshot = await scraper.collect(fleet.targets, 60.0)
+    qubes = {one.qube.name: one for one in snapshot.qubes}
+    assert qubes["work"].outcomes[0].reading is not None
+    page = sum(outcome.page_size for outcome in snapshot.outcomes)
+    assert page <= memory // 6
+    assert sum(outcome.samples for outcome in snapshot.outcomes) <= 4 * samples
+    taken = [outcome for outcome in snapshot.outcomes if outcome.error]
+    assert {outcome.error.reason for outcome in taken if outcome.error} == {reason}
+    assert all(remedy in str(outcome.error) for outcome in taken)
+    assert all(outcome.body_size > 0 for outcome in taken), "how large it was is told"
+    assert 1 <= len(taken) < len(names) + len(more), "no more than needed"
+    assert (fleet.texts.total, fleet.texts_read.total) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "stays"),
     [

@@ -13,7 +13,7 @@ from federator.model import Limits, Reading
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
 from federator.text.merge import Merger
-from tests.helpers import finish, page, read, recording, target
+from tests.helpers import finish, merged, page, read, recording, target
 
 
 def reading(qube: str, text: str) -> Reading:
@@ -249,7 +249,7 @@ def test_a_plan_is_used_again_only_for_what_it_was_made_for() -> None:
         asked = chance.sample(sorted(readers), chance.randrange(1, 4))
         bodies = {qube: chance.choice(texts).replace("1\n", f"{chance.randrange(9)}\n") for qube in asked}
         readings = [finish(readers[qube].read(body.encode())) for qube, body in bodies.items()]
-        assert finish(merger.merge(readings)).decode() == page(*readings)
+        assert merged(merger, readings) == page(*readings)
     assert len(merger.plans()) > 1
 
 
@@ -260,9 +260,9 @@ def test_values_are_new_where_types_disagree() -> None:
     for value in (1, 2, 3):
         texts = [f"# TYPE m summary\nm_sum {value}\n", f"# TYPE m histogram\nm_count {value}\n"]
         readings = [finish(one.read(text.encode())) for one, text in zip(readers, texts, strict=True)]
-        merged = finish(merger.merge(readings)).decode()
-        assert merged == page(*readings)
-        assert merged.count(f"}} {value}\n") == 2
+        text = merged(merger, readings)
+        assert text == page(*readings)
+        assert text.count(f"}} {value}\n") == 2
 
 
 def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +271,7 @@ def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     merger = Merger()
     for scrape in range(10):
         text = "".join(f"a{scrape}_{number} 1\n" for number in range(30))
-        assert finish(merger.merge([reading("a", text)])).count(b"# TYPE") == 30
+        assert merged(merger, [reading("a", text)]).count("# TYPE") == 30
         assert sum(merger.plans()) <= 100
     many = reading("a", "".join(f"b{number} 1\n" for number in range(200)))
     finish(merger.merge([many]))
@@ -286,7 +286,7 @@ def test_the_plan_that_was_not_used_for_longest_goes_first(monkeypatch: pytest.M
     for each in (often, once, often, another):
         finish(merger.merge([each]))
     monkeypatch.setattr("federator.text.merge._plan", None)
-    assert finish(merger.merge([often])).startswith(b"# TYPE often")
+    assert merged(merger, [often]).startswith("# TYPE often")
 
 
 def test_a_bad_line_does_not_cost_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +297,7 @@ def test_a_bad_line_does_not_cost_the_plan(monkeypatch: pytest.MonkeyPatch) -> N
     for value in (1, 2):
         texts = [f"# TYPE m gauge\nm {value}\nbad\n", f"# TYPE n gauge\nn {value}\n"]
         readings = [finish(one.read(text.encode())) for one, text in zip(readers, texts, strict=True)]
-        pages.append(finish(merger.merge(readings)).decode())
+        pages.append(merged(merger, readings))
         monkeypatch.setattr("federator.text.merge._plan", None)
     assert pages[1] == pages[0].replace("} 1\n", "} 2\n")
 
@@ -308,6 +308,6 @@ def test_the_plan_of_an_unchanged_shape_is_not_made_again(monkeypatch: pytest.Mo
     readers = [Reader(target(qube, "x"), Limits(), memory) for qube in "ab"]
     finish(merger.merge([finish(one.read(recording("node", 2))) for one in readers]))
     monkeypatch.setattr("federator.text.merge._plan", None)
-    second = finish(merger.merge([finish(one.read(recording("node", 3))) for one in readers]))
+    second = merged(merger, [finish(one.read(recording("node", 3))) for one in readers])
     monkeypatch.undo()
-    assert second.decode() == page(*(read(recording("node", 3), target(qube, "x")) for qube in "ab"))
+    assert second == page(*(read(recording("node", 3), target(qube, "x")) for qube in "ab"))

@@ -17,7 +17,7 @@ from federator.text.allowance import LEAST_WORK, PART_PER_SCRAPE, WORK_PER_SAMPL
 from federator.text.exposition import MAX_NAMES, Reader
 from federator.text.memory import Memory
 from federator.text.merge import Merger
-from tests.helpers import finish, page, read, reader, recording, target
+from tests.helpers import finish, merged, page, read, reader, recording, target
 
 # 16 KiB, all of it dear to the parser.
 _DEAR = ",".join(f'l{number}="' + "\\\\" * 1990 + '"' for number in range(4))
@@ -186,11 +186,11 @@ def test_joining_a_page_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     merger, readings = Merger(), [_reading("work", 500)]
     finish(merger.merge(readings))
     assert yields(merger.merge(readings)) == 0
-    monkeypatch.setattr(merge, "SLICE_PARTS", 100)
-    assert yields(merger.merge(readings)) == 10
-    whole = finish(merger.merge(readings))
+    monkeypatch.setattr(merge, "PIECE_PARTS", 100)
+    assert yields(merger.merge(readings)) == 9
+    text = merged(merger, readings)
     monkeypatch.undo()
-    assert whole.decode() == page(*readings)
+    assert text == page(*readings)
 
 
 def test_taking_a_family_apart_takes_turns() -> None:

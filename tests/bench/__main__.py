@@ -57,7 +57,7 @@ class Core:
     def page(self, bodies: Mapping[Target, bytes]) -> bytes:
         """One scrape."""
         readings = [finish(self.readers[target].read(body)) for target, body in bodies.items()]
-        return finish(self.merger.merge(readings))
+        return b"".join(finish(self.merger.merge(readings)))
 
 
 def seconds(work: Callable[[], object]) -> float:

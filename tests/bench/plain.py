@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from federator import config
+from federator.budget import Budget
 from federator.call import ConnectionLimiter
 from federator.channel import Channel
 from federator.counters import Counters
@@ -26,7 +27,6 @@ from federator.host import watch_children
 from federator.model import Answer
 from federator.pace import Pace
 from federator.request import Deadline, Request
-from federator.textbudget import TextBudget
 from federator.web import SEND_BYTES
 
 # qube, exporter, body
@@ -62,7 +62,7 @@ async def _serve(how: str, path: Path, port: int) -> None:
     watch_children()
     settings = config.load(path)
     limiter, counters = ConnectionLimiter(settings.qrexec.connect_limit), Counters()
-    texts = TextBudget(1 << 40)
+    texts = Budget(1 << 40)
     channels = [Channel(qube, settings.qrexec, limiter, counters, texts, Pace(0.0, 1)) for qube in settings.qubes]
     work = {"join": joined, "parse": parsed}[how]
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How many bytes of texts may be in memory at one time."""
 
-from federator.textbudget import TextBudget
+from federator.budget import Budget, surplus
 
 
 class Holder:
     """Notes whether it had to give up."""
 
-    def __init__(self, budget: TextBudget) -> None:
+    def __init__(self, budget: Budget, qube: str = "") -> None:
+        self.qube = qube or str(id(self))
         self.gave_up = False
         self._budget = budget
 
@@ -19,7 +20,7 @@ class Holder:
 
 def test_the_largest_gives_up() -> None:
     """Small ones are kept, whoever comes last."""
-    budget = TextBudget(100)
+    budget = Budget(100)
     large, small, new = (Holder(budget) for _ in range(3))
     budget.hold(small, 10)
     budget.hold(large, 80)
@@ -30,7 +31,7 @@ def test_the_largest_gives_up() -> None:
 
 def test_one_that_grows_beyond_all_gives_up_itself() -> None:
     """Its bytes are counted once, however often it tells of them."""
-    budget = TextBudget(100)
+    budget = Budget(100)
     growing, small = Holder(budget), Holder(budget)
     budget.hold(small, 10)
     for size in range(0, 90, 10):
@@ -42,7 +43,7 @@ def test_one_that_grows_beyond_all_gives_up_itself() -> None:
 
 def test_what_is_released_is_free() -> None:
     """And so is what shrinks to nothing."""
-    budget = TextBudget(100)
+    budget = Budget(100)
     one, other = Holder(budget), Holder(budget)
     budget.hold(one, 100)
     budget.release(one)
@@ -51,3 +52,24 @@ def test_what_is_released_is_free() -> None:
     budget.hold(other, 0)
     assert budget.total == 0
     assert "0 of 100 bytes held by 0" in repr(budget)
+
+
+def test_the_qube_that_has_most_gives_up_first() -> None:
+    """However it divides what it has: its many small texts cost nobody else anything."""
+    budget = Budget(100)
+    honest = Holder(budget, "honest")
+    budget.hold(honest, 40)
+    greedy = [Holder(budget, "greedy") for _ in range(10)]
+    for one in greedy:
+        budget.hold(one, 10)
+    assert not honest.gave_up
+    assert sum(one.gave_up for one in greedy) == 4
+    assert budget.total == 100
+
+
+def test_who_has_an_equal_share_keeps_it() -> None:
+    """Whatever the sizes of the others."""
+    held = {Holder(Budget(0), name): size for name, size in [("a", 25), ("b", 80), ("c", 26), ("c", 10), ("d", 500)]}
+    gone = [(one.qube, held[one]) for one in surplus(held, 100)]
+    assert gone == [("d", 500), ("b", 80)]
+    assert list(surplus(held, 1000)) == []
