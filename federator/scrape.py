@@ -113,6 +113,9 @@ class Scraper:
             self.fleet.check_running()
             now = loop.time()
             qubes = tuple(part.outcome(now) if isinstance(part, Asking) else part for part in parts)
+            for part, qube in zip(parts, qubes, strict=True):
+                if not isinstance(part, Asking) or _is_for_log(part, seconds, self.fleet.config.scrape):
+                    self._state_log.write(qube)
             return self._snapshot(qubes, now - started, seconds, shared=bool(askings))
         finally:
             for asking in askings:
@@ -170,7 +173,7 @@ class Scraper:
             self.fleet.forget_text(one.target)
             if told is not None:
                 told(one)
-        self._record(outcome)
+        self._counters.count_scrape(outcome.outcomes)
         return outcome
 
     def _snapshot(self, qubes: tuple[QubeOutcome, ...], seconds: float, allowed: float, *, shared: bool) -> Snapshot:
@@ -188,9 +191,10 @@ class Scraper:
         return snapshot
 
     def _let_go(self, asking: Asking) -> None:
-        """Keep no answers that nobody can share any more: they are the largest thing there is."""
+        """Count what came of it, and keep no answers that nobody can share any more: nothing else is as large."""
         if asking.finished and asking.waiting == 0:
             asking.let_go()
+            self._counters.count_scrape(asking.outcome(0.0).outcomes)
             if self._askings.get(asking.targets) is asking:
                 del self._askings[asking.targets]
 
@@ -220,7 +224,7 @@ class Scraper:
             # The qube's time ends with its last answer; that we take turns in reading it is not its fault.
             answered = loop.time()
         self.fleet.forget_if_gone(asking.targets)
-        self._record(asking.finish(answered))
+        asking.finish(answered)
         self._let_go(asking)
 
     def _add_missing(self, asking: Asking, error: ScrapeError) -> None:
@@ -266,10 +270,15 @@ class Scraper:
         finally:
             self.fleet.texts.release(holder)
 
-    def _record(self, qube: QubeOutcome) -> None:
-        """Tell the log and the counters."""
-        self._state_log.write(qube)
-        self._counters.count_scrape(qube.outcomes)
+
+def _is_for_log(asking: Asking, seconds: float, settings: Scrape) -> bool:
+    """
+    The log says what pages say, and not what came too late for them.
+
+    Of one asking, it says what the page of the most patient scraper says; and it does not say what is late for one
+    that waits so little that it is late for no other.
+    """
+    return asking.waiting == 1 and (asking.finished or seconds >= min(LEAST_SECONDS, budget(None, settings)))
 
 
 def page_weight(snapshot: Snapshot) -> int:

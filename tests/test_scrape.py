@@ -356,6 +356,28 @@ def test_the_deadline_of_a_request(seconds: float, timeout: float, wanted_by: fl
     assert deadline.ends_at == pytest.approx(ends_at)
 
 
+async def test_the_log_says_what_pages_say(
+    scraper: MakeScraper, exporter: MakeExporter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An answer that comes when the page is gone is no news: there is one line for the page, none for the answer."""
+    caplog.set_level("INFO")
+    slow = exporter(b"m 1\n")
+    of = scraper({"work": {"slow": slow.port}}, scrape='timeout = "400ms"\ntimeout_offset = "300ms"')
+    for _ in range(3):
+        slow.hold.clear()
+        scraping = asyncio.create_task(of.collect(of.fleet.targets, 0.25))
+        await asyncio.to_thread(eventually, "the exporter is asked", started(slow))
+        (outcome,) = (await scraping).outcomes
+        assert outcome.error is not None
+        slow.hold.set()
+        await soon("the scrape is over", lambda: "asking" not in repr(of))
+    assert caplog.text.count("is down") == 1
+    assert "is back" not in caplog.text
+    (outcome,) = (await of.collect(of.fleet.targets, 20.0)).outcomes
+    assert outcome.error is None
+    assert caplog.text.count("is back") == 1
+
+
 async def test_one_impatient_scraper_does_not_make_an_exporter_down(
     scraper: MakeScraper, exporter: MakeExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
