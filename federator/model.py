@@ -94,7 +94,7 @@ class Scrape:
 
     timeout: float = 10.0
     timeout_offset: float = 0.5
-    memory_limit: int = 192 << 20
+    memory_limit: int = 160 << 20
     min_interval: float = 1.0
     limits: Limits = field(default_factory=Limits)
 

@@ -5,8 +5,10 @@ The real parts that tests are made of: HTTP servers, and the daemon and Debian's
 Each part is a context manager and ends what it started.
 """
 
+import http.client
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -166,27 +168,39 @@ def script(path: Path) -> list[str]:
     return [sys.executable, str(path)] if MEASURED else [str(path)]
 
 
-def federator(*words: str | Path) -> list[str]:
+def federator(*words: str | Path, python: str = sys.executable) -> list[str]:
     """The command line of the real program."""
-    return [sys.executable, "-m", "federator", *map(str, words)]
+    return [python, "-m", "federator", *map(str, words)]
 
 
 class Daemon:
-    """The daemon as a process, with a text as its configuration."""
+    """The daemon as a process, with a text as its configuration. `memory`: bytes of address space that it may have."""
 
-    def __init__(self, folder: Path, text: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        text: str,
+        environment: Mapping[str, str] | None = None,
+        *,
+        python: str = sys.executable,
+        memory: int = resource.RLIM_INFINITY,
+    ) -> None:
         self.config = folder / "proxy.toml"
         self.config.write_text(text, encoding="utf-8")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = folder / "daemon.log"
         self._environment = {**os.environ, **(environment or {})}
+        self._python = python
+        self._memory = memory
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
-        words = federator("serve", f"--config.file={self.config}", f"--web.listen-address=127.0.0.1:{self.port}")
+        listen = f"--web.listen-address=127.0.0.1:{self.port}"
+        words = federator("serve", f"--config.file={self.config}", listen, python=self._python)
+        limited = ["prlimit", f"--as={self._memory}", *words] if self._memory != resource.RLIM_INFINITY else words
         with self._log.open("wb") as log:
-            self.process = subprocess.Popen(words, cwd=ROOT, env=self._environment, stderr=log)
+            self.process = subprocess.Popen(limited, cwd=ROOT, env=self._environment, stderr=log)
         try:
             eventually("the daemon is ready", self._is_ready)
         except BaseException as error:
@@ -211,8 +225,15 @@ class Daemon:
 
     def memory(self) -> int:
         """Bytes that it has in memory now."""
+        return self._memory_of("VmRSS")
+
+    def peak_memory(self) -> int:
+        """The most bytes that it ever had in memory."""
+        return self._memory_of("VmHWM")
+
+    def _memory_of(self, field: str) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="utf-8")
-        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+        return int(status.partition(f"{field}:")[2].split()[0]) * 1024
 
     def stop(self, number: int = signal.SIGTERM) -> int | None:
         """Send a signal; the exit status, or None if the process does not end."""
@@ -223,7 +244,7 @@ class Daemon:
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log
-        with suppress(OSError):
+        with suppress(OSError, http.client.HTTPException):  # a connection to oneself, while nobody listens there
             return get(f"{self.url}/-/ready").status == 200
         return False
 

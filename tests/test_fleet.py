@@ -216,7 +216,7 @@ def many(samples: int) -> bytes:
     ("memory", "samples", "reason", "remedy"),
     [
         (6 << 20, 1_000_000, "body_size_limit", "raise scrape.memory_limit"),
-        (192 << 20, 12_000, "sample_limit", "raise scrape.sample_limit"),
+        (160 << 20, 12_000, "sample_limit", "raise scrape.sample_limit"),
     ],
 )
 async def test_a_page_that_would_be_too_large_loses_the_texts_of_the_qubes_that_send_most(

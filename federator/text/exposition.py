@@ -157,7 +157,9 @@ class Reader:
         lines = yield from text.page_lines()
         dropped, starts, page_names = text.dropped, text.starts, text.page_names
         del text  # its samples take memory
-        if not dropped.count and not timestamps.seen and self._has_few_parts(lines, starts):
+        size = len(untrusted_body) + sum([len(line.start) for line in lines])
+        is_small = self._memory.may_keep(size, len(lines)) and self._has_few_parts(lines, starts)
+        if is_small and not dropped.count and not timestamps.seen:
             shape = yield from shape_of(untrusted_body, lines, starts, page_names, families)
             self._memory.keep(self._target, shape)
             return shape.reading
@@ -212,15 +214,20 @@ def _reading(
     `families` are those of an earlier text: if they are still the same, the reading has the same object.
     """
     blocks: dict[Family, list[bytes]] = {}
-    for number, line in enumerate(lines, 1):
-        if line.family is not None:
-            blocks.setdefault(line.family, []).append(line.start + line.value + b"\n")
-        if number % STEP_LINES == 0:
-            yield
+    samples = 0
+    for first in range(0, len(lines), STEP_LINES):
+        step: dict[Family, list[bytes]] = {}
+        for line in lines[first : first + STEP_LINES]:
+            if line.family is not None:
+                step.setdefault(line.family, []).append(line.start + line.value + b"\n")
+        for family, pieces in step.items():
+            samples += len(pieces)
+            blocks.setdefault(family, []).append(b"".join(pieces))
+        yield
     return Reading(
         families=families if families == tuple(blocks) else tuple(blocks),
         blocks=[b"".join(block) for block in blocks.values()],
-        samples=sum(map(len, blocks.values())),
+        samples=samples,
         lines_dropped=dropped.count,
         complaint=dropped.complaint,
     )

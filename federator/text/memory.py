@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from federator.model import Limits, Target
 from federator.text.parser import Metadata
-from federator.text.shape import Shape
+from federator.text.shape import BYTES_PER_BYTE, BYTES_PER_SAMPLE, Shape
 
 # What may be remembered of shapes, where the caller does not say. 20 qubes with node and process exporter take some
 # 20 MB; 50,000 samples, the default limit of one target, some 40 MB.
@@ -19,9 +19,11 @@ DEFAULT_SIZE = 128 << 20
 # One target may have this part of it.
 _PART_OF_ONE = 2
 # All targets share a cache: 20 qubes with the same exporters need the entries of one. A cache has two generations of
-# this many bytes each.
+# this many bytes each, and of no more than a part of what may be remembered of shapes.
 _CACHE_SIZE_PER_SAMPLE = 300
 _ODD_SIZE_PER_SAMPLE = 150  # half of that: most exporters have none
+_CACHE_PART = 10
+_ODD_PART = 20
 _ENTRY_SIZE = 350  # of an entry, beside its key: measured with tracemalloc
 # A line with a longer key is parsed each time. Key and longest value together must stay below parser.MAX_LINE.
 MAX_KEY = 4096
@@ -82,11 +84,12 @@ class Memory:
     """The caches of lines, and the last shape of each target."""
 
     def __init__(self, limits: Limits, size: int = DEFAULT_SIZE) -> None:
-        self.series = LineCache[Series](limits.samples * _CACHE_SIZE_PER_SAMPLE)
+        lines = min(limits.samples * _CACHE_SIZE_PER_SAMPLE, size // _CACHE_PART)
+        self.series = LineCache[Series](lines)
         # What was read and cannot be found by its key alone, by target and key: series that are not good, with the
         # reason; and those with labels that are renamed for one target only.
-        self.odd = LineCache[Series | str](limits.samples * _ODD_SIZE_PER_SAMPLE)
-        self.metadata = LineCache[Metadata](limits.samples * _CACHE_SIZE_PER_SAMPLE)
+        self.odd = LineCache[Series | str](min(limits.samples * _ODD_SIZE_PER_SAMPLE, size // _ODD_PART))
+        self.metadata = LineCache[Metadata](lines)
         self._left = size
         self._most = size // _PART_OF_ONE
         self._shapes: dict[Target, Shape] = {}
@@ -94,6 +97,10 @@ class Memory:
     def recall(self, target: Target) -> Shape | None:
         """The target's last shape, if it is remembered."""
         return self._shapes.get(target)
+
+    def may_keep(self, size: int, lines: int) -> bool:
+        """Could a shape be kept of so many lines, which have so many bytes in the text and on the page?"""
+        return BYTES_PER_BYTE * size + BYTES_PER_SAMPLE * lines <= self._most
 
     def keep(self, target: Target, shape: Shape) -> None:
         """Remember the shape instead of the target's last one, if it is not too large."""
