@@ -20,7 +20,7 @@ DATE := $(shell sed -n 's/^## $(VERSION) (\(.*\))$$/\1/p' CHANGELOG.md)
 SPEC := dist/$(NAME).spec
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-debian coverage lint lock check soak bench clean install install-proxy install-service install-dom0 source srpm rpm deb
+.PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-service install-dom0 source srpm rpm deb
 
 help:
 	@echo "make run         try it: the daemon on 127.0.0.1:8199, three demo qubes, real exporters (Ctrl-C ends it)"
@@ -31,6 +31,7 @@ help:
 	@echo "make check       lint, then test"
 	@echo "make lock        pin the newest versions of what the tests need, in requirements-dev.lock"
 	@echo "make soak        five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
+	@echo "make attacks     what hostile clients and qubes do to honest scrapers; takes some fifteen minutes"
 	@echo "make bench       what a scrape costs, compared with other programs; takes some ten minutes"
 	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
 	@echo "make rpm, srpm, deb    the three packages, into dist/"
@@ -84,6 +85,9 @@ check: lint test
 
 soak: .venv/installed
 	$(BIN)/python -m tests.soak 300
+
+attacks: .venv/installed
+	$(BIN)/python -m tests.attacks $(ATTACKS)
 
 bench: .venv/installed
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)

@@ -79,6 +79,12 @@ class Budget:
                 self.release(chosen)
                 chosen.give_up()
 
+    def shed(self) -> None:
+        """There is no memory: all give up."""
+        for holder in list(self._held):
+            self.release(holder)
+            holder.give_up()
+
     def release(self, holder: Holder) -> None:
         """It has none any more."""
         self._total -= self._held.pop(holder, 0)

@@ -224,6 +224,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         """End the process: quietly if it lets us, in bounded time if not. Await what this returns to see it gone."""
         if self._ending is None:
             self._tell = None  # it may hold what it told into
+            self._wire.let_go()  # a process that does not end keeps this object for seconds
             if self._texts is not None:
                 self._texts.release(self)
             self._ending = self._loop.create_task(self._end())

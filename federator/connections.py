@@ -18,6 +18,7 @@ import logging
 import re
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -380,7 +381,8 @@ class BadRequestFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Is this record to be written?"""
         error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError | ValueError):
+        client_errors = HttpProcessingError | web.RequestPayloadError | ConnectionError | ValueError
+        if not isinstance(error, client_errors) and not _says_client_is_gone(error):
             return True
         times = self._seldom.again()
         if times is None:
@@ -390,3 +392,11 @@ class BadRequestFilter(logging.Filter):
         record.exc_info = record.exc_text = None
         vars(record).update(error=shown(str(error)), suppressed=times)
         return True
+
+
+def _says_client_is_gone(error: BaseException | None) -> bool:
+    """Aiohttp 3.8 asserts in web_protocol.py that it has a handler, where a client reset its connection just now."""
+    if not isinstance(error, AssertionError) or error.__traceback__ is None:
+        return False
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return Path(frame.f_code.co_filename).name == "web_protocol.py"

@@ -24,6 +24,7 @@ from federator.connections import BadRequestFilter, Connections
 from federator.counters import Counters
 from federator.errors import ConfigError, StartError
 from federator.model import Address, Config, Reload
+from federator.unexpected import Unexpected
 from federator.web import Served, application
 
 # A scraper that is still being sent a page when the daemon ends has at most this many seconds to take it.
@@ -57,6 +58,7 @@ async def serve(
             connections.limit(host.files_for_connections(_most_calls(served.fleet.config)))
 
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(Unexpected((served.fleet.texts, served.fleet.texts_read)).handle)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await runner.setup()

@@ -105,6 +105,9 @@ class Wire(ABC, Generic[A]):
         """Bytes that were received and are not passed on yet."""
         return 0
 
+    def let_go(self) -> None:
+        """The wire is of no more use: let go of these bytes."""
+
     def end_of_output(self) -> list[A]:
         """The service ended well, with exit status 0: the answers that are complete only now."""
         return []
@@ -152,6 +155,10 @@ class _Framed(Wire[A], Generic[A, H]):
                 header, self._header, self._body = self._header, None, []
                 answers.append(self._answer(header, body))
         return answers
+
+    def let_go(self) -> None:
+        """The body that is coming is for nobody."""
+        self._body.clear()
 
     def _check_line(self, untrusted: bytes, start: int, stop: int) -> None:
         if len(self._line) + stop - start > MAX_HEADER:

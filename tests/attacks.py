@@ -3,6 +3,7 @@
 What hostile clients and qubes do to the daemon, one attack after the other, and what honest scrapers see meanwhile.
 
     python -m tests.attacks [WORD …]     those whose names contain one of the words; all of them without
+    python -m tests.attacks --prometheus SCRAPES     the texts of the worst kinds, seen by a real Prometheus
 
 The daemon runs in a process with LIMIT bytes of memory, since a NetVM is small: under the Python that runs this, and
 under /usr/bin/python3, which on Debian 12 has the oldest aiohttp that is supported. Hostile clients are processes of
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.helpers import ROOT, SERVICE, recording
-from tests.parts import Daemon, eventually, raw_server, running, toml
+from tests.parts import Daemon, Prometheus, eventually, raw_server, running, toml
 from tests.standin.qubes import Qubes
 
 # Bytes of address space of the daemon.
@@ -435,6 +436,31 @@ def _repeat(what: Callable[[World], None], world: World, over: threading.Event) 
         what(world)
 
 
+def seen_by_prometheus(folder: Path, scrapes: int) -> dict[str, float]:
+    """What a real Prometheus says of so many scrapes, with its default timeout, while 20 qubes do their worst."""
+    (worst,) = (attack for attack in ATTACKS if len(attack.hostile) > len(WORST))
+    (folder / "prometheus").mkdir()
+    with attacked(folder, worst, sys.executable) as world, ExitStack() as stack:
+        prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{world.daemon.port}", interval="10s")
+        server = stack.enter_context(prometheus.running())
+        window = f"[{scrapes * 10 + 60}s]"
+
+        def asked() -> float:
+            return server.query(f"count_over_time(up{window})").get("", 0.0)
+
+        while asked() < scrapes:
+            time.sleep(2)
+        # Every sample of the text stands before this one.
+        complete = server.query(f'count_over_time(served_at_seconds{{qube=~"{"|".join(HONEST)}"}}{window})')
+        return {
+            "scrapes": asked(),
+            "up": server.query(f"sum_over_time(up{window})")[""],
+            "longest": server.query(f"max_over_time(scrape_duration_seconds{window})")[""],
+            "complete": min(complete.get(qube, 0.0) for qube in HONEST),
+            "memory": world.daemon.peak_memory() >> 20,
+        }
+
+
 def aiohttp_of(python: str) -> str:
     """Which version it has."""
     code = "import aiohttp; print(aiohttp.__version__)"
@@ -447,6 +473,10 @@ def main(words: Sequence[str]) -> int:
         (attack,) = (one for one in ATTACKS if one.name == words[1])
         assert attack.client is not None, "it has a client"
         attack.client(int(words[2]))
+    if words[:1] == ["--prometheus"]:
+        with tempfile.TemporaryDirectory() as made:
+            print(seen_by_prometheus(Path(made), int(words[1])))
+        return 0
     seconds = float(os.environ.get("SECONDS_EACH", "20"))
     failed = False
     pythons = {aiohttp_of(python): python for python in (sys.executable, "/usr/bin/python3")}

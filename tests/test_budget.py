@@ -2,6 +2,10 @@
 """How many bytes of texts may be in memory at one time."""
 
 from federator.budget import Budget, surplus
+from federator.call import Call
+from federator.counters import Counters
+from federator.model import Callee
+from federator.wire import SERVICE, Version2
 
 
 class Holder:
@@ -73,3 +77,14 @@ def test_who_has_an_equal_share_keeps_it() -> None:
     gone = [(one.qube, held[one]) for one in surplus(held, 100)]
     assert gone == [("d", 500), ("b", 80)]
     assert list(surplus(held, 1000)) == []
+
+
+async def test_a_call_that_ended_holds_no_text() -> None:
+    """Its process may take seconds to be gone, and its object as long."""
+    wire = Version2()
+    wire.receive(b"=2\n")
+    wire.ask(milliseconds=1000, max_body=1000, ports=[9100])
+    wire.receive(b"9100 200 900 0.1 text/plain\n" + b"x" * 500)
+    call = Call(Callee("work", "qrexec", SERVICE), wire, Counters())
+    await call.end()
+    assert wire.held == 0

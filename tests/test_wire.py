@@ -223,3 +223,14 @@ def test_one_reply_is_complete_at_the_end_of_output() -> None:
     assert wire.idle
     with pytest.raises(ProtocolError, match="more than 100 bytes"):
         wire.receive(b"x" * 101)
+
+
+def test_a_wire_that_is_of_no_more_use_holds_no_body() -> None:
+    """A service that does not end keeps the call for seconds; its part of a body was kept as long."""
+    wire = Version2()
+    wire.receive(b"=2\n")
+    wire.ask(milliseconds=1000, max_body=1000, ports=[9100])
+    wire.receive(b"9100 200 900 0.1 text/plain\n" + b"x" * 500)
+    assert wire.held == 500
+    wire.let_go()
+    assert wire.held == 0

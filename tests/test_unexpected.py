@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What nobody catches on the event loop."""
+
+import asyncio
+
+import pytest
+
+from federator.budget import Budget
+from federator.unexpected import Unexpected
+
+
+class Text:
+    """Holds bytes of a budget."""
+
+    qube = "work"
+
+    def __init__(self) -> None:
+        self.gave_up = False
+
+    def give_up(self) -> None:
+        """What a call does."""
+        self.gave_up = True
+
+
+async def test_a_lack_of_memory_is_told_once_and_makes_memory_free(caplog: pytest.LogCaptureFixture) -> None:
+    """It fails again at once, for as long as nothing is free; that filled the log."""
+    budget, text = Budget(100), Text()
+    budget.hold(text, 50)
+    loop = asyncio.get_running_loop()
+    handle = Unexpected([budget]).handle
+    for _ in range(100):
+        handle(loop, {"message": "Exception in callback", "exception": MemoryError()})
+    assert text.gave_up
+    assert budget.total == 0
+    (record,) = caplog.records
+    assert "scrape.memory_limit" in record.message
+    assert record.exc_info is None
+
+
+async def test_a_bug_is_told_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    """And nothing is let go for it."""
+    budget, text = Budget(100), Text()
+    budget.hold(text, 50)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(Unexpected([budget]).handle)
+    loop.call_soon(lambda: 1 / 0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    loop.set_exception_handler(None)
+    assert not text.gave_up
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
