@@ -276,9 +276,9 @@ def _is_for_log(asking: Asking, seconds: float, settings: Scrape) -> bool:
     The log says what pages say, and not what came too late for them.
 
     Of one asking, it says what the page of the most patient scraper says; and it does not say what is late for one
-    that waits so little that it is late for no other.
+    that waits so little that it is late for no other: less than half of what exporters have in any case.
     """
-    return asking.waiting == 1 and (asking.finished or seconds >= min(LEAST_SECONDS, budget(None, settings)))
+    return asking.waiting == 1 and (asking.finished or seconds >= min(LEAST_SECONDS, budget(None, settings)) / 2)
 
 
 def page_weight(snapshot: Snapshot) -> int:
