@@ -139,10 +139,10 @@ _SERVICE_SAYS: tuple[tuple[str, type[ScrapeError], str], ...] = (
     (TIMED_OUT, TimedOutError, "the exporter did not answer in time"),
     # The number is the service's own limit where that is smaller.
     (BODY_LARGER, BodySizeLimitError, "{words}; scrape.body_size_limit is {limit} bytes"),
-    (COMPRESSED, HttpError, "the exporter on port {port} compresses its answer, which was not asked for"),
+    (COMPRESSED, HttpError, "the exporter on port {port} compresses its answer, which is of no use here: {words}"),
     (CUT_SHORT, HttpError, "the exporter on port {port} ended in the middle of its answer: {words}"),
     (HEAD_LARGER, HttpError, "the exporter on port {port} sends too many HTTP headers: {words}"),
-    (NOT_HTTP, HttpError, "what listens on port {port} does not speak HTTP; is that the exporter's port?"),
+    (NOT_HTTP, HttpError, "what listens on port {port} does not speak HTTP ({words}); is that the exporter's port?"),
     (
         NO_ANSWER_AT_ALL,
         ExporterUnreachableError,
