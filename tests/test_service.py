@@ -630,6 +630,29 @@ def test_a_greedy_caller_who_does_not_read_costs_bounded_memory(service: StartSe
     }
 
 
+def test_heads_count_as_bodies_do(service: StartService) -> None:
+    """Many exporters whose heads have one endless line cost no more memory than many with large bodies."""
+    line = b"HTTP/1.1 200 OK\r\nX: " + b"x" * (9 << 20)
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(line)
+        while connection.recv(4096):
+            """Wait for the end."""
+
+    with ExitStack() as stack:
+        ports = sorted(stack.enter_context(raw_server(answer)) for _ in range(20))
+        started, wire = service("+".join(map(str, ports))), Version2()
+        resource.prlimit(started.process.pid, resource.RLIMIT_AS, (256 << 20, 256 << 20))
+        started.say(wire.greeting)
+        wire.receive(started.hear(3))
+        started.say(wire.ask(milliseconds=20_000, max_body=1, ports=ports))
+        told: list[bytes] = []
+        while len(told) < 6:  # the others have 126 MiB
+            told += [one.body for one in wire.receive(started.hear(1))]
+        assert set(told) == {b"body larger than the rest of 134217728 bytes for all ports"}
+
+
 def test_the_service_has_a_limit_of_its_own(service: StartService) -> None:
     """One body has 64 MiB at most, whatever the caller asks for."""
 
