@@ -50,6 +50,7 @@ class Channel:
         self._pace = pace
         self._slots = [Slot(qube.ports, Version2, self._caller)]
         self._forgetful = False
+        self._one_port_refused = False  # were version 1 and its calls for one port all that is left, and refused?
 
     def __repr__(self) -> str:
         busy = "busy" if self._turns.taken else "free"
@@ -116,10 +117,14 @@ class Channel:
 
     async def _ask(self, request: Request) -> None:
         self._choose_slots(asyncio.get_running_loop().time())
-        if len(self._slots[0].ports) > 1:
+        joint = self._slots[0]
+        if len(joint.ports) > 1:
             try:
-                await self._slots[0].ask(request)
+                await joint.ask(request)
             except OnlyVersion1Error:
+                if self._one_port_refused:  # it is as it was: the calls for one port wait for the next time
+                    joint.fail(reasons.one_port_a_call(self.qube.name, self.qube.ports), request)
+                    return
                 self._call_singly(Version1)
             else:
                 return
@@ -140,12 +145,14 @@ class Channel:
     #   the service there knows only version 1           one for each port
     #   all together was refused, and never accepted     one for each port, the next time that a call may be made
     #   each by itself was refused                       one for all ports again, the next time; and so on in turns
+    #   and the service there knows only version 1       the same; but the call for all ports only greets then, so that
+    #                                                    each time costs dom0 one of the two, and not both
 
     def _choose_slots(self, now: float) -> None:
         """See to it that the slots are those that calls should be made for now."""
         is_open = any(slot.is_open for slot in self._slots)
         if self._forgetful:
-            self._forgetful = False
+            self._forgetful = self._one_port_refused = False
             if not is_open:
                 self._replace([Slot(self.qube.ports, Version2, self._caller)])
             for slot in self._slots:
@@ -153,12 +160,16 @@ class Channel:
         elif len(self.qube.ports) == 1 or is_open or not any(slot.refused_and_may_try(now) for slot in self._slots):
             return
         elif len(self._slots) > 1:
+            self._one_port_refused = self._slots[0].refusal is not None
             self._replace([Slot(self.qube.ports, Version2, self._caller, self._failures)])
         elif not self._slots[0].accepted:  # a policy that allowed them together does so still: the qube is halted
-            self._call_singly(Version2)
+            self._call_singly(Version1 if self._slots[0].knows_one_port else Version2)
 
     def _call_singly(self, version: type[PortWire]) -> None:
         self._replace([Slot((port,), version, self._caller, self._failures) for port in self.qube.ports])
+        if version is Version1:
+            for slot in self._slots:
+                slot.refusal = reasons.one_port_a_call(self.qube.name, self.qube.ports)
 
     @property
     def _failures(self) -> int:

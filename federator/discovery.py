@@ -16,7 +16,7 @@ from federator.backoff import Backoff
 from federator.call import Call, CallCounter, ConnectionLimiter, command
 from federator.errors import ScrapeError, TimedOutError
 from federator.model import Callee, Discovery, Qrexec, Source
-from federator.targets import DOM0, RUNNING, states_of_list, states_of_names
+from federator.targets import DOM0, REMOTE, RUNNING, states_of_list, states_of_names
 from federator.wire import Names, OneReply
 
 # What dom0 said holds for so many intervals where it says nothing new.
@@ -82,7 +82,8 @@ class Discoverer:
 
     def state(self, name: str) -> str:
         """What dom0 said of a qube; Running where that is not known, so that it is called and answers for itself."""
-        return self.states.get(name, self._unnamed) if self.known else RUNNING
+        state = self.states.get(name, self._unnamed) if self.known else RUNNING
+        return RUNNING if state == REMOTE else state
 
     def reconfigure(self, settings: Discovery, qrexec: Qrexec) -> None:
         """Ask under these settings from now on. What dom0 said is as true as before."""

@@ -118,6 +118,6 @@ def _forwardable(answer: Answer, body_size_limit: int) -> str:
     content_type = exposition_type(answer.content_type)
     if content_type is None:
         raise HttpError(f"its Content-Type is no exposition: {shown(answer.content_type)}; is this its /metrics?")
-    if is_cut(answer.body, content_type):
+    if is_cut(answer.text, content_type):
         raise ExpositionError("its text is cut: the end is missing")
     return content_type

@@ -205,13 +205,23 @@ class CallState:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a qube's service answered for one port. `status` is HTTP's, or 0 with the reason as body."""
+    """
+    What a qube's service answered for one port. `status` is HTTP's, or 0 with the reason as body.
+
+    `whole`: did HTTP prove that nothing is missing at the end of the body?
+    """
 
     port: int
     status: int
     body: bytes
     seconds: float | None  # None: version 1 does not say
     content_type: str
+    whole: bool = False
+
+    @property
+    def text(self) -> bytes:
+        """The body as a text whose last line ends. Where nothing proves it whole, what stands there may be cut."""
+        return self.body + b"\n" if self.whole and self.body and not self.body.endswith(b"\n") else self.body
 
 
 class Family(NamedTuple):

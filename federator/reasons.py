@@ -7,6 +7,7 @@ what is done about a failure. Two kinds of text are written elsewhere: what brea
 wrong with an exposition in `text`.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from federator.errors import (
@@ -36,16 +37,33 @@ from federator.wire import (
     Version1,
     Version2,
     Wire,
+    argument,
 )
 
 # How a service that knows only version 1 ends at our greeting: upstream's bash says 0, 116 or 117, by release.
 VERSION_1_STATUSES = frozenset({0, 116, 117})
-# How upstream's service ends at a request that its exporter does not answer.
-_V1_NO_ANSWER_STATUSES = frozenset({0, 1, 116, 117})
+# What upstream's service ends with at a request where its curl gives it no text: its own status, by release, or curl's.
+# Statuses from 125 on are qrexec's, and of services that a signal ended.
+_V1_NO_TEXT_STATUSES = range(125)
+# Statuses of curl, and what they say of the exporter. It is asked "is the exporter up?" where there is nothing to say.
+_CURL_SAYS = {
+    7: "nothing listens on its port; does it run?",
+    8: "it does not speak HTTP; is that the exporter's port?",
+    18: "it ended in the middle of its answer",
+    22: "it answered with an HTTP error",
+    28: "it did not answer in time",
+    52: "it closed the connection without an answer; is that the exporter's port?",
+    56: "the connection to it broke in the middle of its answer",
+    61: "it compresses its answer in a way that curl does not know",
+}
 
 
 class OnlyVersion1Error(ClosedError):
     """The service ended at the greeting of version 2, as upstream's does. The caller greets in version 1 then."""
+
+
+class OnePortError(RefusedError):
+    """dom0 allows one call for all ports, to a service that knows one port a call."""
 
 
 def not_running(qube: str, state: str) -> NotRunningError:
@@ -56,6 +74,15 @@ def not_running(qube: str, state: str) -> NotRunningError:
 def late(qube: str) -> TimedOutError:
     """The qube was called, and there is no answer in time."""
     return TimedOutError(f"no answer of {qube} in time; is it paused, or busy?")
+
+
+def one_port_a_call(qube: str, ports: Collection[int]) -> OnePortError:
+    """dom0 allows one call for all ports, and the service there needs one for each."""
+    arguments = " and ".join(f"+{port}" for port in sorted(ports))
+    return OnePortError(
+        f"dom0 allows {SERVICE}+{argument(ports)} to {qube}, but the service there is upstream's, which knows one port"
+        f" a call: dom0's policy needs a line for each of {arguments}, or {qube} needs this project's service"
+    )
 
 
 def not_its_turn(qube: str) -> TimedOutError:
@@ -112,10 +139,10 @@ _SERVICE_SAYS: tuple[tuple[str, type[ScrapeError], str], ...] = (
     (TIMED_OUT, TimedOutError, "the exporter did not answer in time"),
     # The number is the service's own limit where that is smaller.
     (BODY_LARGER, BodySizeLimitError, "{words}; scrape.body_size_limit is {limit} bytes"),
-    (COMPRESSED, HttpError, "the exporter on port {port} compresses its answer, which was not asked for"),
+    (COMPRESSED, HttpError, "the exporter on port {port} compresses its answer, which is of no use here: {words}"),
     (CUT_SHORT, HttpError, "the exporter on port {port} ended in the middle of its answer: {words}"),
     (HEAD_LARGER, HttpError, "the exporter on port {port} sends too many HTTP headers: {words}"),
-    (NOT_HTTP, HttpError, "what listens on port {port} does not speak HTTP; is that the exporter's port?"),
+    (NOT_HTTP, HttpError, "what listens on port {port} does not speak HTTP ({words}); is that the exporter's port?"),
     (
         NO_ANSWER_AT_ALL,
         ExporterUnreachableError,
@@ -153,13 +180,18 @@ def call_ended(
         return error
     if isinstance(wire, Version2) and not wire.greeted and not spoke and status in VERSION_1_STATUSES:
         return OnlyVersion1Error(f"the service in {name} speaks version 1 only")
-    if isinstance(wire, Version1) and wire.owed and status in _V1_NO_ANSWER_STATUSES:
+    how = f"killed by signal {-status}" if status is not None and status < 0 else f"status {status}"
+    if isinstance(wire, Version1) and wire.owed and status is not None and status in _V1_NO_TEXT_STATUSES:
+        why = _CURL_SAYS.get(status, "is the exporter up?")
         return ExporterUnreachableError(
-            f"upstream's service in {name} ended at the request; is the exporter up?{words}"
+            f"upstream's service in {name} got no text of the exporter and ended ({how}): {why}{words}"
+        )
+    if callee.service != SERVICE:
+        return ClosedError(
+            f"{callee.service} in {name} ended without an answer ({how}); {name}'s journal may say why{words}"
         )
     if callee.transport == "qrexec" and status == 255:
         return ClosedError(f"{name} went away in the middle of the call; was it shut down or killed?{words}")
-    how = f"killed by signal {-status}" if status is not None and status < 0 else f"status {status}"
     return ClosedError(f"the call to {name} ended by itself ({how}){words}")
 
 

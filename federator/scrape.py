@@ -241,7 +241,7 @@ class Scraper:
             error = reasons.no_text(answer, self.fleet.config.scrape.limits.body_size)
             if error is None:
                 async with asking.deadline.limit():
-                    reading = await self._read_text(target, asking.readers[target], answer.body)
+                    reading = await self._read_text(target, asking.readers[target], answer.text)
         except ScrapeError as failed:
             error = failed.bare()
         except TimeoutError:

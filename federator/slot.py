@@ -17,7 +17,7 @@ from federator.budget import Budget
 from federator.call import Call, CallCounter, ConnectionLimiter, command
 from federator.errors import RefusedError, ScrapeError
 from federator.model import Answer, Callee, CallState, Qrexec
-from federator.reasons import OnlyVersion1Error
+from federator.reasons import OnePortError, OnlyVersion1Error
 from federator.request import Request
 from federator.wire import PortWire, Version1, argument, is_late
 
@@ -64,10 +64,12 @@ class Slot:
     One set of ports, and the version that is spoken for it.
 
     `accepted`: was one of its calls ever opened? `failures`: so many times in a row before it, others failed.
+    `refusal`: what it means where dom0 refuses its calls, if that is known.
     """
 
     def __init__(self, ports: tuple[int, ...], version: type[PortWire], caller: Caller, failures: int = 0) -> None:
         self.ports = ports
+        self.refusal: RefusedError | None = None
         self.version = version
         self.accepted = False
         settings = caller.settings
@@ -87,6 +89,11 @@ class Slot:
     def refused_and_may_try(self, now: float) -> bool:
         """Was its last call refused, and may another one be made?"""
         return isinstance(self._last_error, RefusedError) and not self.backoff.wait(now)
+
+    @property
+    def knows_one_port(self) -> bool:
+        """Was its last call of no use because the service there knows one port a call?"""
+        return isinstance(self._last_error, OnePortError)
 
     def state(self, now: float) -> CallState:
         """For people to look at."""
@@ -125,6 +132,8 @@ class Slot:
             await self._converse(call, ports, request)
         except OnlyVersion1Error:
             raise
+        except RefusedError as failed:
+            error = (self.refusal or failed).bare()
         except ScrapeError as failed:
             error = failed.bare()
         except asyncio.CancelledError:
@@ -141,6 +150,10 @@ class Slot:
             self._last_error = None
             return
         self._failed(error, ports, request)
+
+    def fail(self, error: ScrapeError, request: Request) -> None:
+        """Its call was of no use: it is as if it had failed."""
+        self._failed(error, frozenset(request.owed.intersection(self.ports)), request)
 
     async def _open(self) -> Call[Answer]:
         """The open call, or a new one. Raises ScrapeError."""

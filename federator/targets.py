@@ -14,6 +14,9 @@ from federator.model import Config, Qube, Target
 
 DOM0 = "dom0"
 RUNNING = "Running"
+# In the place of a state: dom0 says of each RemoteVM that it runs, whether it does or not.
+REMOTE = "remote"
+_REMOTE_CLASS = "RemoteVM"
 
 # QubesOS/qubes-core-admin, qubes/vm/__init__.py: a letter first, 31 characters at most, and some names are reserved.
 _QUBE_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
@@ -52,7 +55,7 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
         untrusted_name, *untrusted_words = untrusted_line.split(" ")
         fields = dict(word.partition("=")[::2] for word in untrusted_words)
         if is_qube_name(untrusted_name) and fields.get("state", "").isalpha():
-            states[untrusted_name] = fields["state"]
+            states[untrusted_name] = REMOTE if fields.get("class") == _REMOTE_CLASS else fields["state"]
     return states
 
 
@@ -60,10 +63,12 @@ def states_of_names(untrusted_text: bytes) -> dict[str, str]:
     """
     The reply of ruddo.PrometheusDiscover, ours or upstream's: the names of the running qubes, one on each line.
 
+    Ours says in a further line for each RemoteVM that it is one. Upstream's does not: there it looks like any qube.
     Raises ProtocolError for a reply without a name. Upstream's service answers so when it fails; our own qube runs.
     """
     names = untrusted_text.decode("ascii", "replace").split("\n")
     states = {untrusted_name: RUNNING for untrusted_name in names if is_qube_name(untrusted_name)}
+    states |= {name: REMOTE for name in states if f"{name} class={_REMOTE_CLASS}" in names}
     if not states:
         raise ProtocolError("dom0's ruddo.PrometheusDiscover named no qube that runs, not even this one")
     return states

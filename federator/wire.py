@@ -7,11 +7,17 @@ Must not know of processes, clocks or event loops.
 
     service                     we say                      it says
     ruddo.PrometheusProxy       "+2\n"                      "=2\n"                                            once
-      version 2                 "?MS MAXBYTES PORT…\n"      "PORT STATUS LENGTH SECONDS CONTENT-TYPE\n" + body
-                                                            for each port, in any order
+      version 2                 "?MS MAXBYTES PORT…\n"      "PORT STATUS LENGTH SECONDS  CONTENT-TYPE;WORDS\n"
+                                                            + body, for each port, in any order
       version 1                 "+\n", then "?\n" …         "=\n", then "LENGTH\n" + body …     one port, upstream's
     ruddo.PrometheusDiscover    as version 1                as version 1; the body is names, one a line
     admin.vm.List               the end of input            its reply, then the end of output
+
+WORDS is what the service itself says of its answer, joined by "+"; a word that is not known here means nothing. A
+service that does not know of words has one blank before the Content-Type, and nothing behind it: an exporter's own
+Content-Type never starts with a blank, so no exporter can say words. A daemon that does not know of them reads a
+Content-Type with a parameter more. So either end may be older. What a service learns to do later it says in a word, in
+each answer, and the daemon asks for it only where this call's answers had that word.
 
 Whatever `receive` is fed, it returns answers or raises `ProtocolError` (or `BodySizeLimitError`, where version 1
 announces more than was wanted). After that the wire is of no more use, since nobody knows where the next answer would
@@ -28,7 +34,7 @@ from federator.model import Answer
 
 SERVICE = "ruddo.PrometheusProxy"
 
-# "65535 599 9999999999 99999.999999 " and a Content-Type; what the service sends is cut to 128 characters there.
+# "65535 599 9999999999 99999.999999  ", a Content-Type, which the service cuts to 128 characters, and its words.
 MAX_HEADER = 256
 # Version 1 has at most seven digits for a length (upstream's proxy reads no more).
 V1_MAX_BODY = 9_999_999
@@ -45,6 +51,9 @@ CUT_SHORT = "answer cut short"
 NOT_HTTP = "not an HTTP answer"
 NO_ANSWER_AT_ALL = "closed the connection without an answer"
 HEAD_LARGER = "HTTP headers larger than"
+
+# The word that says that HTTP proves the text whole; the service has the same.
+WHOLE = "whole"
 
 _HEADER_V2 = re.compile(
     rb"(?P<port>[1-9][0-9]{0,4}) (?P<status>0|[1-5][0-9]{2}) (?P<length>[0-9]{1,10}) "
@@ -215,7 +224,7 @@ class PortWire(_Framed[Answer, Answer], ABC):
 
     def _answer(self, header: Answer, body: bytes) -> Answer:
         self._pending.discard(header.port)
-        return Answer(header.port, header.status, body, header.seconds, header.content_type)
+        return Answer(header.port, header.status, body, header.seconds, header.content_type, header.whole)
 
     @abstractmethod
     def _request(self, milliseconds: int, max_body: int, ports: Collection[int]) -> bytes: ...
@@ -241,7 +250,8 @@ class Version2(PortWire):
         limit = self._max_body if status else MAX_REASON
         if length > limit:
             raise ProtocolError(f"announced {length} bytes for port {port}, where at most {limit} were asked for")
-        return Answer(port, status, b"", float(match["seconds"]), match["content_type"].decode()), length
+        content_type, words = _with_words(match["content_type"].decode())
+        return Answer(port, status, b"", float(match["seconds"]), content_type, WHOLE in words), length
 
 
 class Version1(PortWire):
@@ -330,6 +340,14 @@ class OneReply(Wire[bytes]):
         """The reply is complete."""
         owed, self._owed = self._owed, False
         return [bytes(self._reply)] if owed else []
+
+
+def _with_words(untrusted: str) -> tuple[str, frozenset[str]]:
+    """The last field of a header: the Content-Type, and the service's own words."""
+    if not untrusted.startswith(" "):
+        return untrusted, frozenset()
+    content_type, _, words = untrusted[1:].rpartition(";")
+    return content_type, frozenset(words.split("+"))
 
 
 def _v1_length(untrusted_line: bytes, limit: int, limit_name: str) -> int:

@@ -116,7 +116,7 @@ class Exporter:
 
 
 @contextmanager
-def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+def raw_server(answer: Callable[[socket.socket], None], address: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """A server that gives each connection to `answer`, in a thread of its own; its port. At the end all are closed."""
     connections: list[socket.socket] = []
 
@@ -127,14 +127,18 @@ def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
                 answer(self.request)
 
     class Server(socketserver.ThreadingTCPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        allow_reuse_address = True
+
         def server_close(self) -> None:
             for connection in connections:
                 with suppress(OSError):  # it is closed already
                     connection.shutdown(socket.SHUT_RDWR)
             super().server_close()  # waits for the threads of the connections
 
-    with serving(server := Server(("127.0.0.1", 0), Handler)):
-        yield server.server_address[1]
+    with serving(server := Server((address, port), Handler)):
+        bound: int = server.server_address[1]
+        yield bound
 
 
 @dataclass(frozen=True, slots=True)

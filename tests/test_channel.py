@@ -22,7 +22,7 @@ from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
 from federator.pace import Pace
 from federator.reasons import call_ended
 from federator.request import Deadline, Request
-from federator.wire import SERVICE, PortWire, Version1, Version2
+from federator.wire import SERVICE, Names, OneReply, PortWire, Version1, Version2
 from tests import parts
 from tests.helpers import Clock, soon
 from tests.standin.qubes import Qubes
@@ -339,6 +339,52 @@ async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
     assert len(bodies(await work.ask())) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("status", range(1, 100))
+async def test_upstreams_service_ends_with_any_status_of_curl(qubes: Qubes, line: MakeLine, status: int) -> None:
+    """Its exporter is the cause then, whatever curl says; the call itself was as good as any."""
+    qubes.add("work")
+    qubes.set_fault("work", f"upstream {status}")
+    reason, text = await line(qube("work", 9100)).fails()
+    assert reason == "connection"
+    assert f"(status {status})" in text
+    answered = status in (8, 18, 22, 28, 52, 56, 61)
+    assert ("does it run?" in text or "is the exporter up?" in text) != answered
+
+
+async def test_upstreams_service_that_needs_other_lines(qubes: Qubes, line: MakeLine, clock: Clock) -> None:
+    """dom0 allows the call for all ports only: the reason says so, and no try costs both kinds of calls."""
+    qubes.add("work", policy="allow +9100+9256")
+    qubes.set_fault("work", "upstream")
+    work = line(qube("work", 9100, 9256), backoff_initial=100.0, backoff_max=300.0)
+    calls: list[list[str]] = []
+    for _ in range(4):
+        before = len(qubes.calls())
+        for _ in range(3):  # in its pause, too
+            reason, text = await work.fails()
+            assert reason == "refused"
+            assert "knows one port a call: dom0's policy needs a line for each of +9100 and +9256" in text
+        calls.append(sorted(call[2] for call in qubes.calls()[before:]))
+        clock.advance(max(call.wait for call in work.channel.calls()))
+    assert calls == [["allow", "deny", "deny"], ["allow"], ["deny", "deny"], ["allow"]]
+    qubes.set_policy("work", "allow +9100 +9256")
+    assert bodies(await work.ask()) == {9100: b"m 1\n", 9256: b"m 1\n"}
+
+
+async def test_upstreams_service_in_a_qube_that_was_halted_meanwhile(
+    qubes: Qubes, line: MakeLine, clock: Clock
+) -> None:
+    """Then it is that, and no line of dom0's policy, that is told."""
+    qubes.add("work", policy="allow autostart=no +9100+9256")
+    qubes.set_fault("work", "upstream")
+    work = line(qube("work", 9100, 9256), backoff_initial=100.0, backoff_max=300.0)
+    await work.fails()
+    qubes.set_state("work", "Halted")
+    for _ in range(2):
+        clock.advance(max(call.wait for call in work.channel.calls()))
+        assert "or the qube does not run" in (await work.fails())[1]
+
+
 async def test_a_reload_leaves_calls_of_version_1_alone(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
 ) -> None:
@@ -636,6 +682,9 @@ def waiting(version: type[PortWire]) -> PortWire:
         (143, b"", waiting(Version2), True, "closed", "status 143"),
         (-9, b"", waiting(Version2), True, "closed", "killed by signal 9"),
         (116, b"", waiting(Version1), True, "connection", "is the exporter up?"),
+        (7, b"", waiting(Version1), True, "connection", "nothing listens on its port"),
+        (137, b"", waiting(Version1), True, "closed", "status 137"),
+        (7, b"", waiting(Version2), True, "closed", "status 7"),
         (5, b"\x1b[2Jevil\xff", waiting(Version2), True, "closed", r"'\x1b[2Jevil\\xff'"),
     ],
 )
@@ -644,6 +693,21 @@ def test_why_a_call_ended(status: int, words: bytes, wire: PortWire, spoke: bool
     error = call_ended(status, words, WORK, wire, spoke=spoke)
     assert error.reason == reason
     assert text in str(error)
+
+
+@pytest.mark.parametrize("status", [0, 1, 7, 9, 116, 117, 143, 255, -9])
+@pytest.mark.parametrize("kind", [Names, OneReply])
+def test_a_service_of_dom0_that_ends_is_told_of_as_such(status: int, kind: type[Names | OneReply]) -> None:
+    """There is no exporter in dom0, and nobody restarts it."""
+    wire = kind(1000)
+    service = "ruddo.PrometheusDiscover" if isinstance(wire, Names) else "admin.vm.List"
+    wire.receive(b"=\n" if isinstance(wire, Names) else b"")
+    wire.ask()
+    error = call_ended(status, b"qvm-ls: no", Callee("dom0", "qrexec", service), wire, spoke=True)
+    assert error.reason == "closed"
+    assert str(error).startswith(f"{service} in dom0 ended without an answer (")
+    assert "dom0's journal may say why: 'qvm-ls: no'" in str(error)
+    assert "exporter" not in str(error)
 
 
 def test_upstreams_statuses_at_the_greeting_mean_version_1() -> None:

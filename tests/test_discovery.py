@@ -31,7 +31,7 @@ ADMIN_VM_LIST = """#!/bin/sh
 printf '0\\0dom0 class=AdminVM state=Running\\n'
 for folder in {root}/qubes/*; do
     [ "${{folder##*/}}" = dom0 ] || [ -e "$folder/hidden" ] ||
-        echo "${{folder##*/}} class=AppVM state=$(cat "$folder/state")"
+        echo "${{folder##*/}} class=$(cat "$folder/class" || echo AppVM) state=$(cat "$folder/state")"
 done
 """
 # Upstream's in dom0, as far as callers see it; qvm-ls is replaced.
@@ -154,6 +154,19 @@ def test_a_dom0_that_does_not_answer_leaves_configured_qubes_working(
         )
 
 
+def test_a_discovery_of_upstreams_that_fails(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """The log tells of the service that was called, and not of an exporter."""
+    qubes, exporter = machine
+    dom0(qubes, "ruddo.PrometheusDiscover", UPSTREAM)
+    qubes.set_fault("dom0", "upstream 1")
+    rest = f"[discovery]\nsource = 'ruddo.PrometheusDiscover'\nexporters=['x']\n{SECONDS}"
+    proxy = daemon({"work": {"x": exporter.port}}, rest=rest)
+    assert up(proxy.get().text) == {"work": "1"}
+    (line,) = (line for line in proxy.log.splitlines() if "dom0 does not say which qubes run" in line)
+    assert "ruddo.PrometheusDiscover in dom0 ended without an answer (status 1)" in line
+    assert "exporter" not in line
+
+
 def test_an_error_only_where_the_truth_is_not_known(machine: tuple[Qubes, Exporter], tmp_path: Path) -> None:
     """A Prometheus that is told [] forgets its targets; one that is told 503 keeps them."""
     qubes, served = machine
@@ -186,6 +199,29 @@ def qubesd(qubes: Qubes, tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
+def install_ours_in_dom0(qubes: Qubes, qubesd: Path) -> None:
+    """Our ruddo.PrometheusDiscover, which asks this socket."""
+    text = (ROOT / "vmside" / "ruddo.PrometheusDiscover").read_text(encoding="utf-8")
+    dom0(qubes, "ruddo.PrometheusDiscover", "")
+    service = qubes.root / "qubes" / "dom0" / "services" / "ruddo.PrometheusDiscover"
+    service.write_text(text.replace("/var/run/qubesd.sock", str(qubesd)), encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", ["admin.vm.List", "ruddo.PrometheusDiscover"])
+def test_a_remote_qube_is_scraped_only_where_it_is_configured(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, qubesd: Path, source: str
+) -> None:
+    """dom0 says of a RemoteVM that it runs, always."""
+    qubes, exporter = machine
+    install_ours_in_dom0(qubes, qubesd)
+    for name in ("extra", "other"):
+        (qubes.root / "qubes" / name / "class").write_text("RemoteVM", encoding="utf-8")
+    rest = f"[discovery]\nsource = '{source}'\nexporters=['x']\n{SECONDS}"
+    proxy = daemon({"other": {"x": exporter.port}}, rest=rest)
+    assert up(proxy.get().text) == {"other": "1", "work": "1", "vault": "1"}
+    assert json.loads(proxy.get("/discover").body) == [{"targets": ["other", "vault", "work"]}]
+
+
 @pytest.mark.parametrize("whose", ["ours", "upstream's"])
 def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
     machine: tuple[Qubes, Exporter], daemon: MakeDaemon, qubesd: Path, whose: str
@@ -193,10 +229,7 @@ def test_prometheus_discover_of_either_kind_is_asked_over_one_call(
     """The call stays open, refresh after refresh."""
     qubes, exporter = machine
     if whose == "ours":
-        text = (ROOT / "vmside" / "ruddo.PrometheusDiscover").read_text(encoding="utf-8")
-        dom0(qubes, "ruddo.PrometheusDiscover", "")
-        service = qubes.root / "qubes" / "dom0" / "services" / "ruddo.PrometheusDiscover"
-        service.write_text(text.replace("/var/run/qubesd.sock", str(qubesd)), encoding="utf-8")
+        install_ours_in_dom0(qubes, qubesd)
     else:
         dom0(qubes, "ruddo.PrometheusDiscover", UPSTREAM)
     qubes.set_state("vault", "Halted")

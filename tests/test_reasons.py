@@ -19,7 +19,10 @@ from tests.helpers import service_module
         (0, b"timed out", TimedOutError, "in time"),
         (0, b"body larger than 100 bytes", BodySizeLimitError, "100 bytes'; scrape.body_size_limit is 100 bytes"),
         (0, b"body larger than 7 bytes", BodySizeLimitError, "7 bytes'; scrape.body_size_limit is 100 bytes"),
-        (0, b"answered with a compressed body, which was not asked for", HttpError, "compresses its answer"),
+        (0, b"answered with a compressed body (br), which was not asked for", HttpError, "compresses its answer"),
+        (0, b"answer cut short: Connection reset by peer", HttpError, "in the middle of its answer"),
+        (302, b"redirects to https://127.0.0.1/", HttpError, "status 302: 'redirects to https://127.0.0.1/'"),
+        (0, b"closed the connection without an answer: Broken pipe", ExporterUnreachableError, "closed the connection"),
         (0, b"answer cut short: 10 of 20 bytes", HttpError, "in the middle of its answer"),
         (0, b"HTTP headers larger than 16384 bytes", HttpError, "too many HTTP headers"),
         (0, b"not an HTTP answer", HttpError, "does not speak HTTP"),
@@ -45,7 +48,7 @@ def test_an_answer_with_a_text_has_no_reason() -> None:
     assert no_text(Answer(port=9100, status=200, body=b"", seconds=0.1, content_type="-"), 100) is None
 
 
-WORDS = ("TIMED_OUT", "BODY_LARGER", "COMPRESSED", "CUT_SHORT", "NOT_HTTP", "NO_ANSWER_AT_ALL", "HEAD_LARGER")
+WORDS = ("TIMED_OUT", "WHOLE", "BODY_LARGER", "COMPRESSED", "CUT_SHORT", "NOT_HTTP", "NO_ANSWER_AT_ALL", "HEAD_LARGER")
 
 
 @pytest.mark.parametrize("name", WORDS)

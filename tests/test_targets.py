@@ -33,6 +33,16 @@ def test_the_list_of_dom0_is_read_by_its_keys() -> None:
     assert states_of_list(b"0\0dom0 class=AdminVM state=Running\n") == {}
 
 
+def test_a_remote_qube_is_no_qube_that_is_known_to_run() -> None:
+    """Its name is known all the same: it must not be taken for another one's, cut at its dot."""
+    reply = b"0\0work class=AppVM state=Running\nfar.away class=RemoteVM state=Running\n"
+    assert states_of_list(reply) == {"work": "Running", "far.away": "remote"}
+    assert states_of_names(b"work\nfar.away\nfar.away class=RemoteVM\n") == {"work": "Running", "far.away": "remote"}
+    assert states_of_names(b"work\nelse class=RemoteVM\n") == {"work": "Running"}
+    settings = config.parse("[exporters]\nnode = 9100\n[discovery]\nexporters=['node']\n", Path("/x"))
+    assert [qube.name for qube in qubes_with_discovered(settings, states_of_list(reply), "net")] == ["work"]
+
+
 @pytest.mark.parametrize("end", [2, 10, len(LIST) - 1, LIST.index(b"vault") + 3])
 def test_a_reply_that_is_cut_is_refused(end: int) -> None:
     """Qubes that are missing in it would look halted."""

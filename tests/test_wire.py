@@ -69,6 +69,33 @@ def test_a_tail_after_the_last_answer_is_a_breach(answers: list[Answer]) -> None
         wire.receive(b"".join(map(spoken, answers)) + b"9")
 
 
+@pytest.mark.parametrize(
+    ("field", "content_type", "whole"),
+    [
+        ("text/plain; x=y", "text/plain; x=y", False),  # a service that does not know of words
+        ("text/plain;whole", "text/plain;whole", False),
+        (" text/plain; x=y;", "text/plain; x=y", False),
+        (" text/plain; x=y;whole", "text/plain; x=y", True),
+        (" text/plain;whole;", "text/plain;whole", False),
+        (" text/plain;later+whole+overlap", "text/plain", True),
+        (" text/plain;later", "text/plain", False),
+        (" -;whole", "-", True),
+        (" ", "", False),
+    ],
+)
+def test_the_words_of_a_service_and_of_one_that_has_none(field: str, content_type: str, whole: bool) -> None:  # noqa: FBT001
+    """An exporter can say none through any service; and a word that nobody knows yet breaks nothing."""
+    (answer,) = asked(9100).receive(f"9100 200 3 0.1 {field}\nm 1".encode())
+    assert answer == Answer(9100, 200, b"m 1", 0.1, content_type, whole)
+    assert answer.text == (b"m 1\n" if whole else b"m 1")
+
+
+def test_a_whole_text_ends_its_last_line() -> None:
+    """Once; and an empty text has no lines."""
+    assert Answer(9100, 200, b"m 1\n", 0.1, "-", whole=True).text == b"m 1\n"
+    assert Answer(9100, 200, b"", 0.1, "-", whole=True).text == b""
+
+
 def test_an_answer_is_given_as_soon_as_it_is_complete() -> None:
     """One slow exporter does not hold up the other's text."""
     wire = asked(9100, 9256)
