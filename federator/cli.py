@@ -4,46 +4,45 @@ argv -> serve | check | scrape | policy | hash-password, and the exit status.
 
 0: all went well. 1: a line on stderr says what did not. 2: wrong usage. 78: serve cannot use the configuration.
 
-Owns words on a terminal. Must not know how anything is done.
+Owns what is said on a terminal. Must not know how anything is done.
 """
 
 import argparse
 import asyncio
 import getpass
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from federator import __version__, config, daemon, host, journal
+from federator import arguments, config, daemon, host, journal
 from federator.access import Access
+from federator.arguments import PROGRAM
 from federator.counters import Counters
 from federator.errors import ConfigError, FederatorError
 from federator.fleet import Fleet
-from federator.model import Address, Config, Outcome, Target
+from federator.model import Config, Outcome, Target
 from federator.passwords import hashed
-from federator.policy import policy_lines
+from federator.policy import numbered_disposables, policy_lines
 from federator.scrape import Scraper, budget
 from federator.statelog import StateLog
-from federator.web_config import listen_address
 from federator.wire import SERVICE, argument
 
-PROGRAM = "prometheus-qubes-proxy"
 # EX_CONFIG of sysexits.h. The systemd unit does not start the daemon again after it.
 WRONG_CONFIGURATION = 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (sys.argv's by default); returns the exit status."""
-    parser = _parser()
-    options = parser.parse_intermixed_args(argv)
-    if options.targets and options.command != "scrape":
-        parser.error(f"{options.command} takes no {options.targets[0]!a}; only scrape takes names of qubes")
+    options = arguments.parse(argv)
     path: Path = options.config_file or config.default_path()
     try:
+        if options.config_file is None:
+            for other in config.misnamed():
+                _warn(f"{other} is not read; is it meant to be {other.parent / config.DEFAULT_PATHS[0].name}?")
         return _run(options, path)
     except FederatorError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        for line in str(error).splitlines():  # a configuration may have several faults
+            print(f"{PROGRAM}: {line}", file=sys.stderr)
         return WRONG_CONFIGURATION if options.command == "serve" and isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
@@ -68,73 +67,6 @@ def _run(options: argparse.Namespace, path: Path) -> int:
     return _policy(path) if options.command == "policy" else _hash_password()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        allow_abbrev=False,
-        description="One Prometheus scrape target for every exporter of every qube.",
-    )
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=("serve", "check", "scrape", "policy", "hash-password"),
-        default="serve",
-        help="serve (default) runs the daemon; check says what would be scraped, and whether it could be;"
-        " scrape does one scrape now; policy prints the lines that dom0 needs;"
-        " hash-password prints the bcrypt hash of a password",
-    )
-    parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
-    parser.add_argument(
-        "--config.file",
-        dest="config_file",
-        type=Path,
-        metavar="PATH",
-        help=f"default: {config.DEFAULT_PATHS[0]} if it exists, else {config.DEFAULT_PATHS[1]}",
-    )
-    _add_web(parser)
-    parser.add_argument("--log.level", dest="log_level", choices=journal.LEVELS, default="info")
-    parser.add_argument("--log.format", dest="log_format", choices=journal.FORMATS, default="logfmt")
-    parser.add_argument(
-        "--version",
-        action="version",
-        version=f"{PROGRAM}, version {__version__} (python {platform.python_version()})",
-    )
-    return parser
-
-
-def _add_web(parser: argparse.ArgumentParser) -> None:
-    """Where the daemon listens, and who is let in."""
-    parser.add_argument(
-        "--web.listen-address",
-        dest="listen_addresses",
-        type=_listen_address,
-        action="append",
-        default=[],
-        metavar="HOST:PORT",
-        help="with serve: listen here, not where the file says; may be given more than once; or unix:/PATH",
-    )
-    parser.add_argument(
-        "--web.systemd-socket",
-        dest="systemd_socket",
-        action="store_true",
-        help="with serve: listen on the sockets that systemd gives, and nowhere else",
-    )
-    parser.add_argument(
-        "--web.config.file",
-        dest="web_file",
-        type=Path,
-        metavar="PATH",
-        help="another file with tls_server_config, basic_auth_users and rate_limit",
-    )
-
-
-def _listen_address(text: str) -> Address:
-    try:
-        return listen_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _check(path: Path, web_file: Path | None) -> int:
     settings = config.load(path, web_file)
     Access(settings.web, host.own_name())  # finds certificates and packages that are missing
@@ -147,7 +79,10 @@ def _check(path: Path, web_file: Path | None) -> int:
     if settings.discovery:
         names = ", ".join(f"{one.name} ({one.port})" for one in settings.discovery.exporters) or "no exporters"
         print(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
-    host.check_programs(settings)
+    host.check(settings)
+    host.check_addresses(settings)
+    for line in numbered_disposables(settings):
+        _warn(f"{path}: {line}")
     return 0
 
 
@@ -169,14 +104,20 @@ def _hash_password() -> int:
 
 
 def _policy(path: Path) -> int:
-    for line in policy_lines(config.load(path), host.own_name()):
+    settings = config.load(path)
+    host.check_own_qube(settings)
+    for line in policy_lines(settings, host.own_name()):
         print(line)
     return 0
 
 
+def _warn(line: str) -> None:
+    print(f"{PROGRAM}: warning: {line}", file=sys.stderr)
+
+
 async def _scrape(path: Path, names: Sequence[str]) -> int:
     settings = config.load(path)
-    host.check_programs(settings)
+    host.check(settings)
     host.watch_children()
     counters = Counters()
     fleet = Fleet(settings, counters, own_name=host.own_name())

@@ -206,6 +206,9 @@ async def _forward(request: web.Request) -> web.StreamResponse:
 
 
 def _forwarded(query: MultiMapping[str], fleet: Fleet) -> Target:
+    for untrusted_key in query:
+        if untrusted_key not in ("target", "port"):
+            raise web.HTTPBadRequest(text=f"no parameter {untrusted_key!a}; ask for /forward?target=QUBE&port=PORT\n")
     try:
         target = forwarded(query.get("target", ""), query.get("port", ""), fleet.targets, fleet.dotted_names)
     except ValueError as error:

@@ -137,6 +137,34 @@ def test_wrong_arguments(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("-v", "--version"),
+        ("help", "--help"),
+        ("--web.listen-adress=:1", "--web.listen-address"),
+        ("scrap", "scrape"),
+        ("--log.level=warning", "warn"),
+        ("--zzz", ""),
+    ],
+)
+def test_a_mistyped_argument_is_told_as_the_file_tells_it(word: str, meant: str) -> None:
+    """What was meant, where that can be seen."""
+    said = run(word).stderr.splitlines()[-1]
+    assert said.endswith(f"; did you mean {meant}?") if meant else "did you mean" not in said
+
+
+def test_check_names_what_lasts_longer_than_a_qube(tmp_path: Path) -> None:
+    """A warning, as the file is good."""
+    path = tmp_path / "p.toml"
+    text = (ROOT / "tests/field/config-numbered-disposable.toml").read_text(encoding="utf-8")
+    path.write_text(f"{text}[qrexec]\nclient = '{CLIENT}'\n", encoding="utf-8")
+    ended = run("check", f"--config.file={path}")
+    assert ended.returncode == 0
+    assert "warning: " in ended.stderr
+    assert "qubes.disp4711: dom0 gives this name to another disposable later" in ended.stderr
+
+
+@pytest.mark.parametrize(
     ("port", "watch", "warned"),
     [(8199, True, False), (1, True, True), (1, False, False)],
     ids=["as the file says", "elsewhere", "where the command line says"],

@@ -14,8 +14,10 @@ PACKAGE = Path(__file__).parent.parent / "federator"
 # Below the line: no process, event loop, socket or clock.
 ALLOWED = {
     "__main__": {"cli"},
+    "arguments": {"config", "journal", "model", "web_config"},
     "cli": {
         "access",
+        "arguments",
         "config",
         "counters",
         "daemon",
@@ -28,7 +30,6 @@ ALLOWED = {
         "policy",
         "scrape",
         "statelog",
-        "web_config",
         "wire",
     },
     "daemon": {

@@ -72,3 +72,12 @@ def test_outside_of_qubes_the_lines_are_for_sys_net() -> None:
     """A host name that no qube can have would make dom0 refuse all of its policy."""
     for name in ("my host", "", "dom0", "-x"):
         assert lines(WORK, name)[2].split()[2] == "sys-net"
+
+
+def test_a_numbered_disposable_will_be_another_qube_tomorrow() -> None:
+    """A lasting line for it would allow that one, too: the tag of its template is named. It was allowed silently."""
+    settings = config.load(Path(__file__).parent / "field" / "config-numbered-disposable.toml")
+    (said,) = [line for line in policy_lines(settings, "net") if "another disposable later" in line]
+    assert said.startswith("# qubes.disp4711: ")
+    assert "qvm-tags TEMPLATE add monitored" in said
+    assert not any("another disposable" in line for line in lines(WORK))
