@@ -9,15 +9,19 @@ import argparse
 import difflib
 import platform
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from federator import __version__, config, journal
 from federator.model import Address
+from federator.terminal import PROGRAM, say
 from federator.web_config import listen_address
 
-PROGRAM = "prometheus-qubes-proxy"
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
 COMMANDS = ("serve", "check", "scrape", "policy", "hash-password")
 # What other programs call an option of ours.
 _ELSEWHERE = {"-v": "--version", "-V": "--version", "version": "--version", "help": "--help", "-c": "--config.file"}
@@ -29,10 +33,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(argv)
     if options.targets and options.command != "scrape":
         parser.error(f"{options.command} takes no {options.targets[0]!a}; only scrape takes names of qubes")
+    if options.json and options.command != "scrape":
+        parser.error(f"{options.command} takes no --json; only scrape does")
     return options
 
 
 class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
+        """Help and version. argparse itself passes over what could not be written."""
+        if file in (None, sys.stdout):
+            say(message.rstrip("\n"))
+        else:
+            super()._print_message(message, file)
+
     def error(self, message: str) -> NoReturn:
         """Usage, what is wrong, and what was perhaps meant; exit status 2."""
         mistyped = re.search(r"invalid choice: '([^']*)'|unrecognized arguments: ([^ =]*)", message)
@@ -59,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         " hash-password prints the bcrypt hash of a password",
     )
     parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
+    parser.add_argument("--json", action="store_true", help="with scrape: a list with an object for each exporter")
     parser.add_argument(
         "--config.file",
         dest="config_file",

@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -221,9 +222,10 @@ def test_scrape_shows_a_line_for_each_target(qubes: Qubes, exporter: MakeExporte
     path.write_text(toml({"work": {"node": up.port}, "vault": {"app": 9100}}, client=CLIENT), encoding="utf-8")
     ended = run("scrape", f"--config.file={path}")
     assert ended.returncode == 1
-    lines = sorted(ended.stdout.splitlines())
-    assert re.fullmatch(r"vault:app  DOWN  refused: qrexec refused the call to vault: .*", lines[0])
-    assert re.fullmatch(r"work:node  up    1 samples, 13 bytes, 0\.\d{3} s, 1 lines dropped \(line 2: .*\)", lines[1])
+    lines = ended.stdout.splitlines()
+    assert re.fullmatch(r"work:node  up    1 samples, 13 bytes, 0\.\d{3} s, 1 lines dropped \(line 2: .*\)", lines[0])
+    assert re.fullmatch(r"vault:app  DOWN  refused: qrexec refused the call to vault: .*", lines[1])
+    assert lines[2] == "1 of 2 exporters are up"
     assert run("scrape", f"--config.file={path}", "work").returncode == 0
     assert run("scrape", f"--config.file={path}", "work:node").returncode == 0
     unknown = run("scrape", f"--config.file={path}", "work:nod")
@@ -390,3 +392,17 @@ async def test_sighup_while_a_start_fails_does_not_revive_the_daemon(
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartError):
         await daemon.serve(served, [taken.getsockname()[:2]])
     assert "reloaded" not in caplog.messages
+
+
+def test_a_reload_of_a_broken_file_fails_before_the_daemon_hears_of_it(served: Path) -> None:
+    """`systemctl reload` returned 0. systemd runs the commands of ExecReload= up to the first that fails."""
+    unit = (ROOT / "conf" / "prometheus-qubes-proxy.service").read_text(encoding="utf-8")
+    check, hang_up = re.findall(r"^ExecReload=(.*)$", unit, re.MULTILINE)
+    assert check == "/usr/bin/prometheus-qubes-proxy check"
+    assert run("check", f"--config.file={served}").returncode == 0
+    served.write_text("[scrap]\n", encoding="utf-8")
+    assert run("check", f"--config.file={served}").returncode == 1
+    with running(["sleep", str(PATIENCE_SECONDS)]) as waiting:
+        words = shlex.split(hang_up.replace("$MAINPID", str(waiting.pid)))
+        subprocess.run(words, check=True, env={"PATH": "/nowhere"})  # no package but the shell's is needed
+        assert waiting.wait(PATIENCE_SECONDS) == -signal.SIGHUP

@@ -330,7 +330,7 @@ def test_the_unit_is_what_systemd_takes(packages: Packages, tmp_path: Path) -> N
     unit = tmp_path / "usr/lib/systemd/system/prometheus-qubes-proxy.service"
     text = unit.read_text(encoding="utf-8")
     # Here the program is in another root.
-    unit.write_text(text.replace("ExecStart=/usr", f"ExecStart={tmp_path}/usr"), encoding="utf-8")
+    unit.write_text(text.replace("=/usr/bin", f"={tmp_path}/usr/bin"), encoding="utf-8")
     verified = run(analyze, "verify", "--man=no", unit)
     about_us = [line for line in verified.stderr.splitlines() if "prometheus-qubes-proxy" in line]
     assert not about_us, verified.stderr
