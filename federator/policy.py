@@ -38,6 +38,7 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
         rules += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
     return [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
+        "# dom0 takes the first line that fits; in a file sorted after 90-prometheus-proxy.policy, they do nothing",
         f"# {us} may read these ports of these qubes; halted ones are not started",
         *(f"# {line}" for line in numbered_disposables(config)),
         *_aligned(rules),
