@@ -69,7 +69,7 @@ def files(root: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the sources, so that builds write no files here."""
-    folder = tmp_path_factory.mktemp("source") / "source"
+    folder = tmp_path_factory.mktemp("source") / "a source"  # `make rpm` failed in a path with a blank
     shutil.copytree(
         ROOT, folder, ignore=shutil.ignore_patterns(".*", "dist", "__pycache__", "recordings", "build", "*.egg-info")
     )
@@ -172,6 +172,17 @@ def test_the_packages_hold_what_make_install_does(packages: Packages, kind: str,
         # Debian does not use presets.
         expected = {path: mode for path, mode in PACKAGES[name].items() if kind == "rpm" or "preset" not in path}
         assert files(install(tmp_path / name, {name: package})) == expected
+
+
+def test_two_builds_are_the_same(packages: Packages, copy: Path, kind: str, tmp_path: Path) -> None:
+    """To the last byte, from sources with other times in another folder. RPMs had the build's time and host in them."""
+    other = tmp_path / "other"
+    shutil.copytree(copy, other, copy_function=shutil.copyfile)
+    (other / "rpm" / "build-debs").chmod(0o755)
+    again = built(other, kind)
+    assert {name: package.read_bytes() for name, package in again.items()} == {
+        name: package.read_bytes() for name, package in packages.items()
+    }
 
 
 def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> None:
