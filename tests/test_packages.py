@@ -255,6 +255,26 @@ def test_an_update_keeps_what_the_operator_wrote(
     assert set(files(root)) == (left if kind == "rpm" else set())
 
 
+def test_nothing_compiled_is_left(copy: Path, tmp_path: Path) -> None:
+    """Where root ran a command, a purge left __pycache__. rpm does it in the same words, in %preun."""
+    root = install(tmp_path / "root", built(copy, "deb"))
+    library = root / "usr/share/prometheus-qubes-proxy"
+    for folder in ("federator", "federator/text"):
+        (library / folder / "__pycache__").mkdir()
+        (library / folder / "__pycache__" / "cli.cpython-311.pyc").touch()
+    tool("deb", root, "--purge", *PACKAGES)
+    assert not library.exists()
+    package = built(copy, "rpm")["prometheus-qubes-proxy"]
+    text = run(debian_program("rpm"), "-qp", "--nosignature", "--queryformat", "%{PREUN}", package).stdout
+    (library / "federator" / "__pycache__").mkdir(parents=True)
+    for count, left in (("1", True), ("0", False)):
+        moved = text.replace("/usr/share", str(root / "usr/share")).replace(
+            "/usr/lib/systemd/systemd-update-helper", "x"
+        )
+        assert run("/bin/sh", "-c", moved, "scriptlet", count).returncode == 0
+        assert (library / "federator" / "__pycache__").exists() == left
+
+
 def test_the_source_package_builds_by_itself(copy: Path, tmp_path: Path) -> None:
     """Only the source package is there when mock and Copr build."""
     debian_program("rpmbuild")
