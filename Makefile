@@ -14,7 +14,8 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 PRESETDIR ?= $(PREFIX)/lib/systemd/system-preset
 PRIVATE := $(PREFIX)/share/prometheus-qubes-proxy
 NAME := prometheus-qubes-proxy
-VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' federator/__init__.py)
+# Packages write 0.3.0.dev0 as 0.3.0~dev0, which is older than 0.3.0 for them, too.
+VERSION := $(subst .dev,~dev,$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' federator/__init__.py))
 # The day of the release; today where CHANGELOG.md does not have this version yet.
 DATE := $(shell sed -n 's/^## $(VERSION) (\(.*\))$$/\1/p' CHANGELOG.md)
 SPEC := dist/$(NAME).spec
