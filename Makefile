@@ -14,10 +14,13 @@ UNITDIR ?= $(PREFIX)/lib/systemd/system
 PRESETDIR ?= $(PREFIX)/lib/systemd/system-preset
 PRIVATE := $(PREFIX)/share/prometheus-qubes-proxy
 NAME := prometheus-qubes-proxy
-VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' federator/__init__.py)
+# Packages write 0.3.0.dev0 as 0.3.0~dev0, which is older than 0.3.0 for them, too.
+VERSION := $(subst .dev,~dev,$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' federator/__init__.py))
 # The day of the release; today where CHANGELOG.md does not have this version yet.
 DATE := $(shell sed -n 's/^## $(VERSION) (\(.*\))$$/\1/p' CHANGELOG.md)
 SPEC := dist/$(NAME).spec
+# The time that files in packages have.
+export SOURCE_DATE_EPOCH ?= $(shell date -u -d '$(DATE)' +%s)
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-service install-dom0 source srpm rpm deb
@@ -40,9 +43,12 @@ help:
 .venv/installed: pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is missing or older than Python 3.11; name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module; on Debian: apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv --clear .venv
-	$(PIP_INSTALL) --require-hashes --requirement requirements-dev.lock
-	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@echo "Installing what the tests and the demo need into .venv, from PyPI; this takes a minute."
+	@$(PYTHON) -m venv --clear .venv
+	@{ $(PIP_INSTALL) --require-hashes --requirement requirements-dev.lock && \
+	    $(PIP_INSTALL) --no-deps --no-build-isolation --editable .; } >.venv/pip.log 2>&1 || { \
+	    echo "This needs PyPI: .venv/pip.log says what pip found. Without it, with the distribution's packages" \
+	    "(Debian: python3-aiohttp python3-prometheus-client python3-tomli): /usr/bin/python3 tests/demo/run.py" >&2; exit 1; }
 	@touch $@
 
 # The newest versions that pyproject.toml allows, for every supported Python. uv itself is not needed for anything else.
@@ -128,24 +134,27 @@ install-dom0:
 source:
 	mkdir -p dist
 	{ git ls-files -z 2>/dev/null | grep -z . || find . -type f ! -path './dist/*' ! -path './.*' -printf '%P\0'; } | \
-	    tar --create --gzip --null --files-from=- --transform='s|^|$(NAME)-$(VERSION)/|' --owner=0 --group=0 --file=dist/$(NAME)-$(VERSION).tar.gz
+	    LC_ALL=C sort --zero-terminated | \
+	    tar --create --null --files-from=- --transform='s|^|$(NAME)-$(VERSION)/|' --owner=0 --group=0 --mtime=@$(SOURCE_DATE_EPOCH) \
+	    --mode=u=rwX,go=rX | gzip --no-name --best >dist/$(NAME)-$(VERSION).tar.gz
 
 # The source package has this spec file, with nothing left to put in.
 $(SPEC): source
 	sed "s/@VERSION@/$(VERSION)/; s/@DATE@/$$(LC_ALL=C date -u -d '$(DATE)' '+%a %b %d %Y')/" rpm/$(NAME).spec.in >$@
 
-RPMBUILD = rpmbuild --define "_topdir $(CURDIR)/dist/rpmbuild" --define "_sourcedir $(CURDIR)/dist" --define "_srcrpmdir $(CURDIR)/dist" \
-    --define "_rpmdir $(CURDIR)/dist/rpmbuild" --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm"
+# In a folder of its own, since rpmbuild takes no blank in a path. Two builds of the same sources give the same bytes.
+RPMBUILD = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp dist/$(NAME)-$(VERSION).tar.gz $(SPEC) "$$folder" && \
+    rpmbuild --define "_topdir $$folder" --define "_sourcedir $$folder" --define "_srcrpmdir $$folder/out" --define "_rpmdir $$folder/out" \
+    --define "_rpmfilename %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm" --define "_buildhost reproducible" \
+    --define "use_source_date_epoch_as_buildtime 1" --define "clamp_mtime_to_source_date_epoch 1"
 # The rpm of Debian does not know which Debian packages are installed.
 RPMBUILD += $(if $(wildcard /etc/debian_version),--nodeps)
 
 srpm: $(SPEC)
-	$(RPMBUILD) -bs $(SPEC)
+	$(RPMBUILD) -bs "$$folder/$(NAME).spec" && mv "$$folder"/out/*.rpm dist/
 
 rpm: $(SPEC)
-	$(RPMBUILD) -bb $(SPEC)
-	mv dist/rpmbuild/*.rpm dist/
-	rm -rf dist/rpmbuild
+	$(RPMBUILD) -bb "$$folder/$(NAME).spec" && mv "$$folder"/out/*.rpm dist/
 
 deb:
 	rpm/build-debs $(VERSION) '$(DATE)' dist

@@ -4,52 +4,49 @@ argv -> serve | check | scrape | policy | hash-password, and the exit status.
 
 0: all went well. 1: a line on stderr says what did not. 2: wrong usage. 78: serve cannot use the configuration.
 
-Owns words on a terminal. Must not know how anything is done.
+Owns which command does what. Must not know how anything is done.
 """
 
 import argparse
 import asyncio
 import getpass
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from federator import __version__, config, daemon, host, journal
+from federator import arguments, config, daemon, host, journal, once, presence
 from federator.access import Access
-from federator.counters import Counters
 from federator.errors import ConfigError, FederatorError
-from federator.fleet import Fleet
-from federator.model import Address, Config, Outcome, Target
+from federator.model import Address
 from federator.passwords import hashed
-from federator.policy import policy_lines
-from federator.scrape import Scraper, budget
-from federator.statelog import StateLog
-from federator.web_config import listen_address
+from federator.policy import numbered_disposables, policy_lines
+from federator.terminal import OutputError, complain, politely, say, warn
 from federator.wire import SERVICE, argument
 
-PROGRAM = "prometheus-qubes-proxy"
 # EX_CONFIG of sysexits.h. The systemd unit does not start the daemon again after it.
 WRONG_CONFIGURATION = 78
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (sys.argv's by default); returns the exit status."""
-    parser = _parser()
-    options = parser.parse_intermixed_args(argv)
-    if options.targets and options.command != "scrape":
-        parser.error(f"{options.command} takes no {options.targets[0]!a}; only scrape takes names of qubes")
+    return politely(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    options = arguments.parse(argv)
     path: Path = options.config_file or config.default_path()
     try:
+        if options.config_file is None:
+            for other in config.misnamed():
+                warn(f"{other} is not read; is it meant to be {other.parent / config.DEFAULT_PATHS[0].name}?")
         return _run(options, path)
+    except OutputError:
+        raise
     except FederatorError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        complain(error)
         return WRONG_CONFIGURATION if options.command == "serve" and isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `… | head` has seen enough
-        sys.stderr.close()
-        return 1
 
 
 def _run(options: argparse.Namespace, path: Path) -> int:
@@ -62,92 +59,54 @@ def _run(options: argparse.Namespace, path: Path) -> int:
         return 0
     if options.command == "scrape":
         journal.set_up("error", options.log_format)  # what is down is said in lines of its own
-        return asyncio.run(_scrape(path, options.targets))
+        return _scrape(path, options.targets, as_json=options.json)
     if options.command == "check":
         return _check(path, options.web_file)
     return _policy(path) if options.command == "policy" else _hash_password()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        allow_abbrev=False,
-        description="One Prometheus scrape target for every exporter of every qube.",
-    )
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=("serve", "check", "scrape", "policy", "hash-password"),
-        default="serve",
-        help="serve (default) runs the daemon; check says what would be scraped, and whether it could be;"
-        " scrape does one scrape now; policy prints the lines that dom0 needs;"
-        " hash-password prints the bcrypt hash of a password",
-    )
-    parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
-    parser.add_argument(
-        "--config.file",
-        dest="config_file",
-        type=Path,
-        metavar="PATH",
-        help=f"default: {config.DEFAULT_PATHS[0]} if it exists, else {config.DEFAULT_PATHS[1]}",
-    )
-    _add_web(parser)
-    parser.add_argument("--log.level", dest="log_level", choices=journal.LEVELS, default="info")
-    parser.add_argument("--log.format", dest="log_format", choices=journal.FORMATS, default="logfmt")
-    parser.add_argument(
-        "--version",
-        action="version",
-        version=f"{PROGRAM}, version {__version__} (python {platform.python_version()})",
-    )
-    return parser
-
-
-def _add_web(parser: argparse.ArgumentParser) -> None:
-    """Where the daemon listens, and who is let in."""
-    parser.add_argument(
-        "--web.listen-address",
-        dest="listen_addresses",
-        type=_listen_address,
-        action="append",
-        default=[],
-        metavar="HOST:PORT",
-        help="with serve: listen here, not where the file says; may be given more than once; or unix:/PATH",
-    )
-    parser.add_argument(
-        "--web.systemd-socket",
-        dest="systemd_socket",
-        action="store_true",
-        help="with serve: listen on the sockets that systemd gives, and nowhere else",
-    )
-    parser.add_argument(
-        "--web.config.file",
-        dest="web_file",
-        type=Path,
-        metavar="PATH",
-        help="another file with tls_server_config, basic_auth_users and rate_limit",
-    )
-
-
-def _listen_address(text: str) -> Address:
-    try:
-        return listen_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def _check(path: Path, web_file: Path | None) -> int:
     settings = config.load(path, web_file)
     Access(settings.web, host.own_name())  # finds certificates and packages that are missing
-    print(f"{path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}")
+    say(f"{path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}")
     width = max((len(qube.name) for qube in settings.qubes), default=0)
     for qube in settings.qubes:
         exporters = ", ".join(f"{target.exporter.name} ({target.exporter.port})" for target in qube.targets)
         how = f"{SERVICE}+{argument(qube.ports)}" if qube.transport == "qrexec" else "here, without qrexec"
-        print(f"  {qube.name:{width}}  {how}  {exporters}")
+        say(f"  {qube.name:{width}}  {how}  {exporters}")
     if settings.discovery:
         names = ", ".join(f"{one.name} ({one.port})" for one in settings.discovery.exporters) or "no exporters"
-        print(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
-    host.check_programs(settings)
+        say(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
+    host.check(settings)
+    host.check_addresses(settings)
+    for line in numbered_disposables(settings):
+        warn(f"{path}: {line}")
+    for line in presence.unreadable(settings, web_file):
+        warn(line)
+    _warn_if_missing(settings.web.listen_addresses)
+    return 0
+
+
+def _warn_if_missing(addresses: Sequence[Address]) -> None:
+    """These commands need no daemon, and all may be well for them while Prometheus reaches nobody."""
+    line = presence.missing(addresses)
+    if line is not None:
+        warn(line)
+
+
+def _scrape(path: Path, names: Sequence[str], *, as_json: bool) -> int:
+    settings = config.load(path)
+    host.check(settings)
+    status = asyncio.run(once.scrape(settings, names, as_json=as_json))
+    _warn_if_missing(settings.web.listen_addresses)
+    return status
+
+
+def _policy(path: Path) -> int:
+    settings = config.load(path)
+    host.check_own_qube(settings)
+    for line in policy_lines(settings, host.own_name()):
+        say(line)
     return 0
 
 
@@ -156,64 +115,13 @@ def _hash_password() -> int:
     if sys.stdin.isatty():
         password = getpass.getpass("Password: ")
         if getpass.getpass("Once more: ") != password:
-            print(f"{PROGRAM}: these are two different passwords", file=sys.stderr)
+            complain("these are two different passwords")
             return 1
     else:
         password = sys.stdin.readline().removesuffix("\n")
     try:
-        print(hashed(password.encode()))
+        say(hashed(password.encode()))
     except ValueError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
+        complain(error)
         return 1
     return 0
-
-
-def _policy(path: Path) -> int:
-    for line in policy_lines(config.load(path), host.own_name()):
-        print(line)
-    return 0
-
-
-async def _scrape(path: Path, names: Sequence[str]) -> int:
-    settings = config.load(path)
-    host.check_programs(settings)
-    host.watch_children()
-    counters = Counters()
-    fleet = Fleet(settings, counters, own_name=host.own_name())
-
-    def show(outcome: Outcome) -> None:
-        print(_line(outcome, width), flush=True)
-
-    try:
-        await fleet.refresh(settings.scrape.timeout, patience=settings.scrape.timeout)
-        if fleet.discovery_error is not None:
-            print(f"{PROGRAM}: dom0 does not say which qubes run: {fleet.discovery_error}", file=sys.stderr)
-        selected = _selected(settings, fleet.targets, names)
-        width = max((len(target.name) for target in selected), default=0)
-        snapshot = await Scraper(fleet, StateLog(), counters).collect(selected, budget(None, settings.scrape), show)
-    finally:
-        await fleet.close()
-    if not snapshot.qubes:
-        print(f"{PROGRAM}: nothing was scraped: no qube is configured or was found", file=sys.stderr)
-    up = [outcome.reading is not None for outcome in snapshot.outcomes]
-    return 0 if up and all(up) and fleet.discovery_error is None else 1
-
-
-def _selected(settings: Config, targets: Sequence[Target], names: Sequence[str]) -> frozenset[Target]:
-    """The targets called QUBE or QUBE:EXPORTER, or all of them. Raises ConfigError for a name nobody configured."""
-    selected: set[Target] = set()
-    for name in names:
-        matching = {target for target in targets if name in (target.qube, target.name)}
-        if not matching:
-            raise ConfigError(f"{settings.path}: there is no {name!a} to scrape; `check` lists what is configured")
-        selected |= matching
-    return frozenset(selected or targets)
-
-
-def _line(outcome: Outcome, width: int) -> str:
-    name = f"{outcome.target.name:{width}}"
-    if outcome.reading is None:
-        return f"{name}  DOWN  {outcome.error.reason}: {outcome.error}" if outcome.error else f"{name}  DOWN"
-    reading = outcome.reading
-    dropped = f", {reading.lines_dropped} lines dropped ({reading.complaint})" if reading.lines_dropped else ""
-    return f"{name}  up    {reading.samples} samples, {outcome.body_size} bytes, {outcome.seconds:.3f} s{dropped}"

@@ -7,8 +7,10 @@ docs/configuration.md. Must not know how TOML is read, nor what is done with a c
 A fault raises a ConfigError that names the file, the key and what to do. Nothing is guessed, and no key is ignored.
 """
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from federator import toml_reader
@@ -25,6 +27,7 @@ from federator.model import (
     Source,
     Target,
     Transport,
+    Web,
 )
 from federator.pattern import Pattern
 from federator.targets import DOM0, is_qube_name
@@ -73,6 +76,19 @@ def default_path() -> Path:
     return next((path for path in DEFAULT_PATHS if path.exists()), DEFAULT_PATHS[-1])
 
 
+def misnamed() -> list[Path]:
+    """Files that are not read, and were perhaps meant to be: their names are nearly that of a default path."""
+    return [
+        path.with_name(name)
+        for path in DEFAULT_PATHS
+        if path.parent.is_dir()
+        for name in difflib.get_close_matches(
+            path.name, [other.name for other in path.parent.iterdir()], n=3, cutoff=0.8
+        )
+        if name != path.name
+    ]
+
+
 def load(path: Path, web_file: Path | None = None) -> Config:
     """
     Read and check a configuration file. Raises ConfigError.
@@ -91,7 +107,7 @@ def _text(path: Path, option: str) -> str:
             raise ConfigError(f"{path}: not a regular file; name one with {option}=PATH")
         if path.stat().st_size > MAX_FILE_SIZE:
             raise ConfigError(f"{path}: larger than {MAX_FILE_SIZE} bytes; is this the configuration?")
-        return path.read_bytes().decode()
+        return path.read_bytes().decode("utf-8-sig")  # editors of other systems write a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; write one, or name yours with {option}=PATH") from None
     except OSError as error:
@@ -107,19 +123,30 @@ def parse(text: str, path: Path) -> Config:
 
 def from_table(top: Table, path: Path, web_top: Table | None = None) -> Config:
     """Check a configuration that is a TOML table already, and so may be `web_file`'s. Raises ConfigError."""
-    web = web_settings(top.table("web"), web_top)
-    scrape = _scrape(top.table("scrape"))
-    qrexec = _qrexec(top.table("qrexec"), path.parent)
-    exporters = {name: _exporter(name, entry) for name, entry in top.table("exporters").entries()}
-    qubes = tuple(
-        _qube(name, entry.as_table(), exporters, scrape.limits) for name, entry in top.table("qubes").entries()
-    )
-    entry = top.entry("discovery")
-    discovery = _discovery(entry.as_table(), exporters) if entry else None
-    top.done()
+    for key in ("web", "scrape", "qrexec", "exporters", "qubes", "discovery"):
+        top.entry(key)
+    top.done()  # first, since other faults follow from a table with a mistyped name
+    web = top.attempt(lambda: web_settings(top.table("web"), web_top), Web(listen_addresses=()))
+    scrape = top.attempt(lambda: _scrape(top.table("scrape")), Scrape())
+    qrexec = top.attempt(lambda: _qrexec(top.table("qrexec"), path.parent), Qrexec())
+    exporters: dict[str, Exporter | None] = {}
+    with top.noting():
+        for name, entry in top.table("exporters").entries():
+            exporters[name] = top.attempt(partial(_exporter, name, entry), None)
+    qubes: list[Qube] = []
+    with top.noting():
+        for name, entry in top.table("qubes").entries():
+            with top.noting():
+                qubes.append(_qube(name, entry.as_table(), exporters, scrape.limits))
+    entry_of_discovery = top.entry("discovery")
+    discovery: Discovery | None = None
+    if entry_of_discovery:
+        with top.noting():
+            discovery = _discovery(entry_of_discovery.as_table(), exporters)
+    top.finish(web_top)
     if not qubes and not (discovery and discovery.exporters):
         raise top.error("qubes", "there is nothing to scrape; add a table such as [qubes.work]")
-    return Config(path=path, web=web, scrape=scrape, qrexec=qrexec, qubes=qubes, discovery=discovery)
+    return Config(path=path, web=web, scrape=scrape, qrexec=qrexec, qubes=tuple(qubes), discovery=discovery)
 
 
 def _scrape(table: Table) -> Scrape:
@@ -138,7 +165,7 @@ def _scrape(table: Table) -> Scrape:
     interval = table.duration("min_interval", fallback.min_interval, least=0.0, most=MAX_INTERVAL_SECONDS)
     memory = table.size("memory_limit", fallback.memory_limit, least=MIN_MEMORY, most=MAX_MEMORY)
     table.done()
-    if offset >= timeout:
+    if offset >= timeout and not table.faulty:
         raise table.error("timeout_offset", "leaves no time to scrape in; make it shorter than scrape.timeout")
     return Scrape(timeout=timeout, timeout_offset=offset, memory_limit=memory, limits=limits, min_interval=interval)
 
@@ -156,12 +183,13 @@ def _qrexec(table: Table, folder: Path) -> Qrexec:
     table.done()
     if not qrexec.client:
         raise table.error("client", "empty; the program is called qrexec-client-vm")
-    if qrexec.backoff_max < qrexec.backoff_initial:
+    if qrexec.backoff_max < qrexec.backoff_initial and not table.faulty:
         raise table.error("backoff_max", "shorter than backoff_initial; make it at least as long")
     return qrexec
 
 
-def _exporter(name: str, entry: Entry) -> Exporter:
+def _exporter(name: str, entry: Entry) -> Exporter | None:
+    """None if the port may be there under a mistyped name."""
     if not _EXPORTER_NAME.fullmatch(name):
         raise entry.error("not a name for an exporter; use letters, digits, _ . and -")
     if not isinstance(entry.value, dict):
@@ -170,27 +198,33 @@ def _exporter(name: str, entry: Entry) -> Exporter:
     port = table.entry("port")
     drop = _patterns(table, "drop", default=[])
     table.done()
+    if port is None and table.faulty:
+        return None
     if port is None:
         raise table.error("port", "missing; say on which port of the qube's loopback it listens")
     return Exporter(name=name, port=port.port(), drop=drop)
 
 
-def _qube(name: str, table: Table, exporters: Mapping[str, Exporter], limits: Limits) -> Qube:
+def _qube(name: str, table: Table, exporters: Mapping[str, Exporter | None], limits: Limits) -> Qube:
     if not is_qube_name(name) and name != DOM0:
         raise table.wrong("not a name Qubes gives to qubes: a letter, then at most 30 letters, digits, _ . and -")
     transport: Transport = table.choice("transport", ("qrexec", "local"), "qrexec")  # type: ignore[assignment]
-    labels = tuple(_label(key, entry, limits) for key, entry in table.table("labels").entries())
+    labels: list[tuple[str, str]] = []
+    with table.noting():
+        for key, entry in table.table("labels").entries():
+            with table.noting():
+                labels.append(_label(key, entry, limits))
+    listed = table.list("exporters", default=None)
     targets = tuple(
-        Target(qube=name, exporter=exporter, labels=labels)
-        for exporter in _chosen(table, table.list("exporters", default=None), exporters)
+        Target(qube=name, exporter=exporter, labels=tuple(labels)) for exporter in _chosen(table, listed, exporters)
     )
     table.done()
-    if not targets:
+    if not listed and not table.faulty:
         raise table.error("exporters", 'empty; name what runs in this qube, such as exporters = ["node"]')
-    return Qube(name=name, transport=transport, targets=targets, labels=labels)
+    return Qube(name=name, transport=transport, targets=targets, labels=tuple(labels))
 
 
-def _discovery(table: Table, exporters: Mapping[str, Exporter]) -> Discovery:
+def _discovery(table: Table, exporters: Mapping[str, Exporter | None]) -> Discovery:
     sources = ("admin.vm.List", "ruddo.PrometheusDiscover")
     source: Source = table.choice("source", sources, sources[0])  # type: ignore[assignment]
     interval = table.duration("refresh_interval", 30.0, least=1.0, most=MAX_REFRESH_SECONDS)
@@ -198,34 +232,39 @@ def _discovery(table: Table, exporters: Mapping[str, Exporter]) -> Discovery:
     include = _patterns(table, "include", default=[".*"])
     exclude = _patterns(table, "exclude", default=[])
     table.done()
-    if not include:
+    if not include and not table.faulty:
         raise table.error("include", 'empty, so no qube would be found; leave it out, or write [".*"]')
     return Discovery(source=source, refresh_interval=interval, exporters=chosen, include=include, exclude=exclude)
 
 
 def _patterns(table: Table, key: str, default: Sequence[str]) -> tuple[Pattern, ...]:
-    return tuple(entry.convert(Pattern) for entry in table.list(key, default=default))
+    return tuple(table.each(table.list(key, default=default), lambda entry: entry.convert(Pattern)))
 
 
-def _chosen(table: Table, entries: Sequence[Entry], exporters: Mapping[str, Exporter]) -> tuple[Exporter, ...]:
-    """The exporters of one qube that are named here, each on a port of its own."""
-    used: dict[int, str] = {}
-    for entry in entries:
+def _chosen(table: Table, entries: Sequence[Entry], exporters: Mapping[str, Exporter | None]) -> tuple[Exporter, ...]:
+    """The exporters of one qube that are named here, each on a port of its own; but those whose fault is noted."""
+    used: dict[int, Exporter] = {}
+
+    def choose(entry: Entry) -> None:
         exporter_name = entry.take(str)
         if exporter_name not in exporters:
             raise entry.error(f"there is no exporter {exporter_name!r}; add it under [exporters] with its port")
         exporter = exporters[exporter_name]
-        if exporter_name in used.values():
+        if exporter is None:
+            return
+        if exporter in used.values():
             raise entry.error(f"{exporter_name!r} is there twice; once is enough")
         if exporter.port in used:
             raise entry.error(
-                f"{exporter_name!r} and {used[exporter.port]!r} are both on port {exporter.port};"
+                f"{exporter_name!r} and {used[exporter.port].name!r} are both on port {exporter.port};"
                 " one port of a qube has one exporter"
             )
-        used[exporter.port] = exporter_name
+        used[exporter.port] = exporter
+
+    table.each(entries, choose)
     if len(used) > MAX_EXPORTERS_PER_QUBE:
         raise table.error("exporters", f"more than {MAX_EXPORTERS_PER_QUBE}; one qrexec call carries no more ports")
-    return tuple(exporters[exporter_name] for exporter_name in used.values())
+    return tuple(used.values())
 
 
 def _label(name: str, entry: Entry, limits: Limits) -> tuple[str, str]:

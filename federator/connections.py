@@ -44,6 +44,12 @@ HEAD_SECONDS = 10.0
 IDLE_SECONDS = 75.0
 # Bad requests are one line in the log, and one more in so many seconds.
 BAD_REQUEST_SECONDS = 60.0
+# How TLS begins: a record with a handshake in it. Clients, Prometheus among them, tell by the answer that this is HTTP.
+_TLS_HELLO = re.compile(rb"\x16\x03")
+_PLAIN_PORT = (
+    b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
+    b"Client sent an HTTPS request to an HTTP server.\n"
+)
 # A reverse proxy connects if it runs as the daemon's user or in its group.
 UNIX_SOCKET_MODE = 0o660
 
@@ -68,6 +74,7 @@ class Connection(asyncio.Protocol):
         self._untrusted_held = b""  # what came behind the request in hand
         self._in_hand = False  # was the head of a request passed on that is not answered yet?
         self._made = False  # does the HTTP library know of it?
+        self._plain = True  # is it without TLS?
         self._handshake: asyncio.Task[None] | None = None
         self.address = ""
 
@@ -110,6 +117,7 @@ class Connection(asyncio.Protocol):
         self._start_timer(HEAD_SECONDS)
         self._connections.opened(self)
         tls = self._connections.tls()
+        self._plain = tls is None
         if tls is None:
             self._make(self._transport)
         else:
@@ -149,6 +157,11 @@ class Connection(asyncio.Protocol):
 
     def _pass_on(self, untrusted: bytes) -> None:
         """Up to the end of a request's head; the rest waits."""
+        if self._plain and self._transport is not None and _TLS_HELLO.match(untrusted):
+            self._connections.tls_on_plain_port(self.address)
+            self._transport.write(_PLAIN_PORT)
+            self.close()
+            return
         if not self._head_expected:
             self._head_expected = True
             self._start_timer(HEAD_SECONDS)
@@ -231,6 +244,7 @@ class Connections:
         self._log = logger or logging.getLogger(__name__)
         self.tls = tls
         self._failed_handshakes = Seldom(BAD_REQUEST_SECONDS)
+        self._tls_on_plain_port = Seldom(BAD_REQUEST_SECONDS)
         self._most = most
         self._servers: list[asyncio.Server] = []
         # Those without a request stand in the order in which they are without one.
@@ -329,6 +343,16 @@ class Connections:
             log.warning(
                 "a client failed at TLS; more of them are not told for a while",
                 extra={"error": str(error), "suppressed": times},
+            )
+
+    def tls_on_plain_port(self, client: str) -> None:
+        """A client took this for HTTPS."""
+        times = self._tls_on_plain_port.again()
+        if times is not None:
+            log.warning(
+                "TLS on a plain port; more of them are not told for a while: in Prometheus, write scheme: http, or set"
+                " web.tls_server_config here",
+                extra={"client": client, "suppressed": times},
             )
 
     def becomes_idle(self, connection: Connection) -> None:

@@ -9,7 +9,6 @@ import asyncio
 import errno
 import ipaddress
 import logging
-import os
 import signal
 import socket
 import time
@@ -47,7 +46,7 @@ async def serve(
     host.watch_children()
     sockets = _activated() if systemd_socket else []
     settings = config.load(path, web_file)
-    host.check_programs(settings)
+    host.check(settings)
     served = Served.of(settings, Counters(), own_name=host.own_name())
     runner = web.AppRunner(application(served), access_log=None, logger=http_log())
     stop = asyncio.Event()
@@ -86,8 +85,8 @@ async def serve(
 
 
 def _log_serving(connections: Connections, settings: Config) -> None:
-    bound = [f"{name}:{port}" for name, port in connections.addresses]
-    bound += [f"unix:{name}" for name in connections.unix_paths]
+    addresses: list[Address] = [*connections.addresses, *map(Path, connections.unix_paths)]
+    bound = [host.written(address) for address in addresses]
     fields = {"version": __version__, "address": " ".join(bound), "config": settings.path, **_size(settings)}
     log.info("serving", extra=fields)
     _warn_if_open(connections, settings)
@@ -103,15 +102,16 @@ def reload(path: Path, served: Served, *, watch_addresses: bool, web_file: Path 
     old = served.fleet.config
     try:
         settings = config.load(path, web_file)
-        host.check_programs(settings)
+        host.check(settings)
         served.access.reconfigure(settings.web)
         served.fleet.reconfigure(settings)
         served.admission.most_bytes = shares.being_sent(settings.scrape)
     except (ConfigError, StartError) as error:
         served.reload = replace(served.reload, successful=False)
-        log.error(  # noqa: TRY400 - it is the operator's mistake, and named; a traceback would hide it
-            "reload failed; the old configuration stays", extra={"error": str(error)}
-        )
+        for line in str(error).splitlines():  # a configuration may have several faults
+            log.error(  # noqa: TRY400 - it is the operator's mistake, and named; a traceback would hide it
+                "reload failed; the old configuration stays", extra={"error": line}
+            )
     else:
         served.reload = Reload(successful=True, at=time.time())
         if watch_addresses and settings.web.listen_addresses != old.web.listen_addresses:
@@ -149,17 +149,15 @@ def _warn_if_open(connections: Connections, settings: Config) -> None:
 
 async def _listen(connections: Connections, addresses: Sequence[Address]) -> None:
     for address in addresses:
-        where = f"unix:{address}" if isinstance(address, Path) else f"{address[0]}:{address[1]}"
         try:
             if isinstance(address, Path):
                 await connections.listen_unix(address)
             else:
                 await connections.listen(*address)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
             running = "is another prometheus-qubes-proxy running? " if error.errno == errno.EADDRINUSE else ""
             raise StartError(
-                f"cannot listen on {where}: {reason}; {running}choose another address with"
+                f"{host.cannot_listen(address, error)}; {running}choose another address with"
                 " --web.listen-address=HOST:PORT or web.listen_addresses"
             ) from None
 

@@ -13,9 +13,10 @@ import socket
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
-from federator.errors import StartError
-from federator.model import Config
+from federator.errors import ConfigError, StartError
+from federator.model import Address, Config
 
 # File descriptors that one call takes: three pipes, and one to see the process end.
 FILES_PER_CALL = 4
@@ -57,8 +58,9 @@ def own_name() -> str:
         return socket.gethostname()
 
 
-def check_programs(settings: Config) -> None:
-    """Are the programs there that the configuration needs? Raises StartError: no scrape could ever succeed."""
+def check(settings: Config) -> None:
+    """Can this machine do what the configuration says? Raises ConfigError or StartError if no scrape can succeed."""
+    check_own_qube(settings)
     client, service = settings.qrexec.client, settings.qrexec.local_service
     transports = {qube.transport for qube in settings.qubes}
     if (settings.discovery or "qrexec" in transports) and shutil.which(client) is None:
@@ -71,3 +73,41 @@ def check_programs(settings: Config) -> None:
             f"{settings.path}: qrexec.local_service: {service} is missing or not executable; a qube with transport ="
             ' "local" needs the package prometheus-qubes-proxy-service here too'
         )
+
+
+def check_own_qube(settings: Config) -> None:
+    """Raises ConfigError where the qube that we are in is to be called over qrexec."""
+    for qube in settings.qubes:
+        if qube.name == own_name() and qube.transport == "qrexec":
+            raise ConfigError(
+                f"{settings.path}: qubes.{qube.name}: this is the qube that the daemon runs in, and qrexec refuses"
+                ' calls of a qube to itself; add transport = "local"'
+            )
+
+
+def check_addresses(settings: Config) -> None:
+    """Raises StartError where a host name to listen on has no address."""
+    for address in settings.web.listen_addresses:
+        if not isinstance(address, Path) and address[0]:
+            try:
+                socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            except socket.gaierror as error:
+                raise StartError(
+                    f"{settings.path}: web.listen_addresses: {cannot_listen(address, error)};"
+                    " write an address of this qube, or :PORT for all of them"
+                ) from None
+
+
+def written(address: Address) -> str:
+    """An address as web.listen_addresses and the command line have it."""
+    if isinstance(address, Path):
+        return f"unix:{address}"
+    name, port = address
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def cannot_listen(address: Address, error: OSError) -> str:
+    """Why there can be no socket at this address."""
+    if isinstance(error, socket.gaierror):
+        return f"cannot listen on {written(address)}: the host name has no address ({error.strerror})"
+    return f"cannot listen on {written(address)}: {os.strerror(error.errno) if error.errno else error}"

@@ -17,6 +17,8 @@ from typing import Any, TextIO
 LEVELS = ("debug", "info", "warn", "error")
 FORMATS = ("logfmt", "json")
 
+# What a line for the journal begins with, by the least level: `journalctl -p warning` shows the first two.
+_PRIORITIES = ((logging.ERROR, "<3>"), (logging.WARNING, "<4>"), (logging.INFO, "<6>"), (0, "<7>"))
 # What every record has; everything beside it was given as `extra`, and is a field of the line.
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _PLAIN = re.compile(r"[^\s\"=\\\x00-\x1f\x7f-\U0010ffff]+")
@@ -42,6 +44,7 @@ class _Handler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._dropped = 0
+        self._prefixed = _is_journal(stream)
         try:
             self._fd = stream.fileno()
         except OSError:  # a test took its place
@@ -51,15 +54,28 @@ class _Handler(logging.StreamHandler[TextIO]):
         if self._fd < 0:
             super().emit(record)
             return
-        line = self.format(record) + "\n"
+        line = self._line(record)
         if self._dropped:
             fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "lines": self._dropped}
             told = logging.makeLogRecord({**fields, "msg": "lines of the log were dropped: nobody took them"})
-            line = self.format(told) + "\n" + line
+            line = self._line(told) + line
         if _written(self._fd, line.encode("utf-8", "backslashreplace")):
             self._dropped = 0
         else:
             self._dropped += 1
+
+    def _line(self, record: logging.LogRecord) -> str:
+        priority = next(number for level, number in _PRIORITIES if record.levelno >= level) if self._prefixed else ""
+        return f"{priority}{self.format(record)}\n"
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Does systemd take what is written there, as sd-daemon(3) lets a program find out?"""
+    try:
+        found = os.fstat(stream.fileno())
+    except OSError:  # a test took its place
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def _written(fd: int, untrusted: bytes) -> bool:

@@ -5,6 +5,7 @@ The lines that `prometheus-qubes-proxy policy` prints: what dom0's policy has to
 Owns their words, their columns and their order. Must not know where they are printed, nor how a qube is called.
 """
 
+import re
 from collections.abc import Sequence
 
 from federator.model import Config, Exporter
@@ -16,6 +17,8 @@ USUAL_NETVM = "sys-net"
 # What dom0 is called in its policy, and the qubes that have the tag of our documentation.
 ADMIN_QUBE = "@adminvm"
 TAGGED = "@tag:monitored"
+# What dom0 calls a disposable that nobody gave a name.
+_NUMBERED = re.compile(r"disp[0-9]+")
 
 
 def policy_lines(config: Config, own_name: str) -> list[str]:
@@ -35,10 +38,22 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
         rules += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
     return [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
+        "# dom0 takes the first line that fits; in a file sorted after 90-prometheus-proxy.policy, they do nothing",
         f"# {us} may read these ports of these qubes; halted ones are not started",
+        *(f"# {line}" for line in numbered_disposables(config)),
         *_aligned(rules),
         *(["# tag the qubes that may be found: qvm-tags QUBE add monitored"] if found else []),
         *_lines_for_upstream(called, us),
+    ]
+
+
+def numbered_disposables(config: Config) -> list[str]:
+    """A line for each qube whose name will be another qube's. A lasting line of policy would allow that one, too."""
+    return [
+        f"qubes.{qube.name}: dom0 gives this name to another disposable later; use [discovery] and tag the disposable"
+        " template, whose disposables have its tags: qvm-tags TEMPLATE add monitored"
+        for qube in config.qubes
+        if _NUMBERED.fullmatch(qube.name)
     ]
 
 

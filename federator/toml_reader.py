@@ -4,12 +4,14 @@ Reads tables of a TOML file, and says what is wrong in them: the file, the key, 
 
 Owns the kinds of values: texts, numbers, lists, durations, sizes, ports. Must not know which keys there are.
 Each key has to be asked for. A key that was not asked for is an error, so that a typing mistake cannot hide.
+A fault is noted, and reading goes on, so that all faults of a file are told in one run: `Table.finish` raises them.
 """
 
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,13 @@ _SECONDS = {"y": 31_536_000.0, "w": 604_800.0, "d": 86_400.0, "h": 3600.0, "m": 
 _SIZE = re.compile(r"([0-9]{1,12})([KMG]i?B|B)")  # KB is 1024 bytes for Prometheus, as KiB is
 _SIZES = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
+# No value needs more. Python reads a number of at most 4300 digits.
+MAX_DIGITS = 1000
+MAX_DEPTH = 50
+_LONG_NUMBER = re.compile(rf"[0-9][0-9_]{{{MAX_DIGITS}}}")
+# A larger number is not written out in a message.
+SHOWN_DIGITS = 20
+
 T = TypeVar("T")
 
 
@@ -34,22 +43,41 @@ def read(text: str, path: Path) -> "Table":
     """The top table of a TOML text. `path` is for messages. Raises ConfigError."""
     try:
         document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:  # it says where
+        raise ConfigError(f"{path}: not TOML: {error}{_near_long_or_deep(text)}") from None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, lists in thousands of lists
-        raise ConfigError(f"{path}: not TOML: {error}") from None
+        raise ConfigError(f"{path}: not TOML: {_near_long_or_deep(text) or error}") from None
     return Table(document, Place(path))
+
+
+def _near_long_or_deep(text: str) -> str:
+    """Which line has what tomli does not read, and names without a place."""
+    depth = 0
+    for number, line in enumerate(text.splitlines(), start=1):
+        if _LONG_NUMBER.search(line):
+            return f"line {number}: a number of more than {MAX_DIGITS} digits"
+        depth += line.count("[") + line.count("{") - line.count("]") - line.count("}")
+        if depth > MAX_DEPTH:
+            return f"line {number}: lists or tables in more than {MAX_DEPTH} others"
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A key of the file, with the keys of the tables around it. `asked`: each key that was asked for in this file."""
+    """
+    A key of the file, with the keys of the tables around it.
+
+    `asked`: each key that was asked for in this file. `faults`: what is wrong in this file, a line each.
+    """
 
     file: Path
     keys: tuple[str, ...] = ()
     asked: set[str] = field(default_factory=set, compare=False)
+    faults: list[str] = field(default_factory=list, compare=False)
 
     def below(self, key: str) -> "Place":
         """A key of the table that is at this place."""
-        return Place(self.file, (*self.keys, key), self.asked)
+        return Place(self.file, (*self.keys, key), self.asked, self.faults)
 
     def error(self, what: str) -> ConfigError:
         """The error to raise for this place."""
@@ -89,7 +117,7 @@ class Entry:
         """A port number."""
         port = self.take(int)
         if not 1 <= port <= 65535:
-            raise self.error(f"{port} is not a port; ports are 1 to 65535")
+            raise self.error(f"{_shown(port)} is not a port; ports are 1 to 65535")
         return port
 
     def as_table(self) -> "Table":
@@ -108,6 +136,39 @@ class Table:
         self._values = values
         self._place = place
         self._known: list[str] = []
+        self._faults_before = len(place.faults)
+
+    @property
+    def faulty(self) -> bool:
+        """Was a fault noted since this table is being read? Then what does not fit may follow from it."""
+        return len(self._place.faults) > self._faults_before
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong in the file, as far as it was read."""
+        return tuple(self._place.faults)
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """A ConfigError that is raised in here is noted, to be told with the others."""
+        try:
+            yield
+        except ConfigError as error:
+            self._place.faults.append(str(error))
+
+    def attempt(self, make: Callable[[], T], fallback: T) -> T:
+        """What `make` returns; the fallback if it raises ConfigError, which is noted."""
+        with self.noting():
+            return make()
+        return fallback
+
+    def each(self, entries: Iterable[Entry], make: Callable[[Entry], T]) -> list[T]:
+        """What `make` makes of each entry; the fault of one is noted, and the entry left out."""
+        made: list[T] = []
+        for entry in entries:
+            with self.noting():
+                made.append(make(entry))
+        return made
 
     @property
     def asked(self) -> frozenset[str]:
@@ -154,37 +215,38 @@ class Table:
         entry = self.entry(key)
         if entry is None and default is None:
             self.done()  # it may be there under a mistyped name
-            raise self.error(key, "missing")
-        values = entry.take(list) if entry else default or []
+            if not self.faulty:
+                raise self.error(key, "missing")
+        values: Sequence[Any] = self.attempt(lambda: entry.take(list), []) if entry else default or []
         return [Entry(value, self._place.below(f"{key}[{index}]")) for index, value in enumerate(values)]
 
     def take(self, key: str, kind: type[T], fallback: T) -> T:
         """A value of this kind."""
         entry = self.entry(key)
-        return entry.take(kind) if entry else fallback
+        return self.attempt(lambda: entry.take(kind), fallback) if entry else fallback
 
     def choice(self, key: str, choices: tuple[str, ...], fallback: str) -> str:
         """One of some texts."""
         value = self.take(key, str, fallback)
         if value not in choices:
-            raise self.error(key, f"{value!r} is none of {', '.join(choices)}")
+            return self.fault(key, f"{value!r} is none of {', '.join(choices)}", fallback)
         return value
 
     def number(self, key: str, fallback: int, least: int, most: int) -> int:
         """A whole number in a range."""
         value = self.take(key, int, fallback)
         if not least <= value <= most:
-            raise self.error(key, f"{value} is out of range; it may be {least} to {most}")
+            return self.fault(key, f"{_shown(value)} is out of range; it may be {least} to {most}", fallback)
         return value
 
     def duration(self, key: str, fallback: float, least: float, most: float) -> float:
         """A duration in a range, in seconds."""
         entry = self.entry(key)
-        seconds = entry.convert(_duration) if entry else fallback
+        seconds = self.attempt(lambda: entry.convert(_duration), fallback) if entry else fallback
         if seconds < least:
-            raise self.error(key, f"too short; at least {least:g}s")
+            return self.fault(key, f"too short; at least {least:g}s", fallback)
         if seconds > most:
-            raise self.error(key, f"too long; at most {most:g}s")
+            return self.fault(key, f"too long; at most {most:g}s", fallback)
         return seconds
 
     def size(self, key: str, fallback: int, least: int, most: int) -> int:
@@ -192,10 +254,17 @@ class Table:
         entry = self.entry(key)
         if entry is None:
             return fallback
-        value = entry.value if type(entry.value) is int else entry.convert(_size)
+        whole = type(entry.value) is int
+        value = entry.value if whole else self.attempt(lambda: entry.convert(_size), fallback)
         if not least <= value <= most:
-            raise self.error(key, f"{value} bytes is out of range; it may be {least} to {most} bytes")
+            what = f"{_shown(value)} bytes is out of range; it may be {least} to {most} bytes"
+            return self.fault(key, what, fallback)
         return value
+
+    def fault(self, key: str, what: str, fallback: T) -> T:
+        """Note a fault; reading goes on with the fallback."""
+        self._place.faults.append(str(self.error(key, what)))
+        return fallback
 
     def reject(self, key: str, why: str) -> None:
         """A key that is known, and not possible in this version."""
@@ -204,12 +273,19 @@ class Table:
             raise self.error(key, why)
 
     def done(self) -> None:
-        """Raise ConfigError for a key that was not asked for."""
+        """Note each key that was not asked for."""
+        known = sorted(set(self._known))
         for key in self._values:
-            if key not in self._known:
-                close = difflib.get_close_matches(key, self._known, n=1)
-                known = f"did you mean {close[0]}?" if close else f"known here: {', '.join(sorted(self._known))}"
-                raise self.error(key, f"unknown key; {known}")
+            if key not in known:
+                close = difflib.get_close_matches(key.lower(), known, n=1)
+                meant = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+                self.fault(key, f"unknown key; {meant}", None)
+
+    def finish(self, *others: "Table | None") -> None:
+        """Raise one ConfigError for all faults of this file, and of other ones; a line each."""
+        faults = [*self.faults, *(fault for other in others if other for fault in other.faults)]
+        if faults:
+            raise ConfigError("\n".join(dict.fromkeys(faults)))
 
 
 _KINDS: Mapping[type, str] = {
@@ -220,6 +296,11 @@ _KINDS: Mapping[type, str] = {
     list: "a list in [brackets]",
     dict: "a table",
 }
+
+
+def _shown(number: int) -> str:
+    """A number for a message. Python refuses to write one of more than 4300 digits, which hexadecimal ones may have."""
+    return str(number) if abs(number) < 10**SHOWN_DIGITS else f"a number of more than {SHOWN_DIGITS} digits"
 
 
 def _kind_of(value: Any) -> str:

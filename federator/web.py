@@ -29,6 +29,7 @@ from federator.forward import Forwarder
 from federator.model import Config, Reload, Snapshot, Target
 from federator.page import Page, Pages, at_once
 from federator.request import SHARE_SECONDS
+from federator.requestlog import RequestLog
 from federator.scrape import Scraper, budget, page_weight
 from federator.statelog import StateLog
 from federator.targets import RUNNING, forwarded, service_discovery
@@ -62,6 +63,7 @@ class Served:
     access: Access
     admission: Admission
     reload: Reload = field(default_factory=lambda: Reload(successful=True, at=time.time()))
+    requests: RequestLog = field(default_factory=RequestLog)
 
     @classmethod
     def of(cls, config: Config, counters: Counters, *, own_name: str = "") -> "Served":
@@ -206,6 +208,9 @@ async def _forward(request: web.Request) -> web.StreamResponse:
 
 
 def _forwarded(query: MultiMapping[str], fleet: Fleet) -> Target:
+    for untrusted_key in query:
+        if untrusted_key not in ("target", "port"):
+            raise web.HTTPBadRequest(text=f"no parameter {untrusted_key!a}; ask for /forward?target=QUBE&port=PORT\n")
     try:
         target = forwarded(query.get("target", ""), query.get("port", ""), fleet.targets, fleet.dotted_names)
     except ValueError as error:
@@ -349,5 +354,6 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
         return response
     finally:
         request.app[SERVED].counters.requests.labels(path, str(code)).inc()
+        request.app[SERVED].requests.note(request.path_qs, code, request.remote or "")
         if isinstance(connection, Connection):
             connection.request_ends()

@@ -9,6 +9,7 @@ nobody believes that it is in force. Must not know how a request is let in, nor 
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from federator.model import Address, ClientAuth, Pem, RateLimit, Secret, Tls, TlsVersion, Web
@@ -44,19 +45,21 @@ _CIPHERS_OF_TLS13 = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CH
 
 def web_settings(table: Table, guard: Table | None) -> Web:
     """Check [web]. `guard`: the table of a file of its own that says who is let in. Raises ConfigError."""
-    addresses = tuple(
-        entry.convert(listen_address) for entry in table.list("listen_addresses", default=["0.0.0.0:8199"])
-    )
-    hosts = tuple(entry.convert(_host) for entry in table.list("hosts", default=[]))
+    listed = table.list("listen_addresses", default=["0.0.0.0:8199"])
+    addresses = tuple(table.each(listed, lambda entry: entry.convert(listen_address)))
+    hosts = tuple(table.each(table.list("hosts", default=[]), lambda entry: entry.convert(_host)))
     if guard is not None:
         for key in _GUARD_KEYS:
             table.reject(key, f"--web.config.file names {guard.file} for this; take it out of one of the two files")
     source = table if guard is None else guard
-    tls, users, rate_limit = _tls(source), _users(source), _rate_limit(source)
+    tls = source.attempt(lambda: _tls(source), None)
+    no_users: tuple[tuple[str, Secret], ...] = ()
+    users = source.attempt(lambda: _users(source), no_users)
+    rate_limit = source.attempt(lambda: _rate_limit(source), RateLimit())
     source.reject("http_server_config", "not supported; there is HTTP/1.1 only, and no headers to set")
     source.done()
     table.done()
-    if not addresses:
+    if not listed and not table.faulty:
         raise table.error("listen_addresses", 'empty; name at least one, such as "127.0.0.1:8199"')
     return Web(listen_addresses=addresses, hosts=hosts, tls=tls, users=users, rate_limit=rate_limit)
 
@@ -95,6 +98,8 @@ def _tls(source: Table) -> Tls | None:
     prefer_server_ciphers = table.take("prefer_server_cipher_suites", bool, fallback=True)
     table.reject("curve_preferences", "Python's ssl cannot choose curves; leave the key out")
     table.done()
+    if table.faulty:  # what is missing may be there under a mistyped name
+        return None
     for name, value in (("cert", cert), ("key", key)):
         if value is None:
             raise table.error(f"{name}_file", f"missing; name the file, or give its contents as {name}")
@@ -138,22 +143,24 @@ def _client_auth(table: Table) -> ClientAuth:
     entry = table.entry("client_auth_type")
     value = (entry.take(str) if entry else "") or verifying[0]
     if value in ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert"):
-        raise table.error(
+        table.fault(
             "client_auth_type",
             f"Python's ssl cannot do {value}: it verifies each certificate it asks for;"
             " use VerifyClientCertIfGiven or RequireAndVerifyClientCert",
+            None,
         )
-    if value not in verifying:
-        raise table.error("client_auth_type", f"{value!r} is none of {', '.join(verifying)}")
+    elif value not in verifying:
+        table.fault("client_auth_type", f"{value!r} is none of {', '.join(verifying)}", None)
     return value  # type: ignore[return-value]
 
 
 def _version(table: Table, key: str, fallback: TlsVersion) -> TlsVersion:
     value = table.take(key, str, fallback)
     if value in ("TLS10", "TLS11"):
-        raise table.error(key, f"{value} is not safe, and OpenSSL does not speak it any more; use TLS12 or TLS13")
+        what = f"{value} is not safe, and OpenSSL does not speak it any more; use TLS12 or TLS13"
+        return table.fault(key, what, fallback)
     if value not in ("TLS12", "TLS13"):
-        raise table.error(key, f"{value!r} is neither TLS12 nor TLS13")
+        return table.fault(key, f"{value!r} is neither TLS12 nor TLS13", fallback)
     return value  # type: ignore[return-value]
 
 
@@ -161,16 +168,19 @@ def _ciphers(table: Table) -> tuple[str, ...]:
     entries = table.list("cipher_suites", default=[])
     names = [entry.take(str) for entry in entries]
     for name, entry in zip(names, entries, strict=True):
-        if name not in _CIPHERS and name not in _CIPHERS_OF_TLS13:
-            raise entry.error(f"unknown cipher {name!r}; known: {', '.join(_CIPHERS)}")
+        with table.noting():
+            if name not in _CIPHERS and name not in _CIPHERS_OF_TLS13:
+                raise entry.error(f"unknown cipher {name!r}; known: {', '.join(_CIPHERS)}")
     chosen = tuple(_CIPHERS[name] for name in names if name in _CIPHERS)
-    if names and not chosen:
+    if names and not chosen and not table.faulty:
         raise table.error("cipher_suites", 'those of TLS 1.3 cannot be chosen; write min_version = "TLS13" instead')
     return chosen
 
 
 def _users(source: Table) -> tuple[tuple[str, Secret], ...]:
-    return tuple((name, _hash(name, entry)) for name, entry in source.table("basic_auth_users").entries())
+    table = source.table("basic_auth_users")
+    names = [(name, table.attempt(partial(_hash, name, entry), None)) for name, entry in table.entries()]
+    return tuple((name, secret) for name, secret in names if secret is not None)
 
 
 def _hash(name: str, entry: Entry) -> Secret:

@@ -253,11 +253,21 @@ class Daemon:
         return False
 
 
+# Where the package is not called like the program.
+DEBIAN_PACKAGES = {
+    "promtool": "prometheus",
+    "rpmbuild": "rpm",
+    "dpkg-deb": "dpkg",
+    "systemd-analyze": "systemd",
+    "deb-systemd-helper": "init-system-helpers",
+}
+
+
 def debian_program(name: str) -> str:
     """A program from a Debian package. If it is missing, the test is skipped; in CI, which installs them, it fails."""
     found = shutil.which(name)
     if found is None:
-        why = f"{name} is not installed (Debian: apt install {name})"
+        why = f"{name} is not installed (Debian: apt install {DEBIAN_PACKAGES.get(name, name)})"
         if os.environ.get("REQUIRE_DEBIAN_PACKAGES"):
             pytest.fail(why)
         pytest.skip(why)

@@ -172,8 +172,23 @@ FAULTS = {
     ),
     "a duration of many digits": ("[scrape]\ntimeout = '" + "9" * 500 + "s'\n" + WORK, "9s' is not a duration"),
     "a size of many digits": ("[qrexec]\nbuffer_size = '" + "9" * 5000 + "B'\n" + WORK, "9B' is not a size"),
-    "a number of many digits": ("[scrape]\nsample_limit = " + "9" * 5000 + "\n" + WORK, "p.toml: not TOML: "),
-    "lists within lists": ("a = " + "[" * 5000 + "\n", "p.toml: not TOML: "),
+    "a number of many digits": (
+        "[scrape]\nsample_limit = " + "9" * 5000 + "\n" + WORK,
+        "p.toml: not TOML: line 2: a number of more than 1000 digits",
+    ),
+    "a hexadecimal number of many digits": (
+        "[scrape]\nsample_limit = 0x" + "f" * 5000 + "\n" + WORK,
+        "scrape.sample_limit: a number of more than 20 digits is out of range",
+    ),
+    "a port of many digits": (WORK.replace("9100", "9" * 400), "exporters.node: a number of more than 20 digits is no"),
+    "lists within lists": (
+        "a = " + "[" * 5000 + "\n",
+        "p.toml: not TOML: line 1: lists or tables in more than 50 others",
+    ),
+    "lists within lists, on lines of their own": (
+        "a = " + "[\n" * 5000 + "\n",
+        "p.toml: not TOML: line 51: lists or tables in more than 50 others",
+    ),
     "discovery alone": ("[exporters]\nx = 1\n[discovery]\n", "qubes: there is nothing to scrape"),
     "a space in a qube's name": (
         WORK.replace(".work", '."my work"'),
@@ -233,6 +248,70 @@ def test_a_fault_names_file_key_and_remedy_in_one_line(text: str, words: str) ->
     assert message.startswith("/etc/here/p.toml: ")
     assert words in message
     assert "\n" not in message
+
+
+def test_all_faults_of_a_file_are_told_in_one_run() -> None:
+    """A line each; unknown tables come first, since other faults follow from them."""
+    text = """
+    [web]
+    listen_addresses = ["x", "y"]
+    [web.tls_server_config]
+    cert_fil = "a"
+    min_version = "TLS9"
+    [scrape]
+    timeout = "10"
+    timeout_offset = "1h"
+    sample_limit = 0
+    [Exporters]
+    node = 9100
+    [exporters]
+    bad = 99999
+    [qubes.work]
+    exporters = ["node", "bad"]
+    labels = { qube = "x", __y = "z" }
+    [qubes."my work"]
+    exporters = ["bad"]
+    [discovery]
+    exclude = ["("]
+    include = [")"]
+    """
+    with pytest.raises(ConfigError) as caught:
+        config.parse(text, FILE)
+    assert "did you mean exporters?" in str(caught.value).splitlines()[0]
+    places = [line.removeprefix(f"{FILE}: ").partition(": ")[0] for line in str(caught.value).splitlines()]
+    assert places == [
+        "Exporters",
+        "web.listen_addresses[0]",
+        "web.listen_addresses[1]",
+        "web.tls_server_config.min_version",
+        "web.tls_server_config.cert_fil",
+        "scrape.sample_limit",
+        "scrape.timeout",
+        "scrape.timeout_offset",
+        "exporters.bad",
+        "qubes.work.labels.qube",
+        "qubes.work.labels.__y",
+        "qubes.work.exporters[0]",
+        "qubes.'my work'",
+        "discovery.include[0]",
+        "discovery.exclude[0]",
+    ]
+
+
+FIELD = Path(__file__).parent / "field"
+
+
+def test_a_byte_order_mark_is_taken() -> None:
+    """Editors of other systems write one. It was "Invalid statement (line 1, column 1)"."""
+    settings = config.load(FIELD / "config-bom.toml")
+    assert [qube.name for qube in settings.qubes] == ["work"]
+
+
+def test_a_long_number_is_one_line_with_its_place() -> None:
+    """It was a traceback."""
+    with pytest.raises(ConfigError) as caught:
+        config.load(FIELD / "config-long-number.toml")
+    assert str(caught.value).endswith("config-long-number.toml: not TOML: line 2: a number of more than 1000 digits")
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -400,3 +479,14 @@ def test_a_file_that_is_none_is_refused_at_once(tmp_path: Path) -> None:
     for path, words in ((pipe, "not a regular file"), (huge, "larger than")):
         with pytest.raises(ConfigError, match=words):
             config.load(path)
+
+
+def test_a_file_whose_name_is_mistyped_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies beside the one that is read, and was passed over without a word."""
+    folders = [tmp_path / "rw", tmp_path / "etc"]
+    monkeypatch.setattr(config, "DEFAULT_PATHS", [folder / "prometheus-qubes-proxy.toml" for folder in folders])
+    assert config.misnamed() == []
+    folders[0].mkdir()
+    for name in ("prometheus-qube-proxy.toml", "prometheus-qubes-proxy.toml", "rc.local"):
+        (folders[0] / name).touch()
+    assert config.misnamed() == [folders[0] / "prometheus-qube-proxy.toml"]

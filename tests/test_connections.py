@@ -5,6 +5,7 @@ import asyncio
 import logging
 import re
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -264,6 +265,21 @@ def test_bad_requests_are_one_line_without_a_traceback(
         assert proxy.log.count("a request that is no HTTP") <= 1
         assert proxy.log.count("\n") <= 3
         assert proxy.log.replace("\n", "").isprintable()
+
+
+def test_tls_on_the_plain_port_is_one_line(daemon: Callable[..., Daemon]) -> None:
+    """`scheme: https` in Prometheus was "no HTTP", or not told at all; the client hears that this is HTTP."""
+    proxy = daemon({"work": {"node": 9100}})
+    for _ in range(3):
+        with (
+            pytest.raises(ssl.SSLError),
+            socket.create_connection(("127.0.0.1", int(proxy.url.rpartition(":")[2]))) as sock,
+            ssl.create_default_context().wrap_socket(sock, server_hostname="localhost"),
+        ):
+            pass
+    assert proxy.log.count('level=warn msg="TLS on a plain port; ') == 1
+    assert "client=127.0.0.1" in proxy.log
+    assert "no HTTP" not in proxy.log
 
 
 def test_a_bug_of_ours_is_not_taken_for_a_bad_request() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from federator import errors, web
+from federator import __version__, errors, web
 from federator.counters import Counters
 from federator.gauges import HELPS
 from tests import test_web
@@ -103,3 +103,12 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
         target = path.parent / name if name else path
         assert target.is_file(), link
         assert not anchor or anchor in _anchors(target), link
+
+
+def test_the_changelog_has_a_section_for_this_version() -> None:
+    """A release has one with its day; between two releases it is called Unreleased, and the version ends in .dev0."""
+    first = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[0]
+    if __version__.endswith(".dev0"):
+        assert first == "Unreleased"
+    else:
+        assert re.fullmatch(rf"{re.escape(__version__)} \(\d{{4}}-\d\d-\d\d\)", first)

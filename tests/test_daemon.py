@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -137,6 +138,34 @@ def test_wrong_arguments(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("-v", "--version"),
+        ("help", "--help"),
+        ("--web.listen-adress=:1", "--web.listen-address"),
+        ("scrap", "scrape"),
+        ("--log.level=warning", "warn"),
+        ("--zzz", ""),
+    ],
+)
+def test_a_mistyped_argument_is_told_as_the_file_tells_it(word: str, meant: str) -> None:
+    """What was meant, where that can be seen."""
+    said = run(word).stderr.splitlines()[-1]
+    assert said.endswith(f"; did you mean {meant}?") if meant else "did you mean" not in said
+
+
+def test_check_names_what_lasts_longer_than_a_qube(tmp_path: Path) -> None:
+    """A warning, as the file is good."""
+    path = tmp_path / "p.toml"
+    text = (ROOT / "tests/field/config-numbered-disposable.toml").read_text(encoding="utf-8")
+    path.write_text(f"{text}[qrexec]\nclient = '{CLIENT}'\n", encoding="utf-8")
+    ended = run("check", f"--config.file={path}")
+    assert ended.returncode == 0
+    assert "warning: " in ended.stderr
+    assert "qubes.disp4711: dom0 gives this name to another disposable later" in ended.stderr
+
+
+@pytest.mark.parametrize(
     ("port", "watch", "warned"),
     [(8199, True, False), (1, True, True), (1, False, False)],
     ids=["as the file says", "elsewhere", "where the command line says"],
@@ -193,9 +222,10 @@ def test_scrape_shows_a_line_for_each_target(qubes: Qubes, exporter: MakeExporte
     path.write_text(toml({"work": {"node": up.port}, "vault": {"app": 9100}}, client=CLIENT), encoding="utf-8")
     ended = run("scrape", f"--config.file={path}")
     assert ended.returncode == 1
-    lines = sorted(ended.stdout.splitlines())
-    assert re.fullmatch(r"vault:app  DOWN  refused: qrexec refused the call to vault: .*", lines[0])
-    assert re.fullmatch(r"work:node  up    1 samples, 13 bytes, 0\.\d{3} s, 1 lines dropped \(line 2: .*\)", lines[1])
+    lines = ended.stdout.splitlines()
+    assert re.fullmatch(r"work:node  up    1 samples, 13 bytes, 0\.\d{3} s, 1 lines dropped \(line 2: .*\)", lines[0])
+    assert re.fullmatch(r"vault:app  DOWN  refused: qrexec refused the call to vault: .*", lines[1])
+    assert lines[2] == "1 of 2 exporters are up"
     assert run("scrape", f"--config.file={path}", "work").returncode == 0
     assert run("scrape", f"--config.file={path}", "work:node").returncode == 0
     unknown = run("scrape", f"--config.file={path}", "work:nod")
@@ -362,3 +392,17 @@ async def test_sighup_while_a_start_fails_does_not_revive_the_daemon(
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(StartError):
         await daemon.serve(served, [taken.getsockname()[:2]])
     assert "reloaded" not in caplog.messages
+
+
+def test_a_reload_of_a_broken_file_fails_before_the_daemon_hears_of_it(served: Path) -> None:
+    """`systemctl reload` returned 0. systemd runs the commands of ExecReload= up to the first that fails."""
+    unit = (ROOT / "conf" / "prometheus-qubes-proxy.service").read_text(encoding="utf-8")
+    check, hang_up = re.findall(r"^ExecReload=(.*)$", unit, re.MULTILINE)
+    assert check == "/usr/bin/prometheus-qubes-proxy check"
+    assert run("check", f"--config.file={served}").returncode == 0
+    served.write_text("[scrap]\n", encoding="utf-8")
+    assert run("check", f"--config.file={served}").returncode == 1
+    with running(["sleep", str(PATIENCE_SECONDS)]) as waiting:
+        words = shlex.split(hang_up.replace("$MAINPID", str(waiting.pid)))
+        subprocess.run(words, check=True, env={"PATH": "/nowhere"})  # no package but the shell's is needed
+        assert waiting.wait(PATIENCE_SECONDS) == -signal.SIGHUP

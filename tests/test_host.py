@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many file descriptors there are for connections. The limits of a process cannot be reset: so in a child."""
+"""
+The machine: whether it can do what the configuration says, and how many file descriptors there are for connections.
+
+The limits of a process cannot be reset: so in a child.
+"""
 
 import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from federator import host
+from federator import config, host
+from federator.errors import ConfigError, StartError
 from federator.host import FILES_FOR_US, FILES_PER_CALL, MAX_FILES
 from tests.helpers import ROOT
 
@@ -41,3 +47,36 @@ def test_no_limit_is_taken_for_a_large_one(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(resource, "getrlimit", lambda _: unlimited)
     monkeypatch.setattr(resource, "setrlimit", lambda *_: pytest.fail("there is no limit to raise"))
     assert host.files_for_connections(1) == MAX_FILES - FILES_FOR_US - FILES_PER_CALL
+
+
+WORK = '[exporters]\nnode = 9100\n[qubes.work]\nexporters = ["node"]\n'
+
+
+def test_our_own_qube_needs_the_local_transport(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qrexec refuses calls of a qube to itself. dom0 was blamed, and `policy` printed a line that never works."""
+    monkeypatch.setattr(host, "own_name", lambda: "work")
+    with pytest.raises(ConfigError, match=r'qubes\.work: this is the qube .* add transport = "local"'):
+        host.check(config.parse(WORK, Path("/x")))
+    host.check_own_qube(config.parse(WORK + 'transport = "local"\n', Path("/x")))
+    host.check_own_qube(config.parse(WORK.replace("work", "other"), Path("/x")))
+
+
+def test_an_address_that_does_not_resolve_is_named() -> None:
+    """It was "Unknown error -3", and only at the start."""
+    settings = config.parse(WORK + "[web]\nlisten_addresses = ['no.such.host.invalid:8199']\n", Path("/x"))
+    with pytest.raises(StartError, match=r"no\.such\.host\.invalid:8199: the host name has no address \("):
+        host.check_addresses(settings)
+    host.check_addresses(
+        config.parse(WORK + "[web]\nlisten_addresses = [':1', '127.0.0.1:1', 'unix:/x']\n", Path("/x"))
+    )
+
+
+def test_addresses_are_written_as_they_are_configured() -> None:
+    """With brackets around those of IPv6."""
+    addresses: list[tuple[str, int] | Path] = [("::1", 8199), ("127.0.0.1", 8199), ("", 8199), Path("/run/x.sock")]
+    assert [host.written(address) for address in addresses] == [
+        "[::1]:8199",
+        "127.0.0.1:8199",
+        ":8199",
+        "unix:/run/x.sock",
+    ]

@@ -89,3 +89,25 @@ def test_a_log_that_nobody_reads_is_not_waited_for() -> None:
     assert dropped is not None
     assert len(re.findall('msg="line ', text)) + int(dropped[1]) == 3000
     assert text.endswith('msg="the last one"\n')
+
+
+LOGS = """
+import logging
+from federator import journal
+journal.set_up("debug", "logfmt")
+for level in ("debug", "info", "warning", "error", "critical"):
+    getattr(logging.getLogger("x"), level)("hello")
+"""
+
+
+@pytest.mark.parametrize("journald", [True, False], ids=["journald", "a pipe"])
+def test_lines_for_journald_have_their_priority(*, journald: bool) -> None:
+    """`journalctl -p warning` showed nothing. Elsewhere, there is nothing before a line."""
+    read, write = os.pipe()
+    found = os.fstat(write)
+    environment = {**os.environ, "JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino if journald else 0}"}
+    subprocess.run([sys.executable, "-c", LOGS], cwd=ROOT, env=environment, stderr=write, check=True)
+    os.close(write)
+    with os.fdopen(read, encoding="utf-8") as pipe:
+        begins = [line.partition("ts=")[0] for line in pipe]
+    assert begins == (["<7>", "<6>", "<4>", "<3>", "<3>"] if journald else [""] * 5)

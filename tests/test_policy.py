@@ -21,6 +21,7 @@ def test_qubes_are_called_with_the_ports_of_their_exporters() -> None:
     """In columns and in the order of the file, dom0 by the name it has in its policy. Halted qubes stay halted."""
     assert lines(WORK + NET + ADMIN) == [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
+        "# dom0 takes the first line that fits; in a file sorted after 90-prometheus-proxy.policy, they do nothing",
         "# net may read these ports of these qubes; halted ones are not started",
         "ruddo.PrometheusProxy  +9100+9256  net  work      allow autostart=no",
         "ruddo.PrometheusProxy  +9100       net  @adminvm  allow",
@@ -32,14 +33,14 @@ def test_qubes_are_called_with_the_ports_of_their_exporters() -> None:
 
 def test_a_qube_with_one_port_needs_one_line() -> None:
     """Upstream's service takes the same call."""
-    assert lines("[qubes.work]\nexporters = ['node']\n")[2:] == [
+    assert lines("[qubes.work]\nexporters = ['node']\n")[3:] == [
         "ruddo.PrometheusProxy  +9100  net  work  allow autostart=no"
     ]
 
 
 def test_discovery_by_admin_vm_list_needs_a_line_for_each_qube() -> None:
     """dom0 lists only those; the qubes that may be found have a tag."""
-    assert lines(WORK + ADMIN + "[discovery]\nexporters = ['node']\n")[2:9] == [
+    assert lines(WORK + ADMIN + "[discovery]\nexporters = ['node']\n")[3:10] == [
         "ruddo.PrometheusProxy  +9100+9256  net  work            allow autostart=no",
         "ruddo.PrometheusProxy  +9100       net  @adminvm        allow",
         "ruddo.PrometheusProxy  +9100       net  @tag:monitored  allow autostart=no",
@@ -52,7 +53,7 @@ def test_discovery_by_admin_vm_list_needs_a_line_for_each_qube() -> None:
 
 def test_discovery_by_our_service_needs_one_line() -> None:
     """It names all qubes that run."""
-    assert lines("[qubes.work]\nexporters = ['node']\n[discovery]\nsource = 'ruddo.PrometheusDiscover'\n")[2:] == [
+    assert lines("[qubes.work]\nexporters = ['node']\n[discovery]\nsource = 'ruddo.PrometheusDiscover'\n")[3:] == [
         "ruddo.PrometheusProxy     +9100  net  work      allow autostart=no",
         "ruddo.PrometheusDiscover  *      net  @adminvm  allow target=dom0",
     ]
@@ -65,10 +66,19 @@ def test_no_line_is_needed_without_qrexec() -> None:
 
 def test_discovery_of_states_alone_still_asks_dom0() -> None:
     """With nothing to call over qrexec, one line is left."""
-    assert lines(NET + "[discovery]\n")[2:] == ["admin.vm.List  *  net  @adminvm  allow target=dom0"]
+    assert lines(NET + "[discovery]\n")[3:] == ["admin.vm.List  *  net  @adminvm  allow target=dom0"]
 
 
 def test_outside_of_qubes_the_lines_are_for_sys_net() -> None:
     """A host name that no qube can have would make dom0 refuse all of its policy."""
     for name in ("my host", "", "dom0", "-x"):
-        assert lines(WORK, name)[2].split()[2] == "sys-net"
+        assert lines(WORK, name)[3].split()[2] == "sys-net"
+
+
+def test_a_numbered_disposable_will_be_another_qube_tomorrow() -> None:
+    """A lasting line for it would allow that one, too: the tag of its template is named. It was allowed silently."""
+    settings = config.load(Path(__file__).parent / "field" / "config-numbered-disposable.toml")
+    (said,) = [line for line in policy_lines(settings, "net") if "another disposable later" in line]
+    assert said.startswith("# qubes.disp4711: ")
+    assert "qvm-tags TEMPLATE add monitored" in said
+    assert not any("another disposable" in line for line in lines(WORK))

@@ -96,6 +96,13 @@ async def test_a_name_nobody_configured_is_refused(client: Client, query: str, w
     assert words in text.decode()
 
 
+async def test_forward_refuses_parameters_that_it_does_not_know(client: Client) -> None:
+    """As /metrics does; one of them may have been meant to narrow the answer."""
+    answer, text = await asked(client, "/forward?target=work&port=9100&exporter=node")
+    assert answer.status == 400
+    assert b"no parameter 'exporter'" in text
+
+
 async def test_gzip_where_it_is_asked_for(client: Client) -> None:
     """As every Prometheus does."""
     answer, page = await asked(client, "/metrics", **{"Accept-Encoding": "gzip"})

@@ -7,6 +7,7 @@ stdin, which this process holds, the daemon is told to stop, and the copy is del
 """
 
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -97,7 +98,8 @@ def main() -> int:
         try:
             url = f"http://127.0.0.1:{port}"
             if wait_until_ready(url, daemon):
-                print(WELCOME.format(url=url, python=sys.executable, config=config), flush=True)
+                python, file = shlex.quote(sys.executable), shlex.quote(str(config))
+                print(WELCOME.format(url=url, python=python, config=file), flush=True)
                 daemon.wait()
             print(f"The daemon ended by itself, with status {daemon.returncode}; its last messages are above.")
         except KeyboardInterrupt:

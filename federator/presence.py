@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+Whether the daemon is there for Prometheus: its service flag, its port, and a configuration that its user can read.
+
+Owns these questions of `check` and `scrape`, which work without the daemon and could say that all is well while nothing
+answers. Must not know what is scraped.
+"""
+
+import os
+import pwd
+import socket
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+from federator import host
+from federator.model import Address, Config
+
+# Made at the start of a qube, with an empty file for each service flag that dom0 gave it.
+SERVICE_FLAGS = Path("/run/qubes-service")
+FLAG = "prometheus-qubes-proxy"
+# The user of the systemd unit.
+UNIT_USER = "user"
+# A daemon of this qube answers in microseconds.
+CONNECT_SECONDS = 2.0
+
+
+def missing(addresses: Iterable[Address]) -> str | None:
+    """What keeps Prometheus from a daemon in this qube, and the remedy; None if nothing does, or this is no qube."""
+    if not SERVICE_FLAGS.is_dir():
+        return None
+    if not (SERVICE_FLAGS / FLAG).exists():
+        return (
+            f"the daemon does not start in this qube: it has no service flag; in dom0: qvm-service --enable"
+            f" {host.own_name()} {FLAG}, then restart the qube"
+        )
+    silent = [host.written(address) for address in addresses if not _answers(address)]
+    if silent:
+        return f"the daemon does not listen on {' and '.join(silent)}; start it: sudo systemctl restart {FLAG}"
+    return None
+
+
+def _answers(address: Address) -> bool:
+    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.settimeout(CONNECT_SECONDS)
+        try:
+            # To an address that stands for all of them, the kernel connects as to loopback.
+            sock.connect(str(address) if isinstance(address, Path) else address)
+        except OSError:
+            return False
+    return True
+
+
+def unreadable(settings: Config, web_file: Path | None) -> list[str]:
+    """A line for each file that we can read as root, and the daemon as the unit's user cannot."""
+    if os.geteuid() != 0:
+        return []
+    try:
+        user = pwd.getpwnam(UNIT_USER)
+    except KeyError:
+        return []
+    tls = settings.web.tls
+    named = [settings.path, web_file, *((tls.cert, tls.key, tls.client_ca) if tls else ())]
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    return [
+        f"{path}: the daemon runs as {UNIT_USER}, who cannot read this file; give it to the group: chgrp {UNIT_USER}"
+        " and chmod g+r, and let the group into its folders"
+        for path in named
+        if isinstance(path, Path) and not _readable(path, user, groups)
+    ]
+
+
+def _readable(path: Path, user: pwd.struct_passwd, groups: list[int]) -> bool:
+    words = ["test", "-r", str(path)]
+    done = subprocess.run(words, user=user.pw_uid, group=user.pw_gid, extra_groups=groups, check=False)
+    return done.returncode == 0
