@@ -56,6 +56,33 @@ def test_too_many_names_are_noticed_at_once(judged: list[bytes]) -> None:
     assert read(b"".join(b"n%d 1\n" % number for number in range(6_000)), limits=more).samples == 6_000
 
 
+def test_lines_are_counted_in_turns() -> None:
+    """Before the first of them is read."""
+    body = b"\n" * (4 * exposition.COUNTED_BYTES)
+    work = reader().read(body)
+    for _ in range(3):
+        next(work)
+    with pytest.raises(SampleLimitError, match="4194304 lines"):
+        next(work)
+
+
+def test_a_large_family_is_joined_in_turns() -> None:
+    """Its blocks have few bytes each, and are the same lines as those of a text that has a shape."""
+    good = b"".join(b'm{n="%d",filler="%s"} %d\n' % (n, b"x" * 4000, n) for n in range(1000))
+    reading = read(good + b"!\n")
+    assert (reading.lines_dropped, reading.samples) == (1, 1000)
+    assert max(map(len, reading.blocks)) <= 2 * exposition.STEP_BYTES
+    assert b"".join(reading.blocks) == b"".join(read(good).blocks)
+
+
+def test_sections_are_known_by_the_first_bytes() -> None:
+    """So a large text is not searched to its end. The first line counts, too."""
+    long = b"m 1\n" * (1 << 18)
+    assert shape.separator_of(b"# HELP m x\n# TYPE m gauge\n" + long) == b"\n# HELP "
+    assert shape.separator_of(b"# TYPE m gauge\n" + long + b"# HELP n x\n") == b"\n# TYPE "
+    assert shape.separator_of(long + b"# TYPE n gauge\n") == b"\n# HELP "
+
+
 def test_long_names_are_too_many_sooner() -> None:
     """What a name costs grows with its length."""
     with pytest.raises(SampleLimitError, match="1280000 bytes"):

@@ -17,7 +17,8 @@ Work is done in slices, with a `yield` after each: the caller decides who is nex
 does not delay the others. Everything before the first slice is linear and bounded by `Limits`.
 """
 
-from collections.abc import Generator, Sequence
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
 
@@ -36,6 +37,10 @@ from federator.text.timestamp import Timestamps
 
 # Room for HELP, TYPE, blank lines and comments around every sample; a list of 16 million empty lines is no exposition.
 MAX_LINES_PER_SAMPLE = 4
+# Bytes in which these lines are counted between two yields: some 2 ms at most, where each line is empty.
+COUNTED_BYTES = 1 << 20
+# Bytes that are joined to blocks between two yields: some 2 ms, and the largest line on top.
+STEP_BYTES = 512 << 10
 # Metric names in one text, and bytes of all of them: each name costs something whenever the page is planned anew. The
 # recordings have up to 700 names; exporters with some thousands are known, with about 60 bytes each. Where the
 # configuration allows more samples, a tenth as many names are allowed.
@@ -77,7 +82,7 @@ class Reader:
         SampleLimitError or LabelLimitError where the target exceeds what it may send. Nothing else, whatever the bytes
         are.
         """
-        self._check_size(untrusted_body)
+        yield from self._check_size(untrusted_body)
         self._allowance.renew()
         timestamps = Timestamps(untrusted_body, now, self._limits.timestamp_age)
         last = self._memory.recall(self._target)
@@ -88,7 +93,7 @@ class Reader:
                 return shape.reading
         return (yield from self._read_lines(untrusted_body, timestamps, last.families if last else ()))
 
-    def _check_size(self, untrusted_body: bytes) -> None:
+    def _check_size(self, untrusted_body: bytes) -> Generator[None, None, None]:
         limits = self._limits
         if len(untrusted_body) > limits.body_size:
             raise BodySizeLimitError(f"larger than {limits.body_size} bytes (scrape.body_size_limit)")
@@ -97,7 +102,14 @@ class Reader:
         if not untrusted_body.endswith(b"\n"):
             raise ExpositionError("its text is cut: there is no newline at the end")
         most = limits.samples * MAX_LINES_PER_SAMPLE + SLICE_LINES
-        if len(untrusted_body) > most and (count := untrusted_body.count(b"\n")) > most:
+        if len(untrusted_body) <= most:
+            return
+        count = 0
+        for start in range(0, len(untrusted_body), COUNTED_BYTES):
+            if start:
+                yield
+            count += untrusted_body.count(b"\n", start, start + COUNTED_BYTES)
+        if count > most:
             raise SampleLimitError(f"{count} lines, far more than {limits.samples} samples need (scrape.sample_limit)")
 
     def _follow(
@@ -211,23 +223,45 @@ def _reading(
     """
     The lines of a text that has no shape, such as one of which something was dropped.
 
-    `families` are those of an earlier text: if they are still the same, the reading has the same object.
+    `families` are those of an earlier text: if they are still the same, the reading has the same object. A family of
+    many bytes has several blocks.
     """
-    blocks: dict[Family, list[bytes]] = {}
-    samples = 0
-    for first in range(0, len(lines), STEP_LINES):
-        step: dict[Family, list[bytes]] = {}
-        for line in lines[first : first + STEP_LINES]:
+    finished: list[tuple[Family, bytes]] = []
+    blocks: defaultdict[Family, list[bytes]] = defaultdict(list)
+    for step in _steps(lines):
+        of_step: defaultdict[Family, list[bytes]] = defaultdict(list)
+        for line in step:
             if line.family is not None:
-                step.setdefault(line.family, []).append(line.start + line.value + b"\n")
-        for family, pieces in step.items():
-            samples += len(pieces)
-            blocks.setdefault(family, []).append(b"".join(pieces))
+                of_step[line.family].append(line.start + line.value + b"\n")
+        for family, pieces in of_step.items():
+            blocks[family].append(b"".join(pieces))
+            if sum(map(len, blocks[family])) > STEP_BYTES:
+                finished.append((family, b"".join(blocks.pop(family))))
+                yield
         yield
+    size = 0
+    for family, pieces in blocks.items():
+        finished.append((family, b"".join(pieces)))
+        size += len(finished[-1][1])
+        if size > STEP_BYTES:
+            size = 0
+            yield
+    found = tuple([family for family, _ in finished])
     return Reading(
-        families=families if families == tuple(blocks) else tuple(blocks),
-        blocks=[b"".join(block) for block in blocks.values()],
-        samples=samples,
+        families=families if families == found else found,
+        blocks=[block for _, block in finished],
+        samples=sum(line.family is not None for line in lines),
         lines_dropped=dropped.count,
         complaint=dropped.complaint,
     )
+
+
+def _steps(lines: Sequence[PageLine]) -> Iterable[Sequence[PageLine]]:
+    """The lines in steps of so many lines or bytes."""
+    start = size = 0
+    for index, line in enumerate(lines):
+        size += len(line.start)
+        if size > STEP_BYTES or index - start >= STEP_LINES:
+            yield lines[start : index + 1]
+            start, size = index + 1, 0
+    yield lines[start:]
