@@ -406,11 +406,15 @@ def test_an_exporter_on_the_other_loopback_address(service: StartService) -> Non
         heard.append(connection.recv(4096))
         connection.sendall(reply(b"m 6\n"))
 
-    with raw_server(answer, "::1") as port:
-        assert one_answer(service, port).body == b"m 6\n"
-        assert b"\r\nHost: [::1]:%d\r\n" % port in heard[0]
-        with raw_server(raw(reply(b"m 4\n")), port=port):
-            assert one_answer(service, port).body == b"m 4\n"
+    with socket.socket() as reserved:  # or another test might listen there
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        with raw_server(answer, "::1", port):
+            assert one_answer(service, port).body == b"m 6\n"
+            assert b"\r\nHost: [::1]:%d\r\n" % port in heard[0]
+            with raw_server(raw(reply(b"m 4\n")), port=port):
+                assert one_answer(service, port).body == b"m 4\n"
 
 
 @pytest.mark.parametrize(
