@@ -10,7 +10,7 @@ from itertools import product
 
 from tests.helpers import recording
 
-NAMES = (b"m", b"m:x", b"_", b":", b"9m", b"m-x", b"m.x", b"m\xc3\xa9", b"m\x00", b"", b"up", b"scrape_x", b"qubes_proxy_qube_up", b"ALERTS", b"m{", b'{"m"}', b"\xff", b"m\r", b"#m", b" m", b"NaN")  # fmt: skip
+NAMES = (b"m", b"m:x", b"_", b":", b"9m", b"m-x", b"m.x", b"m\xc3\xa9", b"m\x00", b"", b"up", b"scrape_series_added", b"qubes_proxy_qube_up", b"ALERTS", b"m{", b'{"m"}', b"\xff", b"m\r", b"#m", b" m", b"NaN")  # fmt: skip
 LABELS = (
     b"", b"{}", b"{,}", b'{a="b"}', b'{a="b",}', b'{a="b",,}', b'{a="b" c="d"}', b'{a="b",a="c"}', b"{a=b}", b'{a="b"', b'a="b"}',
     b'{a="\\"}', b'{a="\\n\\\\\\""}', b'{a="\\x"}', b'{a="\n"}', b'{a="\r"}', b'{a="\x00"}', b'{a="\xff"}', b'{a="\xc3\xa9\xe2\x80\xa8"}',
@@ -50,7 +50,7 @@ FAMILIES = {
     "typed in the middle": b'm{a="1"} 1\n# TYPE m gauge\nm{a="2"} 1\n# HELP m late\n',
     "duplicates": b'm 1\nm 1\nm{} 2\nm{a=""} 3\nm{a="b",c="d"} 1\nm{c="d",a="b"} 2\n',
     "duplicates once labelled": b'm{qube="x"} 1\nm{exported_qube="x"} 2\nm{qube="x",exported_qube="x"} 3\n',
-    "duplicates by another name": b"up 1\nexported_up 2\nscrape_x 1\nexported_scrape_x 2\n",
+    "duplicates by another name": b"up 1\nexported_up 2\nscrape_series_added 1\nexported_scrape_series_added 2\n",
     "in the name of another": b'm{qube="work",exporter="node"} 666\nwork_samples{qube="work",exporter="node"} 666\n',
     "our gauges": b'qubes_proxy_qube_up{qube="work"} 0\nqubes_proxy_exporter_up 0\nup 0\nscrape_duration_seconds 9\n',
     "HTML": b"<!doctype html>\n<html><body>Sign in</body></html>\n",

@@ -61,6 +61,11 @@ KEPT = {
         'qubes_proxy_qube_up{qube="vault"} 1',
         'exported_qubes_proxy_qube_up{MINE,exported_qube="vault"} 1',
     ),
+    "a series of the scrape that Prometheus writes on demand": (
+        "scrape_body_size_bytes 99",
+        "exported_scrape_body_size_bytes{MINE} 99",
+    ),
+    "a name of an exporter that starts as those do": ("scrape_error 0", "scrape_error{MINE} 0"),
     "an alert": ('ALERTS{alertname="x"} 1', 'exported_ALERTS{MINE,alertname="x"} 1'),
     "not up": ("upper 1", "upper{MINE} 1"),
 }
@@ -231,8 +236,8 @@ FAMILIES = {
     ),
     "help with escapes": ("# HELP f a\\\\b\\nc\\d\nf 1\n", [("f", None, r"a\\b\nc\\d")]),
     "a reserved histogram moves whole": (
-        '# TYPE scrape histogram\nscrape_bucket{le="+Inf"} 1\nscrape_sum 1\nscrape_count 1\n',
-        [("exported_scrape", "histogram", "")],
+        '# TYPE qubes_proxy histogram\nqubes_proxy_bucket{le="+Inf"} 1\nqubes_proxy_sum 1\nqubes_proxy_count 1\n',
+        [("exported_qubes_proxy", "histogram", "")],
     ),
     "a reserved summary moves whole": (
         '# TYPE up summary\nup{quantile="0.5"} 1\nup_sum 1\nup_count 1\n',

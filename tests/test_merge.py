@@ -86,15 +86,16 @@ DISAGREEMENTS = {
         [
             "# TYPE f counter\nf 1\n",
             (
-                "# HELP scrape_f a\n# TYPE scrape_f gauge\nscrape_f 1\n# TYPE exported_scrape_f gauge\n"
-                'exported_scrape_f{x="1"} 2\nf 3\nexported_scrape_f{x="2"} 4\n'
+                "# HELP qubes_proxy_f a\n# TYPE qubes_proxy_f gauge\nqubes_proxy_f 1\n"
+                "# TYPE exported_qubes_proxy_f gauge\n"
+                'exported_qubes_proxy_f{x="1"} 2\nf 3\nexported_qubes_proxy_f{x="2"} 4\n'
             ),
-            "# TYPE exported_scrape_f counter\nexported_scrape_f 5\n",
-            "# TYPE exported_scrape_f counter\nexported_scrape_f 6\n",
+            "# TYPE exported_qubes_proxy_f counter\nexported_qubes_proxy_f 5\n",
+            "# TYPE exported_qubes_proxy_f counter\nexported_qubes_proxy_f 6\n",
         ],
         (
-            '# TYPE exported_scrape_f counter\nexported_scrape_f{1} 1\nexported_scrape_f{1,x="1"} 2\n'
-            'exported_scrape_f{1,x="2"} 4\nexported_scrape_f{2} 5\nexported_scrape_f{3} 6\n'
+            '# TYPE exported_qubes_proxy_f counter\nexported_qubes_proxy_f{1} 1\nexported_qubes_proxy_f{1,x="1"} 2\n'
+            'exported_qubes_proxy_f{1,x="2"} 4\nexported_qubes_proxy_f{2} 5\nexported_qubes_proxy_f{3} 6\n'
             "# TYPE f counter\nf{0} 1\nf{1} 3\n"
         ),
     ),

@@ -35,7 +35,7 @@ ODD = {
     "TYPE alone": b'# TYPE a gauge\na 1\n# TYPE h histogram\nh_bucket{le="1"} 1\nh_bucket{le="+Inf"} 2\nh_sum 3\n',
     "all sorts": b'# HELP a text\n\n# a comment\na 1\n# HELP b text\nb{x="y"}  2 123\nb{x="z"}\t3\n\tb 4\nc{}5\n',
     "our labels": b'# HELP a text\na{qube="x",exporter="y"} 1\na{qube="z"} 2\na 3\n',
-    "reserved": b"# HELP up text\n# TYPE up gauge\nup 1\n# HELP scrape_x text\nscrape_x 2\nexported_scrape_y 3\n",
+    "reserved": b"# HELP up text\n# TYPE up gauge\nup 1\n# HELP ALERTS text\nALERTS 2\nexported_scrape_x 3\n",
     "in places": b'# HELP a text\na{x="1"} 1\n# HELP b text\nb 1\na{x="2"} 2\n# HELP c text\nc 1\nb{x="1"} 1\n',
     "dropped by config": b"# HELP go_x text\ngo_x 1\n# HELP a text\na 1\ngo_y 2\n# HELP go_z text\ngo_z 1\n",
     "carriage returns": b"# HELP a text\r\na 1\r\n# HELP b text\r\nb 2\r\n",

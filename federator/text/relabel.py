@@ -13,9 +13,23 @@ from federator.model import Family, Target
 from federator.text.escaping import labels_text
 from federator.text.value import canonical
 
-# These would be taken for Prometheus' own series of the scrape, for its alerts, or for ours.
-_RESERVED_NAMES = frozenset({"up", "ALERTS", "ALERTS_FOR_STATE"})
-_RESERVED_PREFIXES = ("scrape_", "qubes_proxy_")
+# Prometheus writes these itself: for each scrape (scrape/scrape.go, the last three with the feature
+# extra-scrape-metrics), and for alerts. Other names with `scrape_` are exporters', such as the kubelet's scrape_error.
+_RESERVED_NAMES = frozenset(
+    {
+        "up",
+        "scrape_duration_seconds",
+        "scrape_samples_scraped",
+        "scrape_samples_post_metric_relabeling",
+        "scrape_series_added",
+        "scrape_timeout_seconds",
+        "scrape_sample_limit",
+        "scrape_body_size_bytes",
+        "ALERTS",
+        "ALERTS_FOR_STATE",
+    }
+)
+_RESERVED_PREFIX = "qubes_proxy_"
 _EXPORTED = "exported_"
 # Prometheus 3 writes the numbers in these labels in its own way, if the type is histogram or summary. The type on the
 # page depends on what other targets say; a series must not. So the numbers are written so here, whatever the type is.
@@ -46,7 +60,7 @@ class Relabeling:
         """The name on the page of a metric that belongs to this family; None if the configuration drops it."""
         if any(pattern.fullmatch(name) for pattern in self._drop):
             return None
-        # A histogram moves as a whole: `scrape` itself is not reserved, but its `scrape_count` is.
+        # A histogram moves as a whole: `qubes_proxy` itself is not reserved, but its `qubes_proxy_count` is.
         parts = family.name + "_" if family.type in ("histogram", "summary") else name
         if _is_reserved(family.name) or _is_reserved(parts):
             return PageName(family._replace(name=_EXPORTED + family.name), (_EXPORTED + name).encode())
@@ -81,4 +95,4 @@ def page_labels(labels: Sequence[tuple[str, str]]) -> bytes:
 
 
 def _is_reserved(name: str) -> bool:
-    return name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIXES)
+    return name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIX)
