@@ -55,7 +55,7 @@ MIN_MEMORY = 6 << 20
 MAX_MEMORY = 1 << 40
 # A line of a text has at most 16 KiB, so there cannot be more labels, nor longer ones, that mean anything.
 MAX_LABELS = 1000
-MAX_LABEL_LENGTH = 10_000
+MAX_LABEL_LENGTH = 16 << 10
 # 100 years: as good as no limit.
 MAX_TIMESTAMP_AGE_SECONDS = 100 * 31_536_000.0
 # An open call has two buffers. They are made of grant pages, and a qube has 4 MiB of those.

@@ -17,10 +17,10 @@ Every exception raised on purpose. Anything else is a bug of ours: it is not cau
             ProtocolError             the qube's end broke the protocol
             ExporterUnreachableError  the service could not get an answer out of the exporter
             HttpError                 the exporter's answer is not the HTTP that a scrape needs
-            ExpositionError           no line of its text could be passed on, or the text is cut
+            ExpositionError           none of its lines could be passed on, or it is cut, or it is a web page
             BodySizeLimitError        }
             SampleLimitError          } the target exceeds the limit of that name
-            LabelLimitError           }
+            LabelLimitError           } (one series too long is dropped; where nothing else is there, it is this)
 
 The message of a ScrapeError is for people: one line, in Qubes' words, with the remedy where there is one. Bytes of a
 qube stand in it only through `shown`.
@@ -133,7 +133,7 @@ class SampleLimitError(ScrapeError):
 
 
 class LabelLimitError(ScrapeError):
-    """A series exceeds one of the scrape.label_* limits."""
+    """Nothing of the text is left, and a series exceeds one of the scrape.label_* limits."""
 
     reason = "label_limit"
 

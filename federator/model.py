@@ -82,9 +82,9 @@ class Limits:
 
     body_size: int = 16 << 20
     samples: int = 50_000
-    labels: int = 64
-    label_name_length: int = 256
-    label_value_length: int = 4096
+    labels: int = 256
+    label_name_length: int = 1024
+    label_value_length: int = 16 << 10
     timestamp_age: float = 3600.0
 
 

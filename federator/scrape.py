@@ -241,7 +241,7 @@ class Scraper:
             error = reasons.no_text(answer, self.fleet.config.scrape.limits.body_size)
             if error is None:
                 async with asking.deadline.limit():
-                    reading = await self._read_text(target, asking.readers[target], answer.text)
+                    reading = await self._read_text(target, asking.readers[target], answer)
         except ScrapeError as failed:
             error = failed.bare()
         except TimeoutError:
@@ -257,12 +257,13 @@ class Scraper:
         page_size = max(body_size, sum(map(len, reading.blocks))) if reading else 0
         asking.add(Outcome(target, seconds, body_size, reading, error, page_size))
 
-    async def _read_text(self, target: Target, reader: Reader, untrusted_body: bytes) -> Reading:
+    async def _read_text(self, target: Target, reader: Reader, answer: Answer) -> Reading:
         """Read it in turns with others, unless there is too much to be read, and its qube has most of it."""
-        holder = TextBeingRead(target.qube)
+        untrusted_body, holder = answer.text, TextBeingRead(target.qube)
         try:
             self.fleet.texts.hold(holder, len(untrusted_body))
-            return await self.scheduler.run(reader.read(untrusted_body, time.time() * 1000), len(untrusted_body))
+            reading = reader.read(untrusted_body, time.time() * 1000, answer.content_type)
+            return await self.scheduler.run(reading, len(untrusted_body))
         except asyncio.CancelledError:
             if holder.was_cancelled_for_that():
                 raise reasons.too_much_at_once() from None

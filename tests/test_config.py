@@ -26,7 +26,7 @@ def test_a_small_file_is_enough() -> None:
     assert settings.targets == (Target("work", Exporter("node", 9100)),)
     assert settings.web.listen_addresses == (("0.0.0.0", 8199),)
     assert (settings.scrape.timeout, settings.scrape.timeout_offset) == (10.0, 0.5)
-    assert settings.scrape.limits == Limits(16 << 20, 50_000, 64, 256, 4096)
+    assert settings.scrape.limits == Limits(16 << 20, 50_000, 256, 1024, 16_384)
     assert (settings.qrexec.client, settings.qrexec.buffer_size) == ("qrexec-client-vm", 16 << 10)
     assert (settings.qrexec.backoff_initial, settings.qrexec.backoff_max) == (5.0, 300.0)
     assert settings.qrexec.local_service == Path("/etc/qubes-rpc/ruddo.PrometheusProxy")
@@ -230,7 +230,7 @@ FAULTS = {
         "qubes.work.labels.qube: this label has a meaning of its own",
     ),
     "a label of histograms": (WORK + "labels = { le = '1' }\n", "qubes.work.labels.le: this label has a meaning"),
-    "an empty label": (WORK + "labels = { a = '' }\n", "qubes.work.labels.a: the value must have 1 to 4096 bytes"),
+    "an empty label": (WORK + "labels = { a = '' }\n", "qubes.work.labels.a: the value must have 1 to 16384 bytes"),
     "a number as label": (WORK + "labels = { a = 1 }\n", "qubes.work.labels.a: expected a text in quotes, not a whole"),
     "a date": (
         "[scrape]\ntimeout = 2020-01-01\n" + WORK,
@@ -343,8 +343,8 @@ RANGES = [
     ("scrape.min_interval", "'0'", "'1m'", "'-1s'", "'60001ms'"),
     ("scrape.memory_limit", "'6MiB'", "'1024GiB'", "'6143KiB'", "'1025GiB'"),
     ("scrape.label_limit", "1", "1000", "0", "1001"),
-    ("scrape.label_name_length_limit", "1", "10_000", "0", "10_001"),
-    ("scrape.label_value_length_limit", "1", "10_000", "0", "10_001"),
+    ("scrape.label_name_length_limit", "1", "16_384", "0", "16_385"),
+    ("scrape.label_value_length_limit", "1", "16_384", "0", "16_385"),
     ("qrexec.buffer_size", "'1KiB'", "'1MiB'", "1023", "1048577"),
     ("qrexec.connect_limit", "1", "64", "0", "65"),
     ("qrexec.backoff_max", "'5s'", "'1d'", "'4999ms'", "'86400001ms'"),

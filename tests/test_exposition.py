@@ -72,43 +72,43 @@ KEPT = {
 
 # Lines that cannot be passed on, with a word of the complaint.
 DROPPED = {
-    "a quoted name": ('{"foo"} 1', "not a sample"),
-    "a newline in a quoted name": ('{"foo\\n"} 1', "not a sample"),
-    "no name": ("{a} 1", "not a sample"),
-    "a quoted label name": ('foo{"a"="b"} 1', "not a sample"),
-    "an empty label name": ('foo{""="c"} 1', "not a sample"),
-    "a digit first": ("1foo 1", "not a sample"),
-    "a dash": ("foo-bar 1", "not a sample"),
-    "a non-ASCII name": ("größe 1", "not a sample"),
-    "a label with a dash": ('foo{a-b="c"} 1', "not a sample"),
-    "a label twice": ('foo{a="1",a="2"} 1', "refuses|twice"),
-    "__name__": ('foo{__name__="bar"} 1', "refuses|__"),
-    "a label of Prometheus' own": ('foo{__meta_x="bar"} 1', "refuses|__"),
-    "two sets of labels": ('foo{a="b"}{c="d"} 1', "no number"),
-    "a missing comma": ('foo{a="b" c="d"} 1', "not a sample"),
-    "two commas": ('foo{a="b",,} 1', "not a sample"),
-    "a comma first": ('foo{,a="b"} 1', "not a sample"),
-    "another operator": ('foo{a!="b"} 1', "not a sample"),
-    "no closing brace": ('foo{a="b" 1', "not a sample"),
-    "no closing quote": ('foo{a="b} 1', "not a sample"),
-    "no value": ("foo", "not a sample"),
-    "no value after labels": ('foo{a="b"}', "not a sample"),
-    "too many numbers": ("foo 7 1 2 3", "not a sample"),
-    "out of range": ("foo 1e999", "no number"),
-    "out of range in digits": ("foo " + "9" * 400, "no number"),
-    "hexadecimal": ("foo 0x1p3", "no number"),
-    "an underscore": ("foo 1_000", "no number"),
+    "a quoted name": ('{"foo"} 1', "needs Prometheus 3"),
+    "a newline in a quoted name": ('{"foo\\n"} 1', "needs Prometheus 3"),
+    "no name": ("{a} 1", "name is missing"),
+    "a quoted label name": ('foo{"a"="b"} 1', "needs Prometheus 3"),
+    "an empty label name": ('foo{""="c"} 1', "needs Prometheus 3"),
+    "a digit first": ("1foo 1", "start with '1'"),
+    "a dash": ("foo-bar 1", "have '-'"),
+    "a non-ASCII name": ("größe 1", r"have '\\xf6'"),
+    "a label with a dash": ('foo{a-b="c"} 1', "have '-'"),
+    "a label twice": ('foo{a="1",a="2"} 1', "twice"),
+    "__name__": ('foo{__name__="bar"} 1', "start with __"),
+    "a label of Prometheus' own": ('foo{__meta_x="bar"} 1', "start with __"),
+    "two sets of labels": ('foo{a="b"}{c="d"} 1', "one pair of braces"),
+    "a missing comma": ('foo{a="b" c="d"} 1', "comma is missing behind label 'a'"),
+    "two commas": ('foo{a="b",,} 1', "no label before"),
+    "a comma first": ('foo{,a="b"} 1', "no label before"),
+    "another operator": ('foo{a!="b"} 1', "have '!'"),
+    "no closing brace": ('foo{a="b" 1', "closing brace is missing"),
+    "no closing quote": ('foo{a="b} 1', "'a' does not end"),
+    "no value": ("foo", "value is missing"),
+    "no value after labels": ('foo{a="b"}', "value is missing"),
+    "too many numbers": ("foo 7 1 2 3", "'2 3' stands behind"),
+    "out of range": ("foo 1e999", "out of the range"),
+    "out of range in digits": ("foo " + "9" * 400, "out of the range"),
+    "hexadecimal": ("foo 0x1p3", "hexadecimal"),
+    "an underscore": ("foo 1_000", "between the digits"),
     "a signed NaN": ("foo +NaN", "no number"),
     "digits of another script": ("foo \u0661", "no number"),
     "a word": ("foo bar", "no number"),
-    "a no-break space": ("foo\u00a01", "not a sample"),
-    "a vertical tab": ("foo\v1", "not a sample"),
-    "a form feed at the end": ("foo 1\f", "no number"),
-    "a carriage return within": ("foo\r1", "not a sample"),
-    "a NUL": ("foo\0 1", "not a sample"),
-    "a NUL first": ("\0foo 1", "not a sample"),
-    "a NUL in a label": ('foo{a="\0"} 1', "not a sample"),
-    "HTML": ("<html><body>", "not a sample"),
+    "a no-break space": ("foo\u00a01", r"have '\\xa0'"),
+    "a vertical tab": ("foo\v1", r"have '\\x0b'"),
+    "a form feed at the end": ("foo 1\f", r"'\\x0c' stands behind"),
+    "a carriage return within": ("foo\r1", r"have '\\r'"),
+    "a NUL": ("foo\0 1", "NUL"),
+    "a NUL first": ("\0foo 1", "NUL"),
+    "a NUL in a label": ('foo{a="\0"} 1', "NUL"),
+    "HTML": ("<html><body>", "have '<'"),
     "a long line": ('foo{a="' + "x" * MAX_LINE + '"} 1', "longer than"),
     "blanks without end": (" " * (MAX_LINE + 1) + "x", "longer than"),
     "a type there is not": ("# TYPE foo florp", "no such type|refuses"),
@@ -170,17 +170,19 @@ def test_only_the_lines_that_are_not_utf8_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("body", "error", "why"),
     [
-        (b"", ExpositionError, "empty"),
         (b"foo 1", ExpositionError, "cut"),
         (b"foo 1\nbar 2", ExpositionError, "cut"),
-        (b"\n\n", ExpositionError, "not one sample"),
-        (b"# TYPE foo gauge\n", ExpositionError, "not one sample"),
-        (b"<html>\n</html>\n", ExpositionError, "line 1: not a sample line: '<html>'"),
+        (b"# HELP foo text\nfoo one\n", ExpositionError, "line 2: its value is no number"),
+        (b"# TYPE foo florp\n", ExpositionError, "line 1: no such type"),
+        (b"<html>\n</html>\n", ExpositionError, "a web page, not metrics: '<html>"),
+        (b"\xef\xbb\xbf\r\n <!doctype html>\nfoo 1\n", ExpositionError, "a web page"),
+        (b'<p class="x">up 1', ExpositionError, "a web page"),
         (b"\x1f\x8b\x08\x00\xff\n", ExpositionError, "line 1"),
         (b"a" * 2000 + b"\n", BodySizeLimitError, "1024 bytes"),
         (b"foo 1\nbar 1\nbaz 1\nqux 1\n", SampleLimitError, "more than 3 samples"),
         (b"\n" * 1000, SampleLimitError, "1000 lines"),
-        (b'foo{a="1",b="2",c="3"} 1\n', LabelLimitError, "2 labels"),
+        (b'foo{a="1",b="2",c="3"} 1\n', LabelLimitError, "nothing is left of its text: line 1: more than 2 labels"),
+        (b'foo one\nbar{a="1",b="2",c="3"} 1\n', LabelLimitError, "line 2: more than 2 labels"),
         (b'foo{abcdefghijk="1"} 1\n', LabelLimitError, "10 bytes"),
         (b'foo{a="0123456789abcdefg"} 1\n', LabelLimitError, "16 bytes"),
         ('foo{a="äääääääää"} 1\n'.encode(), LabelLimitError, "16 bytes"),
@@ -190,10 +192,53 @@ def test_only_the_lines_that_are_not_utf8_are_dropped() -> None:
 def test_a_target_is_down_where_nothing_is_left_or_too_much_came(
     body: bytes, error: type[ScrapeError], why: str
 ) -> None:
-    """A target that exceeds a limit fails, as in Prometheus; the reason names the limit."""
+    """The reason names the limit, or the first line that is wrong."""
     limits = Limits(body_size=1024, samples=3, labels=2, label_name_length=10, label_value_length=16)
     with pytest.raises(error, match=re.escape(why)):
         read(body, limits=limits)
+
+
+@pytest.mark.parametrize("body", [b"", b"\n", b"# HELP foo text\n\n", b"# TYPE foo gauge\n", b"  \n# nothing runs\n"])
+def test_a_valid_text_without_samples_is_up(body: bytes) -> None:
+    """As in Prometheus, at the first scrape and after one with samples."""
+    one = reader()
+    for text, samples in ((body, 0), (body, 0), (b"foo 1\n", 1), (body, 0)):
+        reading = finish(one.read(text))
+        assert (reading.samples, reading.lines_dropped, reading.complaint) == (samples, 0, "")
+        assert b"".join(reading.blocks).count(b"\n") == samples
+
+
+def test_html_is_a_web_page_where_it_has_no_samples() -> None:
+    """Some exporters call their metrics text/html: these are metrics all the same."""
+    one = reader(Target(qube="work", exporter=Exporter("node", 9100, (Pattern("dropped"),))))
+    for body in (b"", b"\n# foo\n"):
+        with pytest.raises(ExpositionError, match="a web page"):
+            finish(one.read(body, untrusted_content_type="Text/HTML; charset=utf-8"))
+        assert finish(one.read(body, untrusted_content_type="text/plain")).samples == 0
+    assert finish(one.read(b"foo 1\n", untrusted_content_type="text/html")).samples == 1
+    assert finish(one.read(b"dropped 1\n", untrusted_content_type="text/html")).samples == 0
+
+
+@pytest.mark.parametrize(
+    ("series", "why"),
+    [
+        (b'foo{a="1",b="2",c="3"}', "more than 2 labels"),
+        (b'foo{abcdefghijk="1"}', "10 bytes"),
+        (b'foo{a="0123456789abcdefg"}', "16 bytes"),
+        (b"a_name_of_twenty_bytes", "16 bytes"),
+    ],
+)
+def test_a_series_over_a_limit_on_labels_is_lost_alone(series: bytes, why: str) -> None:
+    """It is dropped and counted at each scrape, and the exporter's others are there."""
+    one = reader(limits=Limits(labels=2, label_name_length=10, label_value_length=16))
+    for value in (1, 2, 3):
+        reading = finish(one.read(b"ok 1\n%b %d\nfine 2\n" % (series, value)))
+        assert lines(reading) == [f"ok{{{MINE}}} 1", f"fine{{{MINE}}} 2"]
+        assert reading.lines_dropped == 1
+        assert "line 2" in reading.complaint
+        assert why in reading.complaint
+        with pytest.raises(LabelLimitError, match=re.escape(why)):
+            finish(one.read(series + b" %d\n" % value))
 
 
 def test_what_is_exactly_at_a_limit_passes() -> None:
@@ -353,7 +398,7 @@ def test_no_bytes_raise_anything_but_our_own_error(parts: list[bytes]) -> None:
         reading = read(body, limits=Limits(body_size=1 << 20))
     except ScrapeError:
         return
-    assert all(STRICT_LINE.fullmatch(line) for line in b"".join(reading.blocks).removesuffix(b"\n").split(b"\n"))
+    assert all(STRICT_LINE.fullmatch(line) for line in b"".join(reading.blocks).split(b"\n")[:-1])
     assert len(b"".join(reading.blocks).split(b"\n")) - 1 == reading.samples
     assert all(f"{{{MINE}".encode() in line for line in b"".join(reading.blocks).split(b"\n") if line)
 

@@ -138,10 +138,12 @@ ALLOWED = {
     "text.content_type": set(),
     "text.escaping": set(),
     "text.allowance": set(),
+    "text.complaint": {"errors"},
     "text.exposition": {
         "errors",
         "model",
         "text.allowance",
+        "text.content_type",
         "text.follow",
         "text.lines",
         "text.memory",
@@ -166,7 +168,7 @@ ALLOWED = {
     "text.memory": {"model", "text.parser", "text.shape"},
     "text.merge": {"model"},
     "text.metadata": {"model", "text.allowance", "text.memory", "text.parser"},
-    "text.parser": {"errors", "model", "text.escaping", "text.value"},
+    "text.parser": {"errors", "model", "text.complaint", "text.escaping", "text.value"},
     "text.relabel": {"model", "text.escaping", "text.value"},
     "text.samples": {
         "errors",

@@ -197,7 +197,7 @@ async def test_a_bug_in_reading_costs_one_target(
     """It is logged with its traceback; the other target has its page."""
     read = Reader.read
 
-    def buggy(self: Reader, body: bytes, now: float) -> Generator[None, None, Reading]:
+    def buggy(self: Reader, body: bytes, now: float, _: str) -> Generator[None, None, Reading]:
         if body.startswith(b"bad"):
             raise ZeroDivisionError
         return read(self, body, now)
@@ -454,7 +454,7 @@ async def test_reading_has_a_time_limit(
 ) -> None:
     """A text that takes for ever to be read is late, and holds up nobody."""
 
-    def endless(_: Reader, body: bytes, __: float) -> Generator[None, None, Reading]:
+    def endless(_: Reader, body: bytes, *__: object) -> Generator[None, None, Reading]:
         begun.append(body)
         while body:
             yield
@@ -555,7 +555,7 @@ async def test_what_was_late_is_asked_anew_while_another_text_is_still_read(
     told.goes_on["work"].set()
     read, reads_on = Reader.read, asyncio.Event()
 
-    def slowly(self: Reader, body: bytes, now: float) -> Generator[None, None, Reading]:
+    def slowly(self: Reader, body: bytes, now: float, _: str) -> Generator[None, None, Reading]:
         while not reads_on.is_set():
             yield
         return (yield from read(self, body, now))

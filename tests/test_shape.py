@@ -164,7 +164,7 @@ def test_a_text_reads_the_same_with_and_without_memory(seed: int, body: str) -> 
     """Invariant 7: pages, counts, complaints and errors are the same, whatever happens to a text."""
     chance = random.Random(seed)
     untrusted = ODD.get(body) or recording(body)
-    limits = Limits(samples=chance.choice([50_000, 50_000, 700]), label_value_length=chance.choice([4096, 60]))
+    limits = Limits(samples=chance.choice([50_000, 50_000, 700]), label_value_length=chance.choice([16_384, 60]))
     warm = Reader(TARGET, limits, Memory(limits))
     for _ in range(6):
         assert told(warm, untrusted) == told(Reader(TARGET, limits, Memory(limits)), untrusted)
@@ -358,16 +358,30 @@ def test_recorded_scrapes_read_the_same_with_and_without_memory(exporter: str) -
         assert told(warm, untrusted) == told(Reader(TARGET, Limits(), Memory(Limits())), untrusted)
 
 
+class LineByLineError(Exception):
+    """The text was not followed."""
+
+
+def read_line_by_line(*_: object) -> None:
+    """What a Reader must not do here."""
+    raise LineByLineError
+
+
+def test_a_text_with_very_long_labels_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Command lines are long, and the exporters that have them are scraped like others."""
+    line, warm = b'a{x="1",cmdline="' + b"x" * 14_000 + b'"} %d\n', reader()
+    finish(warm.read(line % 1))
+    monkeypatch.setattr(Reader, "_read_lines", read_line_by_line)
+    assert finish(warm.read(line % 2)).blocks[0].endswith(b"} 2\n")
+
+
 @pytest.mark.parametrize("exporter", ["node", "process"])
 def test_a_text_with_other_values_is_followed(exporter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The text is compared with the last one, and only values are read: that is what memory is for."""
     memory = Memory(Limits())
     finish(Reader(TARGET, Limits(), memory).read(recording(exporter, 2)))
 
-    def not_needed(*_: object) -> None:
-        raise AssertionError("read line by line")
-
-    monkeypatch.setattr(Reader, "_read_lines", not_needed)
+    monkeypatch.setattr(Reader, "_read_lines", read_line_by_line)
     for number in (3, 4, 5):
         assert finish(Reader(TARGET, Limits(), memory).read(recording(exporter, number))).samples
 
@@ -466,8 +480,8 @@ def test_the_cache_is_bounded() -> None:
     assert len(cache) < 600
     assert cache.get(b"0") == 0  # in use all the time
     assert cache.get(b"1") is None
-    cache.add(b"x" * 5000, 1)
-    assert cache.get(b"x" * 5000) is None
+    cache.add(b"x" * 16_000, 1)
+    assert cache.get(b"x" * 16_000) is None
 
 
 MANY = range(5000)
@@ -657,7 +671,8 @@ def test_new_series_are_parsed_up_to_the_first_one_that_cannot_be_followed(monke
     text = b"# HELP a t\na 1\n"
     new = b"b 1\n" + b"".join(b'a{x="%d"} 1\n' % number for number in range(4000))
     finish(Reader(target(), limits, memory).read(text))
-    monkeypatch.setattr(Reader, "_read_lines", lambda *_: iter(()))
+    monkeypatch.setattr(Reader, "_read_lines", read_line_by_line)
     before = len(memory.series)
-    finish(Reader(target(), limits, memory).read(text + new))
+    with pytest.raises(LineByLineError):
+        finish(Reader(target(), limits, memory).read(text + new))
     assert len(memory.series) - before <= SLICE_LINES

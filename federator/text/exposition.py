@@ -22,9 +22,10 @@ from collections.abc import Generator, Iterable, Sequence
 from itertools import groupby
 from operator import attrgetter
 
-from federator.errors import BodySizeLimitError, ExpositionError, SampleLimitError
+from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, shown
 from federator.model import Family, Limits, Reading, Target
 from federator.text.allowance import Allowance
+from federator.text.content_type import is_html, looks_like_web_page
 from federator.text.follow import PageSeries, Unfinished, follow
 from federator.text.lines import SLICE_LINES, STEP_LINES, TextLines, slices
 from federator.text.memory import Memory, Series
@@ -72,16 +73,20 @@ class Reader:
         self._most_names = max(MAX_NAMES, limits.samples // SAMPLES_PER_NAME)
         self._families: tuple[Family, ...] = ()  # of the last text with dropped lines
 
-    def read(self, untrusted_body: bytes, now: float | None = None) -> Generator[None, None, Reading]:
+    def read(
+        self, untrusted_body: bytes, now: float | None = None, untrusted_content_type: str = ""
+    ) -> Generator[None, None, Reading]:
         """
         The text as finished blocks. Yields whenever a slice of the work is done; returns the reading.
 
         `now`: milliseconds since 1970, as timestamps in texts are; without it, no timestamp is too old.
 
-        Raises ExpositionError where nothing is left to pass on or the text is cut; BodySizeLimitError,
-        SampleLimitError or LabelLimitError where the target exceeds what it may send. Nothing else, whatever the bytes
-        are.
+        Raises ExpositionError where lines were there and none could be passed on, where the text is cut, and where it
+        is a web page; BodySizeLimitError, SampleLimitError or LabelLimitError where the target exceeds what it may
+        send. Nothing else, whatever the bytes are.
         """
+        if looks_like_web_page(untrusted_body):
+            raise _web_page(untrusted_body)
         yield from self._check_size(untrusted_body)
         self._allowance.renew()
         timestamps = Timestamps(untrusted_body, now, self._limits.timestamp_age)
@@ -91,15 +96,17 @@ class Reader:
             if shape is not None and shape.lines <= self._limits.samples:
                 self._memory.keep(self._target, shape)
                 return shape.reading
-        return (yield from self._read_lines(untrusted_body, timestamps, last.families if last else ()))
+        text = yield from self._read_lines(untrusted_body, timestamps)
+        # Some small exporters call their metrics text/html, so it counts only where there are no metrics.
+        if not text.samples and is_html(untrusted_content_type):
+            raise _web_page(untrusted_body)
+        return (yield from self._reading_of(text, untrusted_body, last, keep=not timestamps.seen))
 
     def _check_size(self, untrusted_body: bytes) -> Generator[None, None, None]:
         limits = self._limits
         if len(untrusted_body) > limits.body_size:
             raise BodySizeLimitError(f"larger than {limits.body_size} bytes (scrape.body_size_limit)")
-        if not untrusted_body:
-            raise ExpositionError("its text is empty")
-        if not untrusted_body.endswith(b"\n"):
+        if untrusted_body and not untrusted_body.endswith(b"\n"):
             raise ExpositionError("its text is cut: there is no newline at the end")
         most = limits.samples * MAX_LINES_PER_SAMPLE + SLICE_LINES
         if len(untrusted_body) <= most:
@@ -153,30 +160,35 @@ class Reader:
             yield
         return found
 
-    def _read_lines(
-        self, untrusted_body: bytes, timestamps: Timestamps, families: tuple[Family, ...]
-    ) -> Generator[None, None, Reading]:
-        """
-        Read every line. Remember the shape of the text if no line is dropped.
-
-        A text with timestamps has no shape: the same text may be too old next time.
-        """
+    def _read_lines(self, untrusted_body: bytes, timestamps: Timestamps) -> Generator[None, None, TextLines]:
+        """Read every line. A text without samples is good, unless lines were there and none could be passed on."""
         metadata = FamilyMetadata(self._memory.metadata, self._allowance)
         text = TextLines(self._samples, self._relabeling, metadata, timestamps)
         yield from self._checked(text, untrusted_body)
-        if not text.samples:
-            raise ExpositionError(text.dropped.complaint or "there is not one sample in its text")
+        if not text.samples and text.dropped.over_limit:
+            raise LabelLimitError(f"nothing is left of its text: {text.dropped.over_limit}")
+        if not text.samples and text.dropped.count:
+            raise ExpositionError(text.dropped.complaint)
+        return text
+
+    def _reading_of(
+        self, text: TextLines, body: bytes, last: Shape | None, *, keep: bool
+    ) -> Generator[None, None, Reading]:
+        """
+        The lines as they stand on the page. Remember the shape of the text if no line is dropped.
+
+        `keep` is false for a text with timestamps, which has no shape: the same text may be too old next time.
+        """
         lines = yield from text.page_lines()
-        dropped, starts, page_names = text.dropped, text.starts, text.page_names
-        del text  # its samples take memory
-        size = len(untrusted_body) + sum([len(line.start) for line in lines])
-        is_small = self._memory.may_keep(size, len(lines)) and self._has_few_parts(lines, starts)
-        if is_small and not dropped.count and not timestamps.seen:
-            shape = yield from shape_of(untrusted_body, lines, starts, page_names, families)
+        text.samples = []  # they take memory
+        size = len(body) + sum([len(line.start) for line in lines])
+        is_small = self._memory.may_keep(size, len(lines)) and self._has_few_parts(lines, text.starts)
+        if lines and is_small and not text.dropped.count and keep:
+            shape = yield from shape_of(body, lines, text.starts, text.page_names, last.families if last else ())
             self._memory.keep(self._target, shape)
             return shape.reading
         self._memory.forget(self._target)
-        reading = yield from _reading(lines, dropped, self._families)
+        reading = yield from _reading(lines, text.dropped, self._families)
         self._families = reading.families if len(reading.families) <= MAX_KEPT_FAMILIES else ()
         return reading
 
@@ -215,6 +227,13 @@ class Reader:
                         " be there, or a tenth of scrape.sample_limit if that is more"
                     )
             yield
+
+
+def _web_page(untrusted_body: bytes) -> ExpositionError:
+    return ExpositionError(
+        f"it is a web page, not metrics: {shown(untrusted_body[:80])}; is this the exporter's port, and does it serve"
+        " its metrics at /metrics?"
+    )
 
 
 def _reading(

@@ -7,7 +7,6 @@ Owns the order of lines and the slices of work. Must not know limits on the whol
 
 from collections.abc import Generator, Iterable, Sequence
 
-from federator.errors import LabelLimitError
 from federator.text.metadata import FamilyMetadata
 from federator.text.parser import MAX_LINE, DroppedLines
 from federator.text.relabel import PageNames, Relabeling
@@ -50,7 +49,7 @@ class TextLines:
         self.page_names: PageNames = {}
 
     def read(self, untrusted_body: bytes) -> Generator[None, None, None]:
-        """Fill `samples` and `starts`. Raises LabelLimitError where a sample exceeds a limit."""
+        """Fill `samples` and `starts`."""
         last_turn = 0
         section_start = separator_of(untrusted_body)[1:]
         for first, untrusted_slice in _slices_of(untrusted_body):
@@ -97,8 +96,6 @@ class TextLines:
         """Put the sample of each line, given with its index, at that index into `samples`."""
         results = self._sample_reader.read([untrusted_line for _, untrusted_line in untrusted_lines], self._timestamps)
         for (index, untrusted_line), result in zip(untrusted_lines, results, strict=True):
-            if isinstance(result, LabelLimitError):
-                raise LabelLimitError(f"line {first + index}: {result}")
             if isinstance(result, str):
                 self.dropped.add(first + index, untrusted_line, result)
             else:

@@ -26,7 +26,7 @@ _CACHE_PART = 10
 _ODD_PART = 20
 _ENTRY_SIZE = 350  # of an entry, beside its key: measured with tracemalloc
 # A line with a longer key is parsed each time. Key and longest value together must stay below parser.MAX_LINE.
-MAX_KEY = 4096
+MAX_KEY = 15 << 10
 
 V = TypeVar("V")
 

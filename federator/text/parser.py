@@ -23,6 +23,7 @@ from prometheus_client.samples import Sample as ClientSample
 
 from federator.errors import shown
 from federator.model import MetricType
+from federator.text.complaint import what_is_wrong
 from federator.text.escaping import help_text
 from federator.text.value import is_value
 
@@ -65,6 +66,8 @@ _LABEL_NAME = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"[^"\\]*+(?:
 
 _REFUSED = "prometheus-client's parser refuses it"
 _TOO_LONG = f"longer than {MAX_LINE} bytes"
+# What exactly is wrong is found out only for the first line that is dropped.
+NOT_A_SAMPLE = "not a sample line"
 
 
 class ParsedSeries(NamedTuple):
@@ -82,19 +85,37 @@ class Metadata(NamedTuple):
     text: bytes
 
 
+class OverLimit(str):
+    """Why a line is dropped: it exceeds a limit of the configuration."""
+
+    __slots__ = ()
+
+
 class DroppedLines:
-    """The lines that cannot be passed on: how many there are, and the first one with the reason."""
+    """
+    The lines that cannot be passed on: how many there are, and the first one with the reason.
+
+    `over_limit` is the first one that exceeds a limit on labels; empty where none does.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.complaint = ""
+        self.over_limit = ""
 
     def add(self, number: int, untrusted_line: bytes, why: str) -> None:
         """Count a line. `number` is its place in the text, or 0 if that is not known."""
         self.count += 1
-        if not self.complaint:
-            where = f"line {number}: " if number else ""
-            self.complaint = f"{where}{why}: {shown(untrusted_line)}"
+        is_over_limit = isinstance(why, OverLimit)
+        if self.complaint and (self.over_limit or not is_over_limit):
+            return
+        if why == NOT_A_SAMPLE:
+            why = what_is_wrong(untrusted_line)
+        complaint = f"line {number}: " if number else ""
+        complaint += f"{why}: {shown(untrusted_line)}"
+        self.complaint = self.complaint or complaint
+        if is_over_limit:
+            self.over_limit = complaint
 
 
 def samples_work(matches: Sequence[re.Match[bytes]]) -> int:
@@ -120,10 +141,8 @@ def match_sample(untrusted_line: bytes) -> re.Match[bytes] | str:
     if len(untrusted_line) > MAX_LINE:
         return _TOO_LONG
     match = _SAMPLE.fullmatch(untrusted_line)
-    if not match:
-        return "not a sample line"
-    if not is_value(match["value"]):
-        return "its value is no number that Prometheus takes"
+    if not match or not is_value(match["value"]):
+        return NOT_A_SAMPLE
     try:
         untrusted_line.decode()
     except UnicodeDecodeError:
@@ -174,13 +193,13 @@ def _metadata_text(match: re.Match[bytes]) -> bytes:
 
 def _compared(match: re.Match[bytes], sample: ClientSample | None) -> ParsedSeries | str:
     """The series, if prometheus_client and our grammar read the same name and labels."""
-    if sample is None:
-        return _REFUSED
     names = [name.decode() for name in _LABEL_NAME.findall(match["labels"] or b"")]
     if len(set(names)) != len(names):
         return "a label name twice"
     if any(name.startswith("__") for name in names):
         return "label names that start with __ are Prometheus' own"
+    if sample is None:
+        return _REFUSED
     if sample.name != match["name"].decode() or set(sample.labels) != set(names):
         return "prometheus-client's parser reads it differently"
     return ParsedSeries(sample.name, tuple(sorted((name, value) for name, value in sample.labels.items() if value)))

@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from federator.errors import LabelLimitError
 from federator.model import Limits
 from federator.text.allowance import USED_UP, Allowance
 from federator.text.memory import Memory, Series
-from federator.text.parser import ParsedSeries, match_sample, parse_series, samples_work
+from federator.text.parser import OverLimit, ParsedSeries, match_sample, parse_series, samples_work
 from federator.text.relabel import Relabeling, page_labels
 from federator.text.timestamp import Timestamps
 
@@ -55,10 +54,8 @@ class SampleReader:
         series = self._cache.get(untrusted_key)
         return series if series is not None and self._our_names.isdisjoint(series.label_names) else None
 
-    def read(
-        self, untrusted_lines: Sequence[bytes], timestamps: Timestamps
-    ) -> Iterator[Sample | str | LabelLimitError]:
-        """The sample in each line; or why the line is dropped; or the limit that it exceeds."""
+    def read(self, untrusted_lines: Sequence[bytes], timestamps: Timestamps) -> Iterator[Sample | str]:
+        """The sample in each line; or why the line is dropped, as an OverLimit where it exceeds a limit."""
         matches = [match_sample(untrusted_line) for untrusted_line in untrusted_lines]
         known = [match if isinstance(match, str) else self._known(match, timestamps) for match in matches]
         pairs = zip(matches, known, strict=True)
@@ -66,18 +63,15 @@ class SampleReader:
         parsed = iter(self._allowance.spend_on(to_parse, samples_work, parse_series))
         for untrusted_line, match, found in zip(untrusted_lines, matches, known, strict=True):
             if isinstance(match, str) or isinstance(found, str):
-                yield str(found)
+                yield match if isinstance(match, str) else found if isinstance(found, str) else ""
                 continue
             key, value, series = match["series"], match["value"], found
             if series is None:
-                new = next(parsed)
+                new = self._within_limits(next(parsed))
                 if isinstance(new, str):
                     if new != USED_UP:
                         self._odd.add(self._odd_key + key, new)
                     yield new
-                    continue
-                if over := self._over_limit(new):
-                    yield LabelLimitError(over)
                     continue
                 series = self._added(key, new)
             yield Sample(series.key if key + value == untrusted_line else b"", series, value)
@@ -101,16 +95,19 @@ class SampleReader:
         self._odd.add(self._odd_key + key, series)
         return series
 
-    def _over_limit(self, series: ParsedSeries) -> str:
-        """What is too many or too long, or an empty text."""
+    def _within_limits(self, series: ParsedSeries | str) -> ParsedSeries | str:
+        """The series, or what of it is too many or too long."""
         limits = self._limits
+        if isinstance(series, str):
+            return series
         if len(series.labels) > limits.labels:
-            return f"more than {limits.labels} labels (scrape.label_limit)"
-        if len(series.name) > limits.label_value_length:
-            return f"a name over {limits.label_value_length} bytes (label_value_length_limit)"
+            return OverLimit(f"more than {limits.labels} labels (scrape.label_limit)")
+        most = limits.label_value_length
+        if len(series.name) > most:
+            return OverLimit(f"a name over {most} bytes (scrape.label_value_length_limit)")
         for name, value in series.labels:
             if len(name) > limits.label_name_length:
-                return f"a label name over {limits.label_name_length} bytes (label_name_length_limit)"
-            if len(value) > limits.label_value_length or len(value.encode()) > limits.label_value_length:
-                return f"label {name} over {limits.label_value_length} bytes (label_value_length_limit)"
-        return ""
+                return OverLimit(f"a label name over {limits.label_name_length} bytes (scrape.label_name_length_limit)")
+            if len(value) > most or len(value.encode()) > most:
+                return OverLimit(f"label {name} over {most} bytes (scrape.label_value_length_limit)")
+        return series
