@@ -81,7 +81,7 @@ class Asking:
         if outcome.reading:
             self.page_size += sign * outcome.page_size
             self.samples += sign * outcome.samples
-            self.weight += sign * weight(outcome.page_size, len(outcome.reading.families))
+            self.weight += sign * weight(outcome.page_size, outcome.reading.heads)
 
     def take_text(self, target: Target, error: ScrapeError) -> None:
         """The target is down: its text is too much beside the others."""

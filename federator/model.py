@@ -242,7 +242,7 @@ class Reading:
     One target's text, judged and labelled, ready to be written out.
 
     `blocks[i]` holds finished sample lines of `families[i]`, each ending in a newline: `name{qube="…",…} value`. A
-    family may be there more than once, where its lines did not stand together.
+    family may be there more than once, where its lines did not stand together. `declared` are families without samples.
     `complaint` is the first line that was dropped, and why; empty where none was.
     """
 
@@ -251,6 +251,12 @@ class Reading:
     samples: int
     lines_dropped: int = 0
     complaint: str = ""
+    declared: tuple[Family, ...] = ()
+
+    @property
+    def heads(self) -> int:
+        """How many families may need a head on the page."""
+        return len(self.families) + len(self.declared)
 
 
 @dataclass(frozen=True, slots=True)

@@ -284,7 +284,7 @@ def _is_for_log(asking: Asking, seconds: float, settings: Scrape) -> bool:
 
 def page_weight(snapshot: Snapshot) -> int:
     """What the page of it weighs: see cost.weight."""
-    return sum(weight(one.page_size, len(one.reading.families)) for one in snapshot.outcomes if one.reading)
+    return sum(weight(one.page_size, one.reading.heads) for one in snapshot.outcomes if one.reading)
 
 
 def without_texts(snapshot: Snapshot) -> Snapshot:

@@ -8,7 +8,7 @@ Must not know what becomes of them: the same bodies are for the reader, for the 
 import random
 from itertools import product
 
-from tests.helpers import recording
+from tests.helpers import ROOT, recording
 
 NAMES = (b"m", b"m:x", b"_", b":", b"9m", b"m-x", b"m.x", b"m\xc3\xa9", b"m\x00", b"", b"up", b"scrape_series_added", b"qubes_proxy_qube_up", b"ALERTS", b"m{", b'{"m"}', b"\xff", b"m\r", b"#m", b" m", b"NaN")  # fmt: skip
 LABELS = (
@@ -67,6 +67,9 @@ FAMILIES = {
     "spaces": b"m" + b" " * 10_000 + b"1\n",
     "a page of ours": b'# TYPE m gauge\nm{qube="work",exporter="node"} 1\nqubes_proxy_build_info{version="9"} 1\n',
     "OpenMetrics": recording("pyapp", 1),
+    "metadata alone": b"# HELP m text\n# TYPE m gauge\n# TYPE m_count counter\n# TYPE up summary\n",
+    "metadata of a histogram alone": b"# TYPE m histogram\n# TYPE m_bucket counter\n# TYPE work_samples histogram\n",
+    "labels without end": b"m{" + b",".join(b'l%d="x"' % n for n in range(300)) + b"} 1\nm 2\n",
 }  # fmt: skip
 GENERATED = 200
 SEED = 20_261_124
@@ -76,6 +79,7 @@ def bodies() -> dict[str, bytes]:
     """All of them, by a name that says what they are; all different."""
     made = {f"family: {name}": body for name, body in FAMILIES.items()}
     good = b"\n# a comment\nkept 1\n"
+    made |= {f"field: {path.stem}": path.read_bytes() for path in sorted((ROOT / "tests" / "field").glob("*.prom"))}
     made |= {f"name: {name!r}": name + b" 1" + good for name in NAMES}
     made |= {f"labels: {labels[:60]!r}": b"m" + labels + b" 1" + good for labels in LABELS}
     made |= {f"value: {value[:60]!r}": b"m " + value + good for value in VALUES}

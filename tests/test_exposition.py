@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, ScrapeError
 from federator.model import Exporter, Limits, Target
 from federator.pattern import Pattern
+from federator.text.lines import MAX_DECLARED
 from federator.text.parser import MAX_LINE
 from federator.text.value import canonical, is_value
 from tests.helpers import RECORDINGS, finish, lines, read, reader, recording, target
@@ -302,6 +303,43 @@ def test_every_sample_stands_in_the_family_its_type_line_says(
     for family, block in zip(reading.families, reading.blocks, strict=True):
         assert block.endswith(b"\n")
         assert all(line.startswith(family.name) for line in block.decode().removesuffix("\n").split("\n"))
+
+
+DECLARED = {
+    "metadata alone": (b"# HELP a text\n# TYPE a gauge\n", [("a", "gauge", "text")]),
+    "beside samples": (b"# TYPE a gauge\nb 1\n# TYPE c unknown\n", [("a", "gauge", ""), ("c", "untyped", "")]),
+    "beside a line that is dropped": (b"# TYPE a gauge\nb 1\nb one\n", [("a", "gauge", "")]),
+    "a HELP alone": (b"# HELP a text\nb 1\n", []),
+    "with samples": (b"# TYPE a gauge\na 1\n# TYPE h histogram\nh_count 1\n# TYPE i info\ni_info 1\n", []),
+    "a counter of OpenMetrics": (b"# TYPE c counter\nc_total 1\n# TYPE d counter\n", [("d", "counter", "")]),
+    "a histogram": (b"# TYPE h histogram\n# TYPE h_count counter\n", [("h", "histogram", "")]),
+    "a reserved name": (b"# TYPE up gauge\n# TYPE exported_up counter\n", [("exported_up", "gauge", "")]),
+    "a reserved name with samples": (b"# TYPE up gauge\nexported_up 1\n", []),
+    "dropped by the configuration": (b"# TYPE dropped gauge\n", []),
+}
+
+
+@pytest.mark.parametrize(("body", "declared"), DECLARED.values(), ids=DECLARED.keys())
+def test_a_family_without_samples_keeps_its_type_and_help(
+    body: bytes, declared: list[tuple[str, str | None, str]]
+) -> None:
+    """Dashboards look metadata up before there is a first event."""
+    one = reader(Target(qube="work", exporter=Exporter("node", 9100, (Pattern("dropped"),))))
+    first = finish(one.read(body))
+    assert [(family.name, family.type, family.help.decode()) for family in first.declared] == declared
+    for _ in range(2):
+        again = finish(one.read(body.replace(b" 1\n", b" 2\n")))
+        assert again.declared is first.declared  # merge.Merger knows the page again
+        assert again.families is first.families
+
+
+def test_families_without_samples_are_bounded() -> None:
+    """No qube can fill the page with them; a very long HELP does not cost the others their place."""
+    many = b"".join(b"# TYPE a%d gauge\n" % number for number in range(MAX_DECLARED + 9))
+    assert len(read(many).declared) == MAX_DECLARED
+    long = b"".join(b"# HELP a%d %b\n# TYPE a%d gauge\n" % (number, b"x" * 16_000, number) for number in range(9))
+    names = [family.name for family in read(long + b"# TYPE b gauge\n").declared]
+    assert names == ["a0", "a1", "a2", "a3", "b"]
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ ALLOWED = {
     },
     "text.follow": {"text.shape", "text.value"},
     "text.lines": {
-        "errors",
+        "model",
         "text.metadata",
         "text.parser",
         "text.relabel",
@@ -171,7 +171,6 @@ ALLOWED = {
     "text.parser": {"errors", "model", "text.complaint", "text.escaping", "text.value"},
     "text.relabel": {"model", "text.escaping", "text.value"},
     "text.samples": {
-        "errors",
         "model",
         "text.allowance",
         "text.memory",

@@ -145,6 +145,18 @@ DISAGREEMENTS = {
             '# TYPE h histogram\nh_bucket{1,le="+Inf"} 1\nh_sum{1} 2\nh_count{1} 3\n'
         ),
     ),
+    "families without samples": (
+        ["# HELP f text\n# TYPE f counter\n# TYPE g gauge\n", "# HELP f other\n# TYPE f gauge\na 1\n"],
+        "# TYPE a untyped\na{1} 1\n# HELP f text\n# TYPE f counter\n# TYPE g gauge\n",
+    ),
+    "a family without samples has no vote": (
+        ["# HELP f lie\n# TYPE f histogram\n", "f 1\n", "# HELP h lie\n# TYPE h gauge\n# TYPE h_count gauge\n", H],
+        '# TYPE f untyped\nf{1} 1\n# TYPE h histogram\nh_bucket{3,le="+Inf"} 1\nh_sum{3} 2\nh_count{3} 3\n',
+    ),
+    "a part of a histogram that has no samples, either": (
+        ["# TYPE h_count gauge\n", "# TYPE h histogram\n", "h_count 1\n", "# TYPE h_sum gauge\n"],
+        "# TYPE h_count untyped\nh_count{2} 1\n# TYPE h histogram\n",
+    ),
     "a histogram whose name is a part of another": (
         [
             H,

@@ -22,7 +22,7 @@ from federator.text.memory import LineCache, Memory
 from federator.text.metadata import FamilyMetadata
 from federator.text.relabel import Relabeling
 from federator.text.samples import SampleReader
-from federator.text.shape import PageLine, shape_of
+from federator.text.shape import Heads, PageLine, shape_of
 from federator.text.timestamp import Timestamps
 from federator.text.value import are_values, is_value
 from tests.helpers import RECORDINGS, finish, page, read, reader, recording, target
@@ -40,6 +40,7 @@ ODD = {
     "dropped by config": b"# HELP go_x text\ngo_x 1\n# HELP a text\na 1\ngo_y 2\n# HELP go_z text\ngo_z 1\n",
     "carriage returns": b"# HELP a text\r\na 1\r\n# HELP b text\r\nb 2\r\n",
     "format": b'# HELP a 100 %b\na{x="%b"} 1\na{x="%%s\r"} 2\na{x="%(x)s"} 3\n# HELP b 7 %\nb{x="%"} 1\n',
+    "without samples": b"# HELP a t\n# TYPE a gauge\nb 1\n# HELP c t\n# TYPE c summary\n# TYPE go_d gauge\n",
     "exemplars": b'# HELP a text\na 1 # {trace="\0"} 1\n# HELP b text\nb 2\n',
 }
 TARGET = replace(target(), exporter=Exporter("node", 9100, drop=(Pattern("go_.*"),)))
@@ -595,7 +596,11 @@ def test_reading_gives_turns_even_where_nothing_is_parsed() -> None:
     lines = [PageLine(b"a ", Family("a", "gauge"), b"a{} ", b"1")] * (10 * STEP_LINES)
     starts = range(100, len(lines), 100)
     sections = b"\n# HELP ".join([b"a t\n" + b"a 1\n" * 99 + b"a 1"] * (len(starts) + 1))
-    assert turns(shape_of(b"# HELP " + sections + b"\n", lines, starts, {}, ())) >= 9
+    assert turns(shape_of(b"# HELP " + sections + b"\n", lines, starts, {}, Heads((), ()))) >= 9
+    # And so has the search for families without samples.
+    text = text_lines(limits, memory, relabeling)
+    finish(text.read(b"".join(b"# TYPE a%d gauge\n" % number for number in range(STEP_LINES))))
+    assert turns(text.declared()) >= 9
 
 
 @pytest.mark.parametrize("line", [b'a{x="%d"} 1\n', b"# HELP a%d t\n"], ids=["samples", "metadata"])

@@ -33,7 +33,7 @@ from federator.text.metadata import FamilyMetadata
 from federator.text.parser import DroppedLines
 from federator.text.relabel import PageNames, Relabeling
 from federator.text.samples import Sample, SampleReader
-from federator.text.shape import PageLine, Shape, shape_of
+from federator.text.shape import Heads, PageLine, Shape, shape_of
 from federator.text.timestamp import Timestamps
 
 # Room for HELP, TYPE, blank lines and comments around every sample; a list of 16 million empty lines is no exposition.
@@ -72,6 +72,7 @@ class Reader:
         self._samples = SampleReader(limits, memory, self._allowance, self._relabeling)
         self._most_names = max(MAX_NAMES, limits.samples // SAMPLES_PER_NAME)
         self._families: tuple[Family, ...] = ()  # of the last text with dropped lines
+        self._declared: tuple[Family, ...] = ()  # of the last text that was read: the same object while it is the same
 
     def read(
         self, untrusted_body: bytes, now: float | None = None, untrusted_content_type: str = ""
@@ -180,15 +181,19 @@ class Reader:
         `keep` is false for a text with timestamps, which has no shape: the same text may be too old next time.
         """
         lines = yield from text.page_lines()
+        declared = yield from text.declared()
+        if declared != self._declared:
+            self._declared = declared
         text.samples = []  # they take memory
         size = len(body) + sum([len(line.start) for line in lines])
         is_small = self._memory.may_keep(size, len(lines)) and self._has_few_parts(lines, text.starts)
         if lines and is_small and not text.dropped.count and keep:
-            shape = yield from shape_of(body, lines, text.starts, text.page_names, last.families if last else ())
+            heads = Heads(last.families if last else (), self._declared)
+            shape = yield from shape_of(body, lines, text.starts, text.page_names, heads)
             self._memory.keep(self._target, shape)
             return shape.reading
         self._memory.forget(self._target)
-        reading = yield from _reading(lines, text.dropped, self._families)
+        reading = yield from _reading(lines, text.dropped, Heads(self._families, self._declared))
         self._families = reading.families if len(reading.families) <= MAX_KEPT_FAMILIES else ()
         return reading
 
@@ -236,14 +241,12 @@ def _web_page(untrusted_body: bytes) -> ExpositionError:
     )
 
 
-def _reading(
-    lines: Sequence[PageLine], dropped: DroppedLines, families: tuple[Family, ...]
-) -> Generator[None, None, Reading]:
+def _reading(lines: Sequence[PageLine], dropped: DroppedLines, heads: Heads) -> Generator[None, None, Reading]:
     """
     The lines of a text that has no shape, such as one of which something was dropped.
 
-    `families` are those of an earlier text: if they are still the same, the reading has the same object. A family of
-    many bytes has several blocks.
+    `heads.families` are those of an earlier text: if they are still the same, the reading has the same object. A family
+    of many bytes has several blocks.
     """
     finished: list[tuple[Family, bytes]] = []
     blocks: defaultdict[Family, list[bytes]] = defaultdict(list)
@@ -267,11 +270,12 @@ def _reading(
             yield
     found = tuple([family for family, _ in finished])
     return Reading(
-        families=families if families == found else found,
+        families=heads.families if heads.families == found else found,
         blocks=[block for _, block in finished],
         samples=sum(line.family is not None for line in lines),
         lines_dropped=dropped.count,
         complaint=dropped.complaint,
+        declared=heads.declared,
     )
 
 

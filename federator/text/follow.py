@@ -181,6 +181,7 @@ def _filled(changes: _Changes, sections: Sequence[Section]) -> Generator[None, N
         changes.untrusted_texts,  # every byte of them was compared or checked by now
         all_sections,
         last.families,
+        last.declared,
         blocks,
         last.page_names,
         last.only_section,

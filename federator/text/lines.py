@@ -7,6 +7,7 @@ Owns the order of lines and the slices of work. Must not know limits on the whol
 
 from collections.abc import Generator, Iterable, Sequence
 
+from federator.model import Family
 from federator.text.metadata import FamilyMetadata
 from federator.text.parser import MAX_LINE, DroppedLines
 from federator.text.relabel import PageNames, Relabeling
@@ -25,6 +26,10 @@ STEP_LINES = 2000
 # So many bytes of metric names between two yields when it is decided what they are on the page: with the dearest
 # pattern to drop, 100 ns each.
 STEP_NAME_BYTES = 8 << 10
+# Families without samples that stay on the page, with so many bytes of names and HELP texts in all: ten times what an
+# exporter of some hundred metrics has before its first events. More would only make pages larger.
+MAX_DECLARED = 500
+MAX_DECLARED_BYTES = 64 << 10
 _NAME_WORK = 40  # bytes of a name that cost as much as the rest of that decision
 
 
@@ -128,6 +133,26 @@ class TextLines:
             seen.add(start)
             lines.append(PageLine(key, page_name.family, start, value))
         return lines
+
+    def declared(self) -> Generator[None, None, tuple[Family, ...]]:
+        """The families that the text declares and has no samples of, as they are on the page. After `page_lines`."""
+        names = {page_name.family.name for page_name in self.page_names.values() if page_name}
+        found: list[Family] = []
+        left = MAX_DECLARED_BYTES
+        work = 0  # since the last yield
+        for family in self._metadata.declared():
+            work += _NAME_WORK
+            if family and len(found) < MAX_DECLARED and left >= (size := len(family.name) + len(family.help)):
+                left -= size
+                work += len(family.name)
+                page_name = self._relabeling.page_name(family, family.name)
+                if page_name and page_name.family.name not in names:
+                    names.add(page_name.family.name)
+                    found.append(page_name.family)
+            if work > STEP_NAME_BYTES:
+                work = 0
+                yield
+        return tuple(found)
 
 
 def slices(untrusted_lines: Sequence[bytes]) -> Iterable[tuple[int, Sequence[bytes]]]:

@@ -16,6 +16,8 @@ Where targets disagree, no sample is lost, and no name, label or value changes. 
 - Plain samples of a target whose type lost stand under the type that won. The parts of its histogram or summary
   (`h_bucket`, `h_sum`, `h_count`) do not: Prometheus would put them into a histogram that they are no part of. Each of
   them belongs to an untyped family of that name.
+- A family without samples keeps its TYPE and HELP, unless another target has samples of that name. It has no vote, and
+  it is left out where its name is a part of another histogram or summary.
 - A family `h_count` beside a histogram `h` keeps its samples and its type. It stands at the start of the page, before
   `h`: Go's other parser (expfmt) refuses its TYPE line after the histogram's. So such a name takes no part away from a
   histogram, and a histogram takes no name away from others.
@@ -51,7 +53,7 @@ T = TypeVar("T")
 class _Plan:
     """In which order heads and blocks make a page."""
 
-    families: tuple[tuple[Family, ...], ...]  # of each reading
+    families: tuple[tuple[Family, ...], ...]  # of each reading, with and without samples
     parts: list[bytes]  # that come after the readings' blocks: heads, and what was taken out of blocks
     order: list[int]  # indices into blocks and parts
     opened: bool  # were blocks opened? Then the plan is for these blocks alone
@@ -78,7 +80,7 @@ class Merger:
 
         Every series must stand in one reading only, once; exposition.Reader sees to that by its labels.
         """
-        key = tuple([id(reading.families) for reading in readings])
+        key = tuple(map(id, _families(readings)))
         plan = self._plans.pop(key, None)
         if plan is None:
             plan = yield from _plan(readings)
@@ -97,7 +99,7 @@ class Merger:
 
 def _plan(readings: Sequence[Reading]) -> Generator[None, None, _Plan]:
     types = yield from _types(readings)
-    families = tuple(reading.families for reading in readings)
+    families = [reading.families for reading in readings]
     places: defaultdict[str, list[int]] = defaultdict(list)
     helps: dict[str, bytes] = {}
     parts: list[bytes] = []
@@ -116,6 +118,7 @@ def _plan(readings: Sequence[Reading]) -> Generator[None, None, _Plan]:
                     places[sample_name].append(first_part + len(parts))
                     parts.append(lines)
         yield
+    yield from _add_declared(readings, places, types, helps)
     opened = bool(parts)
     order: list[int] = []
     for names in _slices((yield from _in_order(places, types)), SLICE):
@@ -124,7 +127,31 @@ def _plan(readings: Sequence[Reading]) -> Generator[None, None, _Plan]:
             parts.append(_head(name, types.get(name, "untyped"), helps.get(name, b"")))
             order += places[name]
         yield
-    return _Plan(families, parts, order, opened)
+    return _Plan(_families(readings), parts, order, opened)
+
+
+def _families(readings: Sequence[Reading]) -> tuple[tuple[Family, ...], ...]:
+    return (*(reading.families for reading in readings), *(reading.declared for reading in readings))
+
+
+def _add_declared(
+    readings: Sequence[Reading],
+    places: defaultdict[str, list[int]],
+    types: dict[str, MetricType],
+    helps: dict[str, bytes],
+) -> Generator[None, None, None]:
+    """Add the families that no reading has samples of. The first reading that declares a name says type and help."""
+    names: list[str] = []
+    for families in _slices(chain.from_iterable(reading.declared for reading in readings), SLICE):
+        for name, of_type, help_text in families:
+            if name not in places and name not in types and of_type is not None:
+                types[name] = of_type
+                helps[name] = help_text
+                names.append(name)
+        yield
+    for piece in _slices(names, SLICE):
+        places.update((name, []) for name in piece if not _is_part(name, types))
+        yield
 
 
 def _types(readings: Iterable[Reading]) -> Generator[None, None, dict[str, MetricType]]:

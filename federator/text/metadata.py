@@ -5,7 +5,7 @@ To which family a sample belongs, by the HELP and TYPE lines of its text.
 Owns the rules of the text format and of OpenMetrics for family names. Must not know samples, targets or the page.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from federator.model import Family
 from federator.text.allowance import Allowance
@@ -21,6 +21,7 @@ class FamilyMetadata:
         self._allowance = allowance
         self._types: dict[str, bytes] = {}
         self._helps: dict[str, bytes] = {}
+        self._with_samples: set[str] = set()  # names of families, as their TYPE lines say them
 
     def read(self, untrusted_comments: Sequence[tuple[int, bytes]], dropped: DroppedLines) -> bool:
         """
@@ -63,13 +64,27 @@ class FamilyMetadata:
             base = name.removesuffix(suffix)
             declared = self._types.get(base) if base != name else None
             if declared == b"histogram" or (declared == b"summary" and suffix != "_bucket"):
+                self._with_samples.add(base)
                 return Family(base, METRIC_TYPES[declared], self._helps.get(base, b""))
         if name not in self._types:
             # OpenMetrics declares a counter or an info without its suffix; the text format with it.
             for suffix, declared in (("_total", b"counter"), ("_info", b"info")):
                 base = name.removesuffix(suffix)
                 if base != name and self._types.get(base) == declared:
+                    self._with_samples.add(base)
                     return Family(name, METRIC_TYPES[declared], self._helps.get(base, b""))
+        self._with_samples.add(name)
         said = self._types.get(name)
         of_type = None if said in (None, b"histogram") else METRIC_TYPES[said]
         return Family(name, of_type, self._helps.get(name, b""))
+
+    def declared(self) -> Iterator[Family | None]:
+        """
+        The families that have a TYPE line and no samples, once `family` was asked for each sample's name.
+
+        None for each other TYPE line. A part of a histogram or summary is no family, whatever its own TYPE line says.
+        """
+        with_samples = frozenset(self._with_samples)
+        for name, said in self._types.items():
+            is_family = name not in with_samples and self.family(name).name == name
+            yield Family(name, METRIC_TYPES[said], self._helps.get(name, b"")) if is_family else None

@@ -57,6 +57,13 @@ class PageLine(NamedTuple):
     value: bytes
 
 
+class Heads(NamedTuple):
+    """The families of a text: those of its blocks, one for each; and those without samples."""
+
+    families: tuple[Family, ...]
+    declared: tuple[Family, ...]
+
+
 class Section(NamedTuple):
     """A section of which only the values need to be read. It has at least one sample line."""
 
@@ -75,6 +82,7 @@ class Shape:
     texts: list[bytes]  # of the sections
     sections: list[Section | None]  # None: with samples, but not of heads, keys and values alone; or without samples
     families: tuple[Family, ...]  # of the blocks
+    declared: tuple[Family, ...]  # without samples
     blocks: list[bytes]
     page_names: PageNames
     only_section: dict[bytes, int]  # name on the page -> the one section with its series; -1 if there are several
@@ -86,7 +94,7 @@ class Shape:
     @property
     def reading(self) -> Reading:
         """What goes on the page."""
-        return Reading(families=self.families, blocks=self.blocks, samples=self.samples)
+        return Reading(self.families, self.blocks, self.samples, declared=self.declared)
 
 
 def separator_of(untrusted_body: bytes) -> bytes:
@@ -98,13 +106,13 @@ def separator_of(untrusted_body: bytes) -> bytes:
 
 
 def shape_of(
-    body: bytes, lines: Sequence[PageLine], starts: Sequence[int], page_names: PageNames, families: tuple[Family, ...]
+    body: bytes, lines: Sequence[PageLine], starts: Sequence[int], page_names: PageNames, heads: Heads
 ) -> Generator[None, None, Shape]:
     """
     The shape of a text that was read to its end without a dropped line.
 
-    `starts` has, for each section after the first, the number of lines before it. `families` are those of an earlier
-    shape: if they are still the same, the new shape has the same object, by which merge.Merger knows its page again.
+    `starts` has, for each section after the first, the number of lines before it. `heads.families` are those of an
+    earlier shape: where they are the same, it is the same object, by which merge.Merger knows its page again.
     """
     separator = separator_of(body)
     texts = body[:-1].split(separator)
@@ -125,7 +133,7 @@ def shape_of(
                 since_turn = 0
                 yield
         if len(keys) > STEP_LINES:
-            yield  # the longest step there is: some 0.3 µs for each line of the section
+            yield  # before the longest step there is: some 0.3 µs for each line
         sections.append(_section_of(texts[number], keys, slots, tuple(numbers)))
         if len(keys) > STEP_LINES:
             yield
@@ -134,7 +142,8 @@ def shape_of(
         separator,
         texts,
         sections,
-        families if families == tuple(page.families) else tuple(page.families),
+        heads.families if heads.families == tuple(page.families) else tuple(page.families),
+        heads.declared,
         page.blocks,
         page_names,
         page.only_section,
