@@ -20,15 +20,18 @@ import pytest
 from federator.errors import ScrapeError
 from federator.gauges import gauges
 from federator.model import Outcome, Qube, QubeOutcome, Reading, Reload
-from tests.helpers import page, read, target
+from tests.helpers import ROOT, page, read, target
 from tests.hostile import bodies
 from tests.parts import PATIENCE_SECONDS, debian_program, eventually, free_port, get, process, serving
+from tests.test_complaint import COMPLAINTS
 
 # Most of these tests wait for a Prometheus.
 pytestmark = pytest.mark.slow
 
 # The honest qube: its samples must be on every page, unchanged.
 HONEST = b'# HELP work_samples Honest.\n# TYPE work_samples gauge\nwork_samples 1\n# TYPE m gauge\nm{a="b"} 1\n'
+# Prometheus' own reader does not miss a comma between labels; others of the format do, prometheus_client's among them.
+TAKEN = {'a{b="c" d="e"} 1', 'a{b="c"d="e"} 1'}
 # Bodies per page, so that the types and names of several hostile bodies meet.
 NEIGHBOURS = 3
 
@@ -155,3 +158,13 @@ def test_every_hostile_body_raises_nothing_but_our_own_error() -> None:
     for name, body in bodies().items():
         for cut in (0, 1, 2, 7):
             assert isinstance(reading("evil", body[: len(body) - cut]), Reading | ScrapeError), name
+
+
+def test_what_is_dropped_with_a_complaint_is_what_prometheus_refuses(tmp_path: Path) -> None:
+    """And a text without samples is one that it takes."""
+    good = [b"", b"\n", (ROOT / "tests" / "field" / "comments-only.prom").read_bytes()]
+    bad = [line.encode() + b"\n" for line in COMPLAINTS]
+    errors = verdicts([*good, *bad], tmp_path)
+    assert not any(errors[: len(good)])
+    taken = {line for line, error in zip(COMPLAINTS, errors[len(good) :], strict=True) if not error}
+    assert taken == TAKEN
