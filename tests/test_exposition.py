@@ -305,6 +305,30 @@ def test_every_sample_stands_in_the_family_its_type_line_says(
         assert all(line.startswith(family.name) for line in block.decode().removesuffix("\n").split("\n"))
 
 
+IN_VALUES = {
+    "one": (b'foo{a="x\nsecond 3\n"} 1\n', [], 3),
+    "several": (b'foo{b="c",a="x\nsecond 3\n\n# third\nfourth 4\nz",d="e"} 1 5\n', [], 4),
+    "one after the other": (b'foo{a="x\nb 1\ny"} 1\nfoo{a="x\nc 1\nz"} 1\nd 1\nfoo{a="\ne 1\n"} 1\n', ["d"], 9),
+    "an escape at the end": (b'foo{a="x\\\nb 1\n\\"c",} 1\n', [], 3),
+    "a line that was only bad": (b'foo{a="x\nb 1\nc{d="e"} 1\nf"} 1\n', ["b", "c"], 2),
+    "what follows is no value": (b'foo{a="x\nb 1\nf"} one\n', ["b"], 2),
+    "what follows is no label": (b'foo{a="x\nb 1\nf"x} 1\n', ["b"], 2),
+    "no end": (b'foo{a="x\nb 1\n', ["b"], 1),
+    "in other slices": (b'foo{a="x\n' + b"b 1\n" * 1000 + b'f"} 1\nc 1\n', ["c"], 1002),
+}
+
+
+@pytest.mark.parametrize(("body", "names", "dropped"), IN_VALUES.values(), ids=IN_VALUES.keys())
+def test_a_line_of_a_label_value_is_no_sample(body: bytes, names: list[str], dropped: int) -> None:
+    """A label value with line breaks in it is dropped whole, and nothing that stands in it is taken for a sample."""
+    one = reader()
+    for _ in range(2):
+        reading = finish(one.read(b"first 1\n" + body + b"last 1\n"))
+        assert [line.partition("{")[0] for line in lines(reading)] == ["first", *names, "last"]
+        assert (reading.samples, reading.lines_dropped) == (len(names) + 2, dropped)
+        assert reading.complaint.startswith("line 2: the value of label 'a' does not end in this line")
+
+
 DECLARED = {
     "metadata alone": (b"# HELP a text\n# TYPE a gauge\n", [("a", "gauge", "text")]),
     "beside samples": (b"# TYPE a gauge\nb 1\n# TYPE c unknown\n", [("a", "gauge", ""), ("c", "untyped", "")]),

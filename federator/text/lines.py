@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterable, Sequence
 
 from federator.model import Family
 from federator.text.metadata import FamilyMetadata
-from federator.text.parser import MAX_LINE, DroppedLines
+from federator.text.parser import MAX_LINE, DroppedLines, breaks_off, goes_on
 from federator.text.relabel import PageNames, Relabeling
 from federator.text.samples import Sample, SampleReader
 from federator.text.shape import PageLine, separator_of
@@ -51,6 +51,8 @@ class TextLines:
         self.samples: list[Sample] = []
         self.starts: list[int] = []
         self.dropped = DroppedLines()
+        self._value_start: int | None = None  # among `samples`, where a label value may have begun that goes on
+        self._in_values: list[tuple[int, int]] = []  # among `samples`: those that are lines of such values
         self.page_names: PageNames = {}
 
     def read(self, untrusted_body: bytes) -> Generator[None, None, None]:
@@ -62,6 +64,10 @@ class TextLines:
             if parsed or first - last_turn >= STEP_LINES:
                 last_turn = first
                 yield
+        if self._in_values:
+            starts, ends = zip(*self._in_values, strict=True)
+            pairs = zip((0, *ends), (*starts, len(self.samples)), strict=True)
+            self.samples = [sample for end, start in pairs for sample in self.samples[end:start]]
 
     def _read_slice(self, first: int, untrusted_slice: Sequence[bytes], section_start: bytes) -> bool:
         """
@@ -92,19 +98,44 @@ class TextLines:
             untrusted_unknown.sort()
             samples = [None] * len(untrusted_slice)
         parsed = self._metadata.read(untrusted_comments, self.dropped)
-        if untrusted_unknown:
-            self._parse(first, untrusted_unknown, samples)
+        untrusted_dropped = self._parse(first, untrusted_unknown, samples) if untrusted_unknown else ()
+        if self._value_start is not None or any(map(breaks_off, untrusted_dropped)):
+            self._find_values(untrusted_slice, samples)
         self.samples += filter(None, samples)
         return parsed or bool(untrusted_unknown)
 
-    def _parse(self, first: int, untrusted_lines: Sequence[tuple[int, bytes]], samples: list[Sample | None]) -> None:
-        """Put the sample of each line, given with its index, at that index into `samples`."""
+    def _parse(
+        self, first: int, untrusted_lines: Sequence[tuple[int, bytes]], samples: list[Sample | None]
+    ) -> Sequence[bytes]:
+        """Put the sample of each line, given with its index, at that index into `samples`. Returns the other lines."""
+        untrusted_dropped = []
         results = self._sample_reader.read([untrusted_line for _, untrusted_line in untrusted_lines], self._timestamps)
         for (index, untrusted_line), result in zip(untrusted_lines, results, strict=True):
             if isinstance(result, str):
                 self.dropped.add(first + index, untrusted_line, result)
+                untrusted_dropped.append(untrusted_line)
             else:
                 samples[index] = result
+        return untrusted_dropped
+
+    def _find_values(self, untrusted_slice: Sequence[bytes], samples: Sequence[Sample | None]) -> None:
+        """
+        Find samples that are none: they are lines of a label value with line breaks in it.
+
+        As Prometheus reads it, such a value ends at the next quote. Where the line is not good from there on, there was
+        no such value, but one bad line.
+        """
+        count = len(self.samples)
+        for untrusted_line, sample in zip(untrusted_slice, samples, strict=True):
+            if self._value_start is not None and b'"' in untrusted_line:
+                if count > self._value_start and goes_on(untrusted_line):
+                    self._in_values.append((self._value_start, count))
+                    self.dropped.count += count - self._value_start
+                self._value_start = None
+            if sample:
+                count += 1
+            elif breaks_off(untrusted_line):
+                self._value_start = count
 
     def page_lines(self) -> Generator[None, None, list[PageLine]]:
         """The samples with what they are on the page, each series once."""

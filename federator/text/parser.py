@@ -64,6 +64,16 @@ _SAMPLE = re.compile(
 )
 _LABEL_NAME = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*+)[ \t]*+=[ \t]*+"[^"\\]*+(?:\\.[^"\\]*+)*"')
 
+# A line that breaks off in a label value, and one that ends such a value and is good from there on.
+_BREAKS_OFF = re.compile(
+    rb"[ \t]*+" + _NAME + rb"[ \t]*+\{(?:" + _LABEL + rb",)*[ \t]*+[a-zA-Z_][a-zA-Z0-9_]*+[ \t]*+=[ \t]*+"
+    rb'"[^"\\\0]*+(?:\\[^\0][^"\\\0]*+)*\\?'
+)
+_GOES_ON = re.compile(
+    rb'[^"\\\0]*+(?:\\[^\0][^"\\\0]*+)*"[ \t]*+(?:,' + _LABEL + rb")*,?[ \t]*+\}[ \t]*+(?P<value>[^ \t\r#]++)"
+    rb"(?:[ \t]++[-+0-9.eE]++)?[ \t\r]*+"
+)
+
 _REFUSED = "prometheus-client's parser refuses it"
 _TOO_LONG = f"longer than {MAX_LINE} bytes"
 # What exactly is wrong is found out only for the first line that is dropped.
@@ -148,6 +158,17 @@ def match_sample(untrusted_line: bytes) -> re.Match[bytes] | str:
     except UnicodeDecodeError:
         return "not UTF-8"
     return match
+
+
+def breaks_off(untrusted_line: bytes) -> bool:
+    """Whether this line, which is no sample line, has a label value that goes on in the next line."""
+    return len(untrusted_line) <= MAX_LINE and _BREAKS_OFF.fullmatch(untrusted_line) is not None
+
+
+def goes_on(untrusted_line: bytes) -> bool:
+    """Whether a label value that an earlier line began ends in this line, and a sample with it."""
+    match = _GOES_ON.fullmatch(untrusted_line) if len(untrusted_line) <= MAX_LINE else None
+    return match is not None and is_value(match["value"])
 
 
 def parse_series(matches: Sequence[re.Match[bytes]]) -> list[ParsedSeries | str]:
