@@ -10,10 +10,11 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
-from itertools import chain
 
 # A hostile word may have thousands of letters. The rest only fills the page.
 SHOWN_LENGTH = 500
+# A line of the operator's own, such as one of the configuration, is to be read whole.
+LINE_LENGTH = 20_000
 
 _SPECIAL = re.compile("[&<>\"']")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
@@ -31,14 +32,14 @@ Child = str | int | None | Iterable["Child"]
 Attribute = str | int | float | bool | None
 
 
-def visible(untrusted: str) -> str:
+def visible(untrusted: str, most: int = SHOWN_LENGTH) -> str:
     """
     The text as a person may see it: what could hide, reorder or pile up letters is shown by its number, and it is cut.
 
     That is all that Unicode calls a control, a format or a separator (escape sequences, newlines, bidi marks, spaces
     without width), and marks that stand on other marks.
     """
-    text = untrusted if len(untrusted) <= SHOWN_LENGTH else untrusted[:SHOWN_LENGTH] + "…"
+    text = untrusted if len(untrusted) <= most else untrusted[:most] + "…"
     if text.isascii() and text.isprintable():
         return text
     marks = 0
@@ -50,9 +51,9 @@ def visible(untrusted: str) -> str:
     return "".join(letters)
 
 
-def escaped(text: str) -> Html:
+def escaped(text: str, most: int = SHOWN_LENGTH) -> Html:
     """A text as HTML, in an element or an attribute."""
-    text = visible(text)
+    text = visible(text, most)
     return Html(_SPECIAL.sub(lambda found: _ENTITIES[found[0]], text) if _SPECIAL.search(text) else text)
 
 
@@ -84,8 +85,8 @@ def document(language: str, *children: Child) -> Html:
 
 
 def lines(texts: Iterable[str]) -> Html:
-    """Lines of a `pre`: the newlines between them are ours."""
-    return Html("\n".join(chain(map(escaped, texts), [""])))
+    """The operator's own lines, for a `pre`: the newlines between them are ours."""
+    return Html("".join(f"{escaped(text, LINE_LENGTH)}\n" for text in texts))
 
 
 def _child(child: Child) -> str:
