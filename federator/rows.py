@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from federator import markup, remedies, units
 from federator.errors import ScrapeError
-from federator.history import Row, TargetRow
+from federator.history import SCRAPES, Row, TargetRow
 from federator.markup import Html, joined, tag
 from federator.model import Qube, Target
 from federator.sight import ORDER, WORDS, Seen, Sight, seen
@@ -71,7 +71,7 @@ def section(sight: Sight, qube: Qube, *, linked: bool = True) -> Section:
     row = sight.history.qube(qube.name)
     whole = row.error if row else None
     lines = [_target(sight, target, whole) for target in qube.targets]
-    name = tag("a", qube.name, href=f"/qube/{qube.name}") if linked else qube.name
+    name = tag("a", qube.name, href=f"/qube/{qube.name}") if linked else tag("strong", qube.name)
     words: tuple[str | Html, ...] = ()
     if row is not None and whole is not None:
         words = (" ", _state(row.state, _for(row)))
@@ -115,11 +115,11 @@ def _target(sight: Sight, target: Target, whole: ScrapeError | None) -> TargetLi
         return TargetLines(state, words, tag("tr", cells, tag("td", colspan=len(COLUMNS) - 2), class_=state))
     up = error is None
     cells += [
-        tag("td", _took(sight, row), class_="n"),
+        tag("td", _took(sight, row) if row.state != "not_running" else None, class_="n"),
         tag("td", f"{row.samples:,}" if up else None, class_="n"),
         tag("td", units.size(row.body_size) if row.body_size else None, class_="n"),
         tag("td", f"{row.lines_dropped:,}" if up else None, class_="n"),
-        tag("td", sparkline(row.durations)),
+        tag("td", sparkline(row.durations, SCRAPES)),
     ]
     more = None
     if error is not None and (whole is None or str(error) != str(whole)):

@@ -16,23 +16,31 @@ HEIGHT = 18
 LEAST_SECONDS = 0.05
 
 
-def sparkline(durations: Sequence[float], words: str = "") -> Html:
-    """The newest is at the right, for a picture of 60 scrapes. `words` say what is seen; without, it is decoration."""
-    top = max([LEAST_SECONDS, *(one for one in durations if not math.isnan(one))])
-    line, marks, steps, last = "", "", 0, 0
-    for number, seconds in enumerate(durations):
-        x = STEP * number
+# What is written for each step of the line, by how far it goes down.
+_STEPS = {rise: f" {STEP}{rise:+d}".replace("+", " ") for rise in range(-HEIGHT, HEIGHT + 1)}
+
+
+def sparkline(durations: Sequence[float], most: int, words: str = "") -> Html:
+    """
+    The newest is at the right, and there is room for the `most` that there may be.
+
+    `words` say what is seen; without them, it is decoration.
+    """
+    took = [seconds for seconds in durations if not math.isnan(seconds)]
+    scale = (HEIGHT - 1) / max([LEAST_SECONDS, *took])
+    line: list[str] = []
+    marks: list[str] = []
+    last = None
+    for number, seconds in enumerate(durations, most - len(durations)):
         if math.isnan(seconds):
-            marks += f"M{x} {HEIGHT + 1}h{STEP}"
-            steps = 0
+            marks.append(f"M{STEP * number} {HEIGHT + 1}h{STEP}")
+            last = None
             continue
-        y = HEIGHT - int(seconds / top * (HEIGHT - 1))
-        if steps == 0:
-            line += f"M{x} {y}h0"  # a point by itself is seen, since the ends of the line are round
-        else:
-            line += f"{'l' if steps == 1 else ' '}{STEP}{y - last:+d}".replace("+", " ")
-        steps, last = steps + 1, y
-    paths = (tag("path", d=line), tag("path", class_="d", d=marks) if marks else None)
+        y = HEIGHT - int(seconds * scale)
+        # A point by itself is seen, since the ends of the line are round.
+        line.append(f"M{STEP * number} {y}l0 0" if last is None else _STEPS[y - last])
+        last = y
+    paths = (tag("path", d="".join(line)), tag("path", class_="d", d="".join(marks)) if marks else None)
     if words:
         return tag("svg", *paths, class_="s", role="img", aria_label=words)
     return tag("svg", *paths, class_="s", aria_hidden="true")

@@ -10,7 +10,7 @@ What changes between two looks is in elements with an id, which the script puts 
 from collections.abc import Sequence
 
 from federator import __version__, markup, remedies, units
-from federator.history import Row, TargetRow
+from federator.history import SCRAPES, Row, TargetRow
 from federator.markup import Html, document, tag
 from federator.model import CallState, Qube
 from federator.rows import Filter, Section, bodies, section, table
@@ -244,7 +244,7 @@ def _about(sight: Sight) -> Sequence[Html]:
     if discovery is None:
         pairs.append(("discovery", "off: the configured qubes are taken to run"))
     else:
-        known = "dom0 says which qubes run" if discovery.known else "dom0 has not said which qubes run"
+        known = "dom0 says which qubes run" if discovery.known else "there is no answer of dom0 that is new enough"
         pairs.append(("discovery", f"{discovery.source}: {known}"))
     return (
         _pairs(pairs),
@@ -273,13 +273,16 @@ def _history(row: Row | None) -> Html:
     down = len(row.durations) - len(took)
     times = f"{units.duration(min(took))} to {units.duration(max(took))}" if took else "none"
     words = f"{units.plural(len(row.durations), 'scrape')}, {down} without an answer; durations: {times}"
-    return tag("p", sparkline(row.durations, words), tag("br"), words, class_="large")
+    return tag("p", sparkline(row.durations, SCRAPES, words), tag("br"), words, class_="large")
 
 
 def _calls(of: QubeSight) -> Sequence[Html]:
     says = tag("p", "dom0 says: ", tag("bdi", of.state)) if of.qube.transport == "qrexec" else None
     heads = ("ports", "protocol", "state", "opened", "failures in a row", "next call")
-    rows = [tag("tr", [tag("td", cell) for cell in _call(call)]) for call in of.calls]
+    rows = [
+        tag("tr", [tag("td", cell, data_of=head) for head, cell in zip(heads, _call(call), strict=True)])
+        for call in of.calls
+    ]
     head = tag("thead", tag("tr", [tag("th", word, scope="col") for word in heads]))
     return tuple(one for one in (says, tag("table", head, tag("tbody", rows), class_="plain")) if one is not None)
 

@@ -214,7 +214,7 @@ def test_what_else_needs_a_person() -> None:
     assert "x.toml: scrape.timeout: not a duration" in text
     assert "Everyone who can reach 10.137.0.5:8199 can read this page" in text
     assert "dom0 did not answer in time" in text
-    assert "admin.vm.List: dom0 has not said which qubes run" in text
+    assert "admin.vm.List: there is no answer of dom0 that is new enough" in text
 
 
 def test_a_target_that_was_not_part_of_the_last_scrape_says_so() -> None:
@@ -338,11 +338,12 @@ def test_secrets_are_not_shown() -> None:
 
 def test_the_sparkline() -> None:
     """A line, a gap and a mark where it was down, and a point by itself."""
-    assert sparkline([0.1, 0.2, math.nan, 0.2, math.nan, 0.2, 0.2]) == (
-        '<svg class="s" aria-hidden="true"><path d="M0 10h0l2-9M6 1h0M10 1h0l2 0"></path>'
+    assert sparkline([0.1, 0.2, math.nan, 0.2, math.nan, 0.2, 0.2], 7) == (
+        '<svg class="s" aria-hidden="true"><path d="M0 10l0 0 2-9M6 1l0 0M10 1l0 0 2 0"></path>'
         '<path class="d" d="M4 19h2M8 19h2"></path></svg>'
     )
-    assert 'role="img" aria-label="two"' in sparkline([0.001], "two")
+    assert '<path d="M4 ' in sparkline([0.1], 3)
+    assert 'role="img" aria-label="two"' in sparkline([0.001], 3, "two")
 
 
 @pytest.mark.parametrize(
