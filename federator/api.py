@@ -41,7 +41,7 @@ def _target(sight: Sight, qube: Qube, target: Target, row: TargetRow | None) -> 
         "lastScrape": units.rfc3339(row.at) if row else "0001-01-01T00:00:00Z",
         "lastScrapeDuration": round(row.seconds, 6) if row else 0,
         "health": "unknown" if row is None else "up" if error is None else "down",
-        "scrapeTimeout": f"{sight.allowed:g}s",
+        "scrapeTimeout": f"{sight.allowed:.1f}s",
         "reason": error.reason if error else "",
         "remedy": remedies.remedy(error) if error else "",
         "since": units.rfc3339(row.since) if row else "",

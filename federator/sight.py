@@ -80,7 +80,7 @@ class Sight:
 
 @dataclass(frozen=True, slots=True)
 class QubeSight:
-    """One qube, seen from near. `state`: what dom0 says of it, if anything."""
+    """One qube, seen from near. `state`: what dom0 says of it; empty where it says nothing."""
 
     qube: Qube
     state: str

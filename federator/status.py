@@ -17,7 +17,7 @@ from federator import api, views
 from federator.fleet import Fleet
 from federator.history import History
 from federator.model import Reload
-from federator.rows import Filter, Section, sections
+from federator.rows import Filter
 from federator.scheduler import Scheduler
 from federator.sight import ORDER, DiscoveryState, QubeSight, Sight
 
@@ -71,7 +71,7 @@ class Status:
         self._started = time.time()
         self._shown: tuple[object, ...] = ()
         self._version = 0
-        self._sections = Kept[list[Section]](scheduler)
+        self._made = Kept[views.Made](scheduler)
         self._json = Kept[str](scheduler)
         self._static = {name: _static(name) for name in STATIC_TYPES}
 
@@ -90,7 +90,7 @@ class Status:
         headers = {**_html(), "ETag": _tag(repr(of))}
         if headers["ETag"] in known_tag:
             return Answer(headers, b"", 304)
-        made = await self._sections.get(version, lambda: sections(sight))
+        made = await self._made.get(version, lambda: views.make(sight))
         return Answer(headers, views.front(sight, made, wanted, links).encode())
 
     def near(self, untrusted_name: str, address: str) -> Answer | None:
@@ -98,9 +98,10 @@ class Status:
         qube = next((one for one in self._fleet.qubes if one.name == untrusted_name), None)
         if qube is None:
             return None
-        calls = self._fleet.channel(qube.name).calls()
-        page = views.near(self._sight(address), QubeSight(qube, self._fleet.state(qube), calls))
-        return Answer(_html(), page.encode())
+        fleet = self._fleet
+        asked_dom0 = fleet.config.discovery is not None and fleet.knows_states and qube.transport == "qrexec"
+        near = QubeSight(qube, fleet.state(qube) if asked_dom0 else "", fleet.channel(qube.name).calls())
+        return Answer(_html(), views.near(self._sight(address), near).encode())
 
     async def targets(self, address: str) -> Answer:
         """`/api/v1/targets`."""

@@ -7,13 +7,14 @@ Owns what is on them beside the table of `rows`, and their words. Must not know 
 What changes between two looks is in elements with an id, which the script puts in the place of those that it has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import NamedTuple
 
 from federator import __version__, markup, remedies, units
 from federator.history import SCRAPES, Row, TargetRow
-from federator.markup import Html, document, tag
+from federator.markup import Html, document, joined, tag
 from federator.model import CallState, Qube
-from federator.rows import Filter, Section, bodies, section, table
+from federator.rows import Filter, Section, bodies, section, sections, table
 from federator.settings import setting_lines
 from federator.sight import ORDER, WORDS, QubeSight, Seen, Sight
 from federator.sparkline import sparkline
@@ -21,13 +22,33 @@ from federator.sparkline import sparkline
 NAME = "prometheus-qubes-proxy"
 # Where both kinds of packages put it.
 DOCUMENTATION = f"/usr/share/doc/{NAME}"
+# Lines of the configuration; one takes some 5 µs.
+SLICE = 200
 
 
-def front(sight: Sight, made: Sequence[Section], wanted: Filter, links: Sequence[tuple[str, str]]) -> Html:
+class Made(NamedTuple):
+    """What takes time to be made, and is the same for everybody until the next scrape."""
+
+    sections: Sequence[Section]
+    settings: Html
+
+
+def make(sight: Sight) -> Generator[None, None, Made]:
+    """In slices."""
+    made = yield from sections(sight)
+    lines: list[Html] = []
+    for number, line in enumerate(setting_lines(sight.config)):
+        if number % SLICE == SLICE - 1:
+            yield
+        lines.append(markup.lines([line]))
+    return Made(made, joined(lines))
+
+
+def front(sight: Sight, made: Made, wanted: Filter, links: Sequence[tuple[str, str]]) -> Html:
     """The status page. `links`: paths, and what they are for."""
     verdict = _verdict(sight)
-    shown, count = bodies(made, wanted)
-    total = sum(len(one.targets) for one in made)
+    shown, count = bodies(made.sections, wanted)
+    total = sum(len(one.targets) for one in made.sections)
     content = (
         tag(
             "header",
@@ -44,7 +65,7 @@ def front(sight: Sight, made: Sequence[Section], wanted: Filter, links: Sequence
             tag("p", f"{count:,} of {units.plural(total, 'exporter')} shown", id="shown", role="status"),
             table(shown),
         ),
-        tag("section", tag("h2", "The proxy"), _about(sight), id="about"),
+        tag("section", tag("h2", "The proxy"), _about(sight, made.settings), id="about"),
         tag("section", tag("h2", "Links"), _links(links)),
     )
     return _page(verdict, content)
@@ -231,7 +252,7 @@ def _filter(wanted: Filter) -> Html:
     )
 
 
-def _about(sight: Sight) -> Sequence[Html]:
+def _about(sight: Sight, settings: Html) -> Sequence[Html]:
     reload, discovery = sight.reload, sight.discovery
     pairs = [
         ("version", __version__),
@@ -251,7 +272,7 @@ def _about(sight: Sight) -> Sequence[Html]:
         tag(
             "details",
             tag("summary", "Configuration in force"),
-            tag("pre", markup.lines(setting_lines(sight.config)), tabindex=0),
+            tag("pre", settings, tabindex=0),
         ),
     )
 
@@ -277,7 +298,7 @@ def _history(row: Row | None) -> Html:
 
 
 def _calls(of: QubeSight) -> Sequence[Html]:
-    says = tag("p", "dom0 says: ", tag("bdi", of.state)) if of.qube.transport == "qrexec" else None
+    says = tag("p", "dom0 says: ", tag("bdi", of.state)) if of.state else None
     heads = ("ports", "protocol", "state", "opened", "failures in a row", "next call")
     rows = [
         tag("tr", [tag("td", cell, data_of=head) for head, cell in zip(heads, _call(call), strict=True)])

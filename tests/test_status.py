@@ -10,7 +10,7 @@ import pytest
 
 from federator import config, daemon, host
 from federator.counters import Counters
-from federator.rows import sections
+from federator.views import make
 from federator.web import SERVED, Served, application
 from tests import test_web
 from tests.parts import Exporter, toml
@@ -120,9 +120,9 @@ async def test_the_table_is_made_once_for_each_scrape(client: Client, monkeypatc
 
     def counted(*arguments: Any) -> Any:
         made.append(1)
-        return sections(*arguments)
+        return make(*arguments)
 
-    monkeypatch.setattr("federator.status.sections", counted)
+    monkeypatch.setattr("federator.views.make", counted)
     await asked(client, "/metrics")
     for path in ("/", "/?q=work", "/", "/?state=up"):
         assert (await asked(client, path))[0].status == 200
@@ -139,7 +139,7 @@ async def test_making_the_table_may_fail_once(client: Client, monkeypatch: pytes
         raise ZeroDivisionError
         yield
 
-    monkeypatch.setattr("federator.status.sections", fail)
+    monkeypatch.setattr("federator.views.make", fail)
     assert (await asked(client, "/"))[0].status == 500
     monkeypatch.undo()
     assert (await asked(client, "/"))[0].status == 200

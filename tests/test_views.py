@@ -21,7 +21,7 @@ from federator.errors import (
 )
 from federator.history import Asked, History
 from federator.model import CallState, Config, Family, Outcome, QubeOutcome, Reading, Reload, Secret
-from federator.rows import Filter, sections
+from federator.rows import Filter
 from federator.settings import setting_lines
 from federator.sight import DiscoveryState, QubeSight, Sight
 from federator.sparkline import sparkline
@@ -96,13 +96,13 @@ def outcomes(errors: dict[str, ScrapeError | None], reading: Reading | None = No
 
 def front(seen: Sight, wanted: Filter | None = None) -> str:
     """The status page."""
-    return views.front(seen, finish(sections(seen)), wanted or Filter(), LINKS)
+    return views.front(seen, finish(views.make(seen)), wanted or Filter(), LINKS)
 
 
-def near(seen: Sight, name: str, calls: Sequence[CallState] = ()) -> str:
+def near(seen: Sight, name: str, calls: Sequence[CallState] = (), state: str = "Running") -> str:
     """The page of one qube."""
     qube = next(one for one in seen.qubes if one.name == name)
-    return views.near(seen, QubeSight(qube, "Running", calls))
+    return views.near(seen, QubeSight(qube, state, calls))
 
 
 def text_of(page: str) -> str:
@@ -233,6 +233,7 @@ def test_the_page_of_a_qube() -> None:
     )
     text = text_of(near(sight(outcomes({})), "work", calls))
     assert "work: up" in text
+    assert "dom0 says: Running" in text
     assert "9100, 9256version 2open for 5 min1 time0" in text
     assert "9100version 1closed3 times2in 17 s at the earliest" in text
     assert "2 scrapes, 0 without an answer; durations: 500 ms to 500 ms" in text
@@ -244,7 +245,8 @@ def test_the_page_of_a_qube() -> None:
 
 def test_the_page_of_a_qube_that_nobody_scraped() -> None:
     """It is there all the same."""
-    text = text_of(near(sight(), "fw"))
+    text = text_of(near(sight(), "fw", state=""))
+    assert "dom0 says" not in text
     assert "fw: not scraped yet" in text
     assert "Not scraped yet." in text
     assert "Nothing in the last scrape." in text

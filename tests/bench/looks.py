@@ -12,7 +12,7 @@ from federator import api, config, views
 from federator.errors import RefusedError
 from federator.history import SCRAPES, Asked, History
 from federator.model import Family, Outcome, QubeOutcome, Reading, Reload
-from federator.rows import Filter, sections
+from federator.rows import Filter
 from federator.sight import Sight
 
 QUBES = 200
@@ -66,13 +66,13 @@ def slices(work: Generator[None, None, Any]) -> tuple[Any, float]:
 def pages() -> Iterator[str]:
     """The status page and the JSON."""
     seen = sight()
-    made, longest = slices(sections(seen))
+    made, longest = slices(views.make(seen))
     page = views.front(seen, made, Filter(), ())
     text, longest_json = slices(api.targets(seen))
     yield f"| status page, {QUBES} qubes with {len(EXPORTERS)} exporters each | |"
     yield "|---|---|"
     yield f"| size of the page / of the JSON, kB | {len(page) / 1e3:.0f} / {len(text) / 1e3:.0f} |"
-    table = milliseconds(lambda: slices(sections(seen)))
+    table = milliseconds(lambda: slices(views.make(seen)))
     rest = milliseconds(lambda: views.front(seen, made, Filter(), ()).encode())
     yield f"| making the table, once for each scrape / the page, for each look, ms | {table:.1f} / {rest:.1f} |"
     yield f"| making the JSON, once for each scrape, ms | {milliseconds(lambda: slices(api.targets(seen))):.1f} |"
