@@ -9,12 +9,15 @@ what is on a page.
 import re
 import unicodedata
 from collections.abc import Iterable
-from functools import cache
+from functools import cache, lru_cache
 
 # A hostile word may have thousands of letters. The rest only fills the page.
 SHOWN_LENGTH = 500
 # A line of the operator's own, such as one of the configuration, is to be read whole.
 LINE_LENGTH = 20_000
+
+# Of an attribute that is remembered.
+SHORT_LENGTH = 16
 
 _SPECIAL = re.compile("[&<>\"']")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
@@ -64,14 +67,13 @@ def tag(element: str, /, *children: Child, **attributes: Attribute) -> Html:
     A `_` in the name of an attribute becomes `-`, and one at its end is dropped: `class_`, `aria_live`. All names are
     this program's own.
     """
-    words = [element]
+    start = f"<{element}"
     for key, value in attributes.items():
-        if value is True:
-            words.append(_attribute(key))
-        elif value is not None and value is not False:
-            words.append(f'{_attribute(key)}="{escaped(str(value))}"')
-    start = f"<{' '.join(words)}>"
-    return Html(start if element in _VOID else f"{start}{joined(children)}</{element}>")
+        if value is not None and value is not False:
+            start += _pair(key, value)
+    if element in _VOID:
+        return Html(f"{start}>")
+    return Html(f"{start}>{''.join(map(_child, children))}</{element}>")
 
 
 def joined(children: Iterable[Child]) -> Html:
@@ -90,7 +92,7 @@ def lines(texts: Iterable[str]) -> Html:
 
 
 def _child(child: Child) -> str:
-    if isinstance(child, Html):
+    if type(child) is Html:
         return child
     if isinstance(child, str):
         return escaped(child)
@@ -99,6 +101,19 @@ def _child(child: Child) -> str:
     if isinstance(child, int):
         return str(child)
     return joined(child)
+
+
+def _pair(key: str, value: str | float) -> str:
+    """An attribute, with a space before it. The short ones, such as classes, are the same all over the page."""
+    if value is True:
+        return f" {_attribute(key)}"
+    text = str(value)
+    return _short_pair(key, text) if len(text) <= SHORT_LENGTH else f' {_attribute(key)}="{escaped(text)}"'
+
+
+@lru_cache(maxsize=256)
+def _short_pair(key: str, text: str) -> str:
+    return f' {_attribute(key)}="{escaped(text)}"'
 
 
 @cache

@@ -7,6 +7,8 @@ Owns its measures: two units of width for each scrape, and whole units of height
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
+from operator import sub
 
 from federator.markup import Html, tag
 
@@ -26,21 +28,22 @@ def sparkline(durations: Sequence[float], most: int, words: str = "") -> Html:
 
     `words` say what is seen; without them, it is decoration.
     """
-    took = [seconds for seconds in durations if not math.isnan(seconds)]
+    took = durations if not math.isnan(sum(durations)) else [one for one in durations if not math.isnan(one)]
     scale = (HEIGHT - 1) / max([LEAST_SECONDS, *took])
-    line: list[str] = []
-    marks: list[str] = []
-    last = None
-    for number, seconds in enumerate(durations, most - len(durations)):
-        if math.isnan(seconds):
-            marks.append(f"M{STEP * number} {HEIGHT + 1}h{STEP}")
-            last = None
+    line, marks = "", ""
+    number = most - len(durations)
+    for is_gap, run in [(False, durations)] if took is durations else groupby(durations, math.isnan):
+        if is_gap:
+            width = STEP * sum(1 for _ in run)
+            marks += f"M{STEP * number} {HEIGHT + 1}h{width}"
+            number += width // STEP
             continue
-        y = HEIGHT - int(seconds * scale)
+        heights = [HEIGHT - int(seconds * scale) for seconds in run]
         # A point by itself is seen, since the ends of the line are round.
-        line.append(f"M{STEP * number} {y}l0 0" if last is None else _STEPS[y - last])
-        last = y
-    paths = (tag("path", d="".join(line)), tag("path", class_="d", d="".join(marks)) if marks else None)
+        line += f"M{STEP * number} {heights[0]}l0 0" if heights else ""
+        line += "".join(map(_STEPS.__getitem__, map(sub, heights[1:], heights)))
+        number += len(heights)
+    paths = (tag("path", d=line), tag("path", class_="d", d=marks) if marks else None)
     if words:
         return tag("svg", *paths, class_="s", role="img", aria_label=words)
     return tag("svg", *paths, class_="s", aria_hidden="true")

@@ -432,6 +432,11 @@ def at_rest() -> Iterator[str]:
             )
 
 
+LOOKED_ROUNDS = 3
+# Between two scrapes. Few Prometheus servers scrape as often as every five seconds.
+PAUSE_SECONDS = 5
+
+
 @contextmanager
 def looking(port: int) -> Iterator[None]:
     """Somebody who looks at the status page every second, in a process of its own."""
@@ -452,14 +457,14 @@ def looked_at() -> Iterator[str]:
     with machine(looks.QUBES, bodies) as folder, server("proxy", folder) as one:
         for _ in range(3):
             one.get()
-        for number in range(2 * ROUNDS):
+        for number in range(2 * LOOKED_ROUNDS):
             looked = bool(number % 2)
             one.latency.clear()
             before = one.used()
             with looking(one.port) if looked else ExitStack():
                 for _ in range(SCRAPES):
                     one.round(1)
-                    time.sleep(1)
+                    time.sleep(PAUSE_SECONDS)
             times[looked] += one.latency
             cpu[looked].append(one.used() - before)
     without, with_one = (statistics.median(times[looked]) for looked in (False, True))
