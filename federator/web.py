@@ -192,16 +192,13 @@ def _size(pieces: Iterable[bytes]) -> int:
     return sum(map(len, pieces))
 
 
-async def _send(
-    request: web.Request, headers: Mapping[str, str], pieces: Sequence[bytes], status: int = 200
-) -> web.StreamResponse:
+async def _send(request: web.Request, headers: Mapping[str, str], pieces: Sequence[bytes]) -> web.StreamResponse:
     """
     Send it here, where its time can be bounded; aiohttp would wait for a reader for ever.
 
     In parts that the socket takes at once: what it does not take of a large one, aiohttp copies, more than once.
     """
-    length = {"Content-Length": str(_size(pieces))} if status != 304 else {}
-    response = web.StreamResponse(status=status, headers={**headers, **length})
+    response = web.StreamResponse(headers={**headers, "Content-Length": str(_size(pieces))})
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await response.prepare(request)
@@ -316,9 +313,11 @@ async def _look(
     try:
         with served.looks.place(request.remote or "", id(request)) as place:
 
-            def send(answer: Answer) -> Awaitable[web.StreamResponse]:
+            async def send(answer: Answer) -> web.StreamResponse:
+                if answer.status == 304:  # without a body, which aiohttp 3.8 would end with a last chunk
+                    return web.Response(status=304, headers=answer.headers)
                 served.looks.resize(place, len(answer.body))
-                return _send(request, answer.headers, [answer.body], answer.status)
+                return await _send(request, answer.headers, [answer.body])
 
             yield served.status, send
     except BusyError:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The pages for people, asked for by a client: headers, what is kept, who may look."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,17 @@ async def test_a_page_that_did_not_change_is_not_sent_again(client: Client) -> N
     assert (await asked(client, "/", **tag))[0].status == 200
     script, _ = await asked(client, "/static/status.js")
     assert (await asked(client, "/static/status.js", **{"If-None-Match": script.headers["ETag"]}))[0].status == 304
+
+
+async def test_a_connection_goes_on_after_a_page_that_did_not_change(client: Client) -> None:
+    """Nothing comes after the head of a 304, so a browser understands what comes next."""
+    answer, _ = await asked(client, "/static/status.js")
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    head = f"Host: localhost\r\nIf-None-Match: {answer.headers['ETag']}\r\n\r\n"
+    for _ in range(2):
+        writer.write(f"GET /static/status.js HTTP/1.1\r\n{head}".encode())
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 304 ")
+    writer.close()
 
 
 async def test_the_table_is_made_once_for_each_scrape(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
