@@ -185,7 +185,7 @@ def _banners(sight: Sight) -> Sequence[Html]:
         found.append(
             _banner(
                 "The configuration could not be read again; the old one stays in force.",
-                tag("p", tag("bdi", sight.reload.error)),
+                *(tag("p", tag("bdi", line)) for line in sight.reload.error.splitlines()),
             )
         )
     if sight.open_addresses:
@@ -259,7 +259,7 @@ def _about(sight: Sight, settings: Html) -> Sequence[Html]:
         ("running since", units.clock(sight.started)),
         ("configuration", str(sight.config.path)),
         ("read", units.clock(reload.at)),
-        ("last reload", "succeeded" if reload.successful else f"failed: {reload.error}"),
+        ("last reload", "succeeded" if reload.successful else "failed"),
         ("this qube", sight.own_name or "its name is not known"),
     ]
     if discovery is None:

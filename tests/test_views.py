@@ -205,13 +205,13 @@ def test_what_else_needs_a_person() -> None:
     """A reload that failed, an open port, a dom0 that does not answer."""
     seen = replace(
         sight(outcomes({})),
-        reload=Reload(successful=False, at=NOW, error="x.toml: scrape.timeout: not a duration"),
+        reload=Reload(successful=False, at=NOW, error="x.toml: scrape.timeout: not a duration\nx.toml: web: odd"),
         open_addresses=("10.137.0.5:8199",),
         discovery=DiscoveryState("admin.vm.List", known=False, error=TimedOutError("dom0 did not answer in time")),
     )
     text = text_of(front(seen))
     assert "The configuration could not be read again" in text
-    assert "x.toml: scrape.timeout: not a duration" in text
+    assert "x.toml: scrape.timeout: not a durationx.toml: web: odd" in text
     assert "Everyone who can reach 10.137.0.5:8199 can read this page" in text
     assert "dom0 did not answer in time" in text
     assert "admin.vm.List: there is no answer of dom0 that is new enough" in text
