@@ -106,9 +106,10 @@ install: install-proxy install-service install-dom0
 
 # The daemon, for the NetVM. It runs with the distribution's python3 and libraries, from a folder of its own.
 install-proxy:
-	install -d "$(DESTDIR)$(PRIVATE)/federator/text" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)/etc"
+	install -d "$(DESTDIR)$(PRIVATE)/federator/text" "$(DESTDIR)$(PRIVATE)/federator/static" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)/etc"
 	install -m 644 federator/*.py "$(DESTDIR)$(PRIVATE)/federator/"
 	install -m 644 federator/text/*.py "$(DESTDIR)$(PRIVATE)/federator/text/"
+	install -m 644 federator/static/* "$(DESTDIR)$(PRIVATE)/federator/static/"
 	install -m 755 conf/$(NAME)-firewall "$(DESTDIR)$(PRIVATE)/"
 	sed 's|/usr/share/$(NAME)|$(PRIVATE)|' conf/launcher.py >"$(DESTDIR)$(PREFIX)/bin/$(NAME)"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/$(NAME)"

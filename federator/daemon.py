@@ -70,6 +70,7 @@ async def serve(
             await connections.take(sock)
         await _listen(connections, () if sockets else addresses or settings.web.listen_addresses)
         _log_serving(connections, settings)
+        served.status.open_addresses = _beyond_loopback(connections)
         systemd.notify("READY=1", _status(settings))
         watched = asyncio.create_task(systemd.feed_watchdog())
         await stop.wait()
@@ -107,7 +108,7 @@ def reload(path: Path, served: Served, *, watch_addresses: bool, web_file: Path 
         served.fleet.reconfigure(settings)
         served.admission.most_bytes = shares.being_sent(settings.scrape)
     except (ConfigError, StartError) as error:
-        served.reload = replace(served.reload, successful=False)
+        served.reload = replace(served.reload, successful=False, error=str(error))
         for line in str(error).splitlines():  # a configuration may have several faults
             log.error(  # noqa: TRY400 - it is the operator's mistake, and named; a traceback would hide it
                 "reload failed; the old configuration stays", extra={"error": line}
@@ -137,10 +138,18 @@ def _activated() -> list[socket.socket]:
     return sockets
 
 
+def _beyond_loopback(connections: Connections) -> list[str]:
+    """The addresses at which others than this qube may reach the daemon."""
+    return [
+        f"{name}:{port}"
+        for name, port in connections.addresses
+        if not ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    ]
+
+
 def _warn_if_open(connections: Connections, settings: Config) -> None:
     """Once, at the start."""
-    beyond = [name for name, _ in connections.addresses if not ipaddress.ip_address(name.partition("%")[0]).is_loopback]
-    if beyond and settings.web.tls is None and not settings.web.users:
+    if _beyond_loopback(connections) and settings.web.tls is None and not settings.web.users:
         log.warning(
             "everyone who can reach the port can read the page: there is neither TLS nor a password;"
             " guard the port with the firewall, or set web.tls_server_config and web.basic_auth_users"

@@ -312,7 +312,12 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    """The last attempt to read the configuration: did it succeed, and when was the one in use read (since 1970)?"""
+    """
+    The last attempt to read the configuration: did it succeed, and when was the one in use read (since 1970)?
+
+    `error`: why it did not.
+    """
 
     successful: bool
     at: float
+    error: str = ""

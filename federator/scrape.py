@@ -24,6 +24,7 @@ from federator.cost import PageCost, weight
 from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
+from federator.history import History
 from federator.model import Answer, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
 from federator.request import Deadline, Request
 from federator.scheduler import Scheduler
@@ -81,6 +82,7 @@ class Scraper:
         self.scheduler = Scheduler()
         self.cost = PageCost()
         self.last: Snapshot | None = None  # of all targets, without their texts
+        self.history = History()
         self._counters = counters
         self._state_log = state_log
         self._departures = fleet.departures
@@ -116,6 +118,7 @@ class Scraper:
             for part, qube in zip(parts, qubes, strict=True):
                 if not isinstance(part, Asking) or _is_for_log(part, seconds, self.fleet.config.scrape):
                     self._state_log.write(qube)
+                    self.history.note(qube, time.time())
             return self._snapshot(qubes, now - started, seconds, shared=bool(askings))
         finally:
             for asking in askings:
@@ -140,6 +143,7 @@ class Scraper:
         if self._departures != self.fleet.departures:
             self._departures = self.fleet.departures
             self._not_running.clear()
+            self.history.retain(self.fleet.qubes)
 
     def _join(
         self, qube: Qube, targets: tuple[Target, ...], now: float, wanted_by: float, told: Told | None

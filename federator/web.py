@@ -7,7 +7,6 @@ done, nor how a page is made.
 """
 
 import asyncio
-import html
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import NamedTuple
 from aiohttp import web
 from multidict import MultiMapping
 
-from federator import __version__, shares
+from federator import shares
 from federator.access import Access
 from federator.admission import Admission, Place
 from federator.connections import Connection
@@ -26,12 +25,14 @@ from federator.counters import Counters
 from federator.errors import BusyError, ScrapeError, StoppingError
 from federator.fleet import Fleet
 from federator.forward import Forwarder
+from federator.history import Asked
 from federator.model import Config, Reload, Snapshot, Target
 from federator.page import Page, Pages, at_once
 from federator.request import SHARE_SECONDS
 from federator.requestlog import RequestLog
 from federator.scrape import Scraper, budget, page_weight
 from federator.statelog import StateLog
+from federator.status import STATIC_TYPES, Answer, Status
 from federator.targets import RUNNING, forwarded, service_discovery
 from federator.text.content_type import TEXT_FORMAT
 
@@ -44,6 +45,9 @@ FORWARD_STATUSES = {"refused": 403, "no_service": 403, "not_running": 403, "time
 
 # HOST:PORT as Prometheus takes it for a target, or HOST where the port is HTTP's own; a Host header may hold anything.
 _HOST = re.compile(r"((?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]))(:[0-9]{1,5})?")
+
+# Pages for people, that are being sent at one time. 200 qubes make one of some 450 kB.
+LOOKS_BYTES = 8 << 20
 
 # The one path that is open to everybody.
 HEALTHY = "/-/healthy"
@@ -62,8 +66,16 @@ class Served:
     counters: Counters
     access: Access
     admission: Admission
+    own_name: str = ""
     reload: Reload = field(default_factory=lambda: Reload(successful=True, at=time.time()))
     requests: RequestLog = field(default_factory=RequestLog)
+    looks: Admission = field(default_factory=lambda: Admission(LOOKS_BYTES))
+    status: Status = field(init=False)
+
+    def __post_init__(self) -> None:
+        """People see the same parts."""
+        history, scheduler = self.scraper.history, self.scraper.scheduler
+        self.status = Status(self.fleet, history, scheduler, lambda: self.reload, self.own_name)
 
     @classmethod
     def of(cls, config: Config, counters: Counters, *, own_name: str = "") -> "Served":
@@ -74,7 +86,7 @@ class Served:
         scraper = Scraper(fleet, state_log, counters)
         forwarder, pages = Forwarder(fleet, state_log, counters), Pages(fleet, scraper.scheduler)
         admission = Admission(shares.being_sent(config.scrape))
-        return cls(fleet, scraper, forwarder, pages, counters, access, admission)
+        return cls(fleet, scraper, forwarder, pages, counters, access, admission, own_name)
 
 
 class Route(NamedTuple):
@@ -92,8 +104,7 @@ def application(served: Served) -> web.Application:
     """The daemon's aiohttp application."""
     app = web.Application(middlewares=[_counted, _guarded])
     app[SERVED] = served
-    app.router.add_get("/", _front)
-    for route in ROUTES:
+    for route in (*ROUTES, *STATIC_ROUTES):
         app.router.add_get(route.path, route.handler)
     return app
 
@@ -160,6 +171,7 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
     scraper: Scraper = request.app[SERVED].scraper
     async with _place(request, expected_size(request.query, scraper.last)) as (served, place, seconds):
         snapshot = await scraper.collect(wanted(request.query, served.fleet.targets), seconds)
+        _note_asked(served, request, snapshot.seconds, snapshot.allowed)
         collected = asyncio.get_running_loop().time()
         page = served.pages.of(snapshot, served.reload)
         served.admission.resize(place, _size(await page.plain()))
@@ -168,6 +180,12 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
         scraper.cost.note(page_weight(snapshot), asyncio.get_running_loop().time() - collected)
         del snapshot, page  # nor their memory
         return await _send(request, headers, pieces)
+
+
+def _note_asked(served: Served, request: web.Request, seconds: float, allowed: float) -> None:
+    served.scraper.history.note_asked(
+        Asked(time.time(), request.remote or "a Unix socket", request.path, seconds, allowed)
+    )
 
 
 def _size(pieces: Iterable[bytes]) -> int:
@@ -199,8 +217,10 @@ async def _forward(request: web.Request) -> web.StreamResponse:
     """As upstream's proxy answers it: 400 for bad input, 403 for what qrexec refuses, 500 for most of the rest."""
     async with _place(request) as (served, place, seconds):
         target = _forwarded(request.query, served.fleet)
+        started = asyncio.get_running_loop().time()
         try:
             content_type, text = await served.forwarder.fetch(target, seconds)
+            _note_asked(served, request, asyncio.get_running_loop().time() - started, seconds)
         except ScrapeError as error:
             return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")
         served.admission.resize(place, len(text))
@@ -284,7 +304,55 @@ async def _ready(_: web.Request) -> web.Response:
     return web.Response(text="prometheus-qubes-proxy is ready.\n")
 
 
+@asynccontextmanager
+async def _look(
+    request: web.Request,
+) -> AsyncIterator[tuple[Status, Callable[[Answer], Awaitable[web.StreamResponse]]]]:
+    """What people see, and how it is sent to them. Those who look take no place of those who scrape."""
+    served: Served = request.app[SERVED]
+    try:
+        with served.looks.place(request.remote or "", id(request)) as place:
+
+            async def send(answer: Answer) -> web.StreamResponse:
+                if answer.status == 304:  # without a body, which aiohttp 3.8 would end with a last chunk
+                    return web.Response(status=304, headers=answer.headers)
+                served.looks.resize(place, len(answer.body))
+                return await _send(request, answer.headers, [answer.body])
+
+            yield served.status, send
+    except BusyError:
+        raise web.HTTPServiceUnavailable(text="too many people look at the status at one time; try again\n") from None
+
+
+async def _front(request: web.Request) -> web.StreamResponse:
+    links = [(route.path, route.purpose) for route in ROUTES if "{" not in route.path]
+    async with _look(request) as (status, send):
+        known_tag = request.headers.get("If-None-Match", "")
+        return await send(await status.front(request.query, _own_address(request), links, known_tag))
+
+
+async def _qube(request: web.Request) -> web.StreamResponse:
+    async with _look(request) as (status, send):
+        answer = status.near(request.match_info["name"], _own_address(request))
+        if answer is None:
+            raise web.HTTPNotFound(text="there is no such qube; / lists those that there are\n")
+        return await send(answer)
+
+
+async def _targets(request: web.Request) -> web.StreamResponse:
+    async with _look(request) as (status, send):
+        return await send(await status.targets(_own_address(request)))
+
+
+async def _static(request: web.Request) -> web.StreamResponse:
+    async with _look(request) as (status, send):
+        return await send(status.static(request.path.rpartition("/")[2], request.headers.get("If-None-Match", "")))
+
+
 ROUTES = (
+    Route("/", _front, "this page, for people; ?q=WORDS and ?state=STATE narrow it"),
+    Route("/qube/{name}", _qube, "one qube, for people"),
+    Route("/api/v1/targets", _targets, "what this page shows, as JSON"),
     Route("/metrics", _metrics, "everything, on one page; ?qube=NAME and ?exporter=NAME narrow it"),
     Route("/metrics/proxy", _metrics_proxy, "the proxy itself"),
     Route("/forward", _forward, "one exporter's own text, by ?target=QUBE&port=PORT"),
@@ -295,28 +363,7 @@ ROUTES = (
 )
 
 
-async def _front(request: web.Request) -> web.Response:
-    served: Served = request.app[SERVED]
-    links = "".join(f'<li><a href="{route.path}">{route.path}</a>: {html.escape(route.purpose)}\n' for route in ROUTES)
-    text = f"""<!doctype html>
-<title>prometheus-qubes-proxy</title>
-<h1>prometheus-qubes-proxy</h1>
-<p>Version {html.escape(__version__)}. {len(served.fleet.targets)} exporters in {len(served.fleet.qubes)} qubes.
-{_last_scrape(served)}
-<ul>
-{links}</ul>
-"""
-    return web.Response(text=text, content_type="text/html")
-
-
-def _last_scrape(served: Served) -> str:
-    """What the last scrape of everything found. Nothing is scraped because somebody looks."""
-    last = served.scraper.last
-    if last is None:
-        return "<p>Nobody has scraped /metrics yet."
-    up = sum(outcome.error is None for outcome in last.outcomes)
-    seconds_ago = max(0, round(time.time() - last.at))
-    return f"<p>Last scrape: {seconds_ago} s ago, {up} of {len(last.outcomes)} exporters up."
+STATIC_ROUTES = tuple(Route(f"/static/{name}", _static, "part of the pages for people") for name in STATIC_TYPES)
 
 
 @web.middleware

@@ -5,8 +5,10 @@ import random
 
 import pytest
 
+from federator import views
+from federator.rows import Filter
 from tests.bench import __main__ as bench
-from tests.bench import texts
+from tests.bench import looks, texts
 from tests.helpers import finish, reader, recording, target
 from tests.parts import debian_program
 
@@ -23,6 +25,14 @@ def test_a_small_machine_is_measured_from_end_to_end() -> None:
     assert all(cpu > 0 for cpu in measured.cpu.values()), measured
     assert len(measured.cpu) == 4
     assert measured.row.endswith("| 0 |"), measured
+
+
+def test_the_status_page_of_a_large_machine_is_small() -> None:
+    """Under 500 kB, with pictures that are as long as can be."""
+    seen = looks.sight()
+    page = views.front(seen, finish(views.make(seen)), Filter(), ())
+    assert len(page.encode()) < 500_000
+    assert page.count("<tbody id=") == looks.QUBES
 
 
 def test_the_texts_are_good_and_different() -> None:

@@ -28,7 +28,7 @@ PROXY = {
     "usr/share/prometheus-qubes-proxy/prometheus-qubes-proxy-firewall": 0o755,
     **{
         f"usr/share/prometheus-qubes-proxy/{path.relative_to(ROOT)}": 0o644
-        for path in (ROOT / "federator").rglob("*.py")
+        for path in (*(ROOT / "federator").rglob("*.py"), *(ROOT / "federator" / "static").iterdir())
     },
 }
 PACKAGES = {

@@ -27,7 +27,7 @@ from federator.model import Exporter, Limits, Target
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
 from federator.text.merge import Merger
-from tests.bench import texts
+from tests.bench import looks, texts
 from tests.bench.plain import parsed
 from tests.helpers import ROOT, finish
 from tests.parts import eventually, federator, free_port, get
@@ -432,6 +432,50 @@ def at_rest() -> Iterator[str]:
             )
 
 
+LOOKED_ROUNDS = 3
+# Between two scrapes. Few Prometheus servers scrape as often as every five seconds.
+PAUSE_SECONDS = 5
+
+
+@contextmanager
+def looking(port: int) -> Iterator[None]:
+    """Somebody who looks at the status page every second, in a process of its own."""
+    script = f"while sleep 1; do curl --silent --output /dev/null http://127.0.0.1:{port}/; done"
+    with subprocess.Popen(["/bin/sh", "-c", script], start_new_session=True) as process:
+        try:
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def looked_at() -> Iterator[str]:
+    """What the status page costs, and what looking at it costs those who scrape."""
+    yield from looks.pages()
+    bodies = {name: texts.recorded(name) for name in EXPORTERS}
+    times: dict[bool, list[float]] = {False: [], True: []}
+    cpu: dict[bool, list[float]] = {False: [], True: []}
+    with machine(looks.QUBES, bodies) as folder, server("proxy", folder) as one:
+        for _ in range(3):
+            one.get()
+        for number in range(2 * LOOKED_ROUNDS):
+            looked = bool(number % 2)
+            one.latency.clear()
+            before = one.used()
+            with looking(one.port) if looked else ExitStack():
+                for _ in range(SCRAPES):
+                    one.round(1)
+                    time.sleep(PAUSE_SECONDS)
+            times[looked] += one.latency
+            cpu[looked].append(one.used() - before)
+    without, with_one = (statistics.median(times[looked]) for looked in (False, True))
+    yield (
+        f"| a scrape of it, ms, while nobody looks / while somebody looks every second |"
+        f" {without * 1e3:.0f} / {with_one * 1e3:.0f} ({with_one / without - 1:+.1%}) |"
+    )
+    without, with_one = (statistics.median(cpu[looked]) / SCRAPES for looked in (False, True))
+    yield f"| CPU of the daemon for each scrape, ms, the same | {without * 1e3:.0f} / {with_one * 1e3:.0f} |"
+
+
 def draw(measured: Measured) -> None:
     """The picture in the README."""
     bars = [
@@ -462,7 +506,7 @@ def draw(measured: Measured) -> None:
 
 def main() -> None:
     """All tables, or those named."""
-    tables = {"cores": cores, "daemons": daemons, "rest": at_rest}
+    tables = {"cores": cores, "daemons": daemons, "rest": at_rest, "looks": looked_at}
     for name in sys.argv[1:] or tables:
         for line in tables[name]():
             print(line, flush=True)

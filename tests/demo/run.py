@@ -25,7 +25,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "conf" / "demo.toml"
 
 WELCOME = """
-Three demo qubes are being served. In another terminal, or a browser:
+Three demo qubes are being served. In a browser:
+
+    {url}/                                  what is up, what is not, why, and what to do
+
+In another terminal:
 
     curl {url}/metrics                      all of them, merged
     curl '{url}/metrics?qube=work'          one qube

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+`/api/v1/targets`: what the status page shows, for programs, in the shape of Prometheus' API of that name.
+
+Owns the names of its fields, which are stable. Must not know HTTP.
+"""
+
+import json
+from collections.abc import Generator
+from typing import Any
+
+from federator import remedies, units
+from federator.history import TargetRow
+from federator.model import Qube, Target
+from federator.sight import Sight
+
+# A target takes some 10 µs.
+SLICE = 100
+
+
+def targets(sight: Sight) -> Generator[None, None, str]:
+    """The answer as JSON, made in slices."""
+    made: list[str] = []
+    for qube in sight.qubes:
+        for target in qube.targets:
+            if len(made) % SLICE == SLICE - 1:
+                yield
+            made.append(json.dumps(_target(sight, qube, target, sight.history.target(target))))
+    return f'{{"status":"success","data":{{"activeTargets":[{",".join(made)}],"droppedTargets":[]}}}}\n'
+
+
+def _target(sight: Sight, qube: Qube, target: Target, row: TargetRow | None) -> dict[str, Any]:
+    """The fields of Prometheus first; the others are ours."""
+    error = row.error if row else None
+    return {
+        "discoveredLabels": {},
+        "labels": {"qube": target.qube, "exporter": target.exporter.name, **dict(target.labels)},
+        "scrapePool": target.qube,
+        "scrapeUrl": f"http://127.0.0.1:{target.exporter.port}/metrics",
+        "lastError": f"{error.reason}: {error}" if error else "",
+        "lastScrape": units.rfc3339(row.at) if row else "0001-01-01T00:00:00Z",
+        "lastScrapeDuration": round(row.seconds, 6) if row else 0,
+        "health": "unknown" if row is None else "up" if error is None else "down",
+        "scrapeTimeout": f"{sight.allowed:.1f}s",
+        "reason": error.reason if error else "",
+        "remedy": remedies.remedy(error) if error else "",
+        "since": units.rfc3339(row.since) if row else "",
+        "transport": qube.transport,
+        "samples": row.samples if row else 0,
+        "bodySizeBytes": row.body_size if row else 0,
+        "linesDropped": row.lines_dropped if row else 0,
+        "firstDropped": row.complaint if row else "",
+    }
