@@ -73,6 +73,7 @@ class Connection(asyncio.Protocol):
         self._untrusted_tail = b""  # the last bytes of a head that has not ended
         self._untrusted_held = b""  # what came behind the request in hand
         self._in_hand = False  # was the head of a request passed on that is not answered yet?
+        self._begun = False  # was anything passed on of a request that the handlers do not know yet?
         self._made = False  # does the HTTP library know of it?
         self._plain = True  # is it without TLS?
         self._handshake: asyncio.Task[None] | None = None
@@ -86,6 +87,7 @@ class Connection(asyncio.Protocol):
     def request_begins(self) -> None:
         """Its head is complete, and the current task answers it."""
         self._handler = asyncio.current_task()
+        self._begun = False
         self._stop_timer()
 
     def request_ends(self) -> None:
@@ -165,6 +167,7 @@ class Connection(asyncio.Protocol):
         if not self._head_expected:
             self._head_expected = True
             self._start_timer(HEAD_SECONDS)
+        self._begun = True
         tail = self._untrusted_tail
         end = _HEAD_END.search(tail + untrusted)
         if end is None:
@@ -203,6 +206,9 @@ class Connection(asyncio.Protocol):
         self._stop_timer()
         self._transport = None
         self._connections.closed(self)
+        if self._begun:
+            self._begun = False
+            self._connections.count_bad_request()
         if self._handler is not None:
             self._handler.cancel()
         if self._made:
@@ -230,7 +236,8 @@ class Connections:
     """
     All of them. `make_protocol` is the HTTP library's; `most`: so many at one time.
 
-    `tls`: what a new connection has to use, if anything.
+    `tls`: what a new connection has to use, if anything. `count_bad_request`: called for each request that does not get
+    as far as a handler, since it is no HTTP or its client is gone.
     """
 
     def __init__(
@@ -239,8 +246,10 @@ class Connections:
         most: int = MAX_CONNECTIONS,
         logger: logging.Logger | None = None,
         tls: Callable[[], ServerTls | None] = lambda: None,
+        count_bad_request: Callable[[], None] = lambda: None,
     ) -> None:
         self._make_protocol = make_protocol
+        self.count_bad_request = count_bad_request
         self._log = logger or logging.getLogger(__name__)
         self.tls = tls
         self._failed_handshakes = Seldom(BAD_REQUEST_SECONDS)
@@ -338,6 +347,7 @@ class Connections:
 
     def handshake_failed(self, error: HandshakeError) -> None:
         """A client did not come as far as a request."""
+        self.count_bad_request()
         times = self._failed_handshakes.again()
         if times is not None:
             log.warning(

@@ -25,6 +25,11 @@ class Counters:
         self.requests = Counter(
             "qubes_proxy_http_requests_total", "HTTP requests answered.", ["path", "code"], registry=self.registry
         )
+        self.bad_requests = Counter(
+            "qubes_proxy_http_bad_requests_total",
+            "Requests that were no HTTP or not complete when their connection ended, and failed TLS handshakes.",
+            registry=self.registry,
+        )
         self._calls = Counter(
             "qubes_proxy_qrexec_calls_total",
             "Calls made to qubes, each of which dom0 had to decide on (or, for local qubes, a process started).",

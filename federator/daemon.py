@@ -61,8 +61,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await runner.setup()
-    assert runner.server is not None, "it was set up"
-    connections = Connections(runner.server, logger=http_log(), tls=lambda: served.access.tls)
+    connections = _connections(runner, served)
     connections.limit(host.files_for_connections(_most_calls(settings)))
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
@@ -83,6 +82,16 @@ async def serve(
         await served.fleet.close()
         await connections.close(FAREWELL_SECONDS)
         await runner.cleanup()
+
+
+def _connections(runner: web.AppRunner, served: Served) -> Connections:
+    assert runner.server is not None, "it was set up"
+    return Connections(
+        runner.server,
+        logger=http_log(),
+        tls=lambda: served.access.tls,
+        count_bad_request=served.counters.bad_requests.inc,
+    )
 
 
 def _log_serving(connections: Connections, settings: Config) -> None:

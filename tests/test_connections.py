@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,27 @@ def test_requests_whose_answers_are_not_read_cost_no_memory(
             assert sent < 20_000_000, "the daemon reads no more of it"
 
 
+def counted(proxy: Daemon) -> dict[str, int]:
+    """How many requests the daemon says it had: bad ones, and those of /-/healthy that were answered."""
+    page = proxy.get("/metrics/proxy").text
+    answered = re.findall(r'^qubes_proxy_http_requests_total{.*path="/-/healthy"} (\d+)', page, re.MULTILINE)
+    (bad,) = re.findall(r"^qubes_proxy_http_bad_requests_total (\d+)", page, re.MULTILINE)
+    return {"bad": int(bad), "answered": sum(map(int, answered))}
+
+
+@pytest.mark.slow
+def test_requests_that_never_reach_a_handler_are_counted(exporter: Callable[[bytes], Exporter], tmp_path: Path) -> None:
+    """Half of one is, a connection without a byte and whole requests are not."""
+    with Daemon(tmp_path, toml({"work": {"x": exporter(b"m 1\n").port}}, transport="local")) as proxy:
+        for said, bad in ((b"", 0), (b"GET / HT", 1), (HEALTHY + b"GET", 2), (HEALTHY, 2)):
+            expected = {"bad": bad, "answered": counted(proxy)["answered"] + said.count(HEALTHY)}
+            with socket.create_connection(("127.0.0.1", proxy.port)) as sock:
+                sock.sendall(said)
+                if HEALTHY in said:
+                    sock.recv(1000)
+            eventually("it is counted", partial(lambda wanted: counted(proxy) == wanted, expected))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "request_text",
@@ -261,6 +283,10 @@ def test_bad_requests_are_one_line_without_a_traceback(
                     # Some versions of the HTTP library end the connection; and a body that nobody needs is not read.
                     assert re.match(rb"HTTP/1\.. (400|200) |$", sock.recv(1000))
         assert proxy.get("/-/healthy").status == 200
+        # A body that nobody needs is bad after its request was answered.
+        eventually(
+            "each is counted", lambda: {"bad": 50}.items() <= counted(proxy).items() or counted(proxy)["answered"] == 51
+        )
         assert "Traceback" not in proxy.log
         assert proxy.log.count("a request that is no HTTP") <= 1
         assert proxy.log.count("\n") <= 3
