@@ -5,11 +5,11 @@ Which requests are served at one time, of those that ask qubes.
 Owns the places, and how they are shared out. Must not know HTTP, nor what is asked for.
 
 Each page that is being made or sent costs memory, so there are few places, and the pages may have so many bytes
-together. Requests for the same page share a place. No address may have more than half of the places, or of the bytes:
-one client cannot keep all others out.
+together. Requests for the same page share a place. One client cannot keep all others out, nor can a few: a client gets
+a place only while it has fewer than are free, which is half of them at first, and half of the rest for the next one. No
+client may have more than half of the bytes.
 """
 
-from collections import Counter
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +18,13 @@ from federator.errors import BusyError
 
 # Prometheus' own --web.max-requests is 40 as well.
 MAX_REQUESTS = 40
-MAX_REQUESTS_PER_ADDRESS = MAX_REQUESTS // 2
 
 
 @dataclass(slots=True)
 class Place:
-    """One page. `address`: of the client that came first. `size`: its bytes, or what may be expected."""
+    """One page. `network`: of the client that came first. `size`: its bytes, or what may be expected."""
 
-    address: str
+    network: str
     size: int
     requests: int = 0
 
@@ -41,7 +40,7 @@ class Admission:
         return len(self._places)
 
     @contextmanager
-    def place(self, address: str, page: Hashable, size: int = 0) -> Iterator[Place]:
+    def place(self, network: str, page: Hashable, size: int = 0) -> Iterator[Place]:
         """
         Be served. Requests with the same `page` will get the very same one.
 
@@ -51,10 +50,10 @@ class Admission:
         if place is None:
             if len(self._places) >= MAX_REQUESTS:
                 raise BusyError(f"{MAX_REQUESTS} scrapes are being served already")
-            of_address = Counter(one.address for one in self._places.values())[address]
-            if of_address >= MAX_REQUESTS_PER_ADDRESS:
-                raise BusyError(f"{MAX_REQUESTS_PER_ADDRESS} scrapes of this address are being served already")
-            place = Place(address, 0)
+            of_network = sum(one.network == network for one in self._places.values())
+            if of_network >= MAX_REQUESTS - len(self._places):
+                raise BusyError(f"{of_network} scrapes of this address are being served already")
+            place = Place(network, 0)
             self.resize(place, size)
             self._places[page] = place
         place.requests += 1
@@ -68,11 +67,11 @@ class Admission:
     def resize(self, place: Place, size: int) -> None:
         """So many bytes it has. Raises BusyError where that is too much beside the others."""
         others = [one for one in self._places.values() if one is not place and one.size]
-        of_address = [one for one in others if one.address == place.address]
+        of_network = [one for one in others if one.network == place.network]
         # One page by itself is never too much: it has a limit of its own.
         if size and (
             (others and size + sum(one.size for one in others) > self.most_bytes)
-            or (of_address and size + sum(one.size for one in of_address) > self.most_bytes // 2)
+            or (of_network and size + sum(one.size for one in of_network) > self.most_bytes // 2)
         ):
             raise BusyError("the pages that are being sent take too much memory; see scrape.memory_limit")
         place.size = size

@@ -9,8 +9,9 @@ Anybody on the network may open connections, and each takes a file descriptor th
 is a limit, for all and for one address. Where it is reached, a new connection takes the place of the one that has been
 without a request for the longest time.
 
-One request of a connection is in hand at one time. What comes behind it is not read until its answer is made: a client
-that sends requests and reads no answers costs no more than one that waits. A request whose client is gone ends at once.
+One request of a connection is in hand at one time. What comes behind it waits until its answer is made, and is little:
+the connection of a client that sends more is ended. So a client that sends requests and reads no answers costs no more
+than one that waits. Reading goes on meanwhile, so a request whose client is gone ends at once.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import re
 import socket
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +30,7 @@ from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
 from federator.errors import HandshakeError, shown
+from federator.network import network_of
 from federator.tls import ServerTls
 
 log = logging.getLogger(__name__)
@@ -38,6 +41,8 @@ MAX_CONNECTIONS = 512
 LEAST_CONNECTIONS = 4
 # A pair of Prometheus, a browser and a few scripts, each with some connections, come from one address.
 MAX_PER_ADDRESS = 64
+# Bytes of further requests that wait for the answer of one. Prometheus sends none; some clients send a few.
+MAX_HELD = 64 << 10
 # A scraper sends its request at once. The head of one that has begun must be complete in this time, too.
 HEAD_SECONDS = 10.0
 # After an answer the connection is kept for the next request. Prometheus scrapes once a minute, or more often.
@@ -78,6 +83,7 @@ class Connection(asyncio.Protocol):
         self._plain = True  # is it without TLS?
         self._handshake: asyncio.Task[None] | None = None
         self.address = ""
+        self.network = ""
 
     @property
     def busy(self) -> bool:
@@ -115,6 +121,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        self.network = network_of(self.address)
         self._head_expected = True
         self._start_timer(HEAD_SECONDS)
         self._connections.opened(self)
@@ -152,13 +159,14 @@ class Connection(asyncio.Protocol):
             self._untrusted_held += data
         elif self._in_hand:
             self._untrusted_held += data
-            if self._transport is not None:
-                self._transport.pause_reading()
+            if len(self._untrusted_held) > MAX_HELD:
+                self.abort()
         else:
             self._pass_on(data)
 
     def _pass_on(self, untrusted: bytes) -> None:
         """Up to the end of a request's head; the rest waits."""
+        self._begun = True
         if self._plain and self._transport is not None and _TLS_HELLO.match(untrusted):
             self._connections.tls_on_plain_port(self.address)
             self._transport.write(_PLAIN_PORT)
@@ -167,7 +175,6 @@ class Connection(asyncio.Protocol):
         if not self._head_expected:
             self._head_expected = True
             self._start_timer(HEAD_SECONDS)
-        self._begun = True
         tail = self._untrusted_tail
         end = _HEAD_END.search(tail + untrusted)
         if end is None:
@@ -194,8 +201,6 @@ class Connection(asyncio.Protocol):
             return
         if untrusted:
             self._pass_on(untrusted)
-        if not self._untrusted_held:
-            self._transport.resume_reading()
 
     def eof_received(self) -> bool | None:
         """The client sends no more."""
@@ -263,6 +268,11 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
+    @property
+    def busy(self) -> int:
+        """How many are being answered."""
+        return sum(one.busy for one in self._open)
+
     def limit(self, most: int) -> None:
         """So many file descriptors are left for connections."""
         self._most = max(LEAST_CONNECTIONS, min(most, MAX_CONNECTIONS))
@@ -275,7 +285,7 @@ class Connections:
 
     def log_bad_request(self, error: Exception) -> None:
         """The HTTP library did not take what a client sent."""
-        self._log.error("bad request", exc_info=error)
+        self._log.error("bad request", exc_info=HttpProcessingError(message=str(error)))
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -334,16 +344,21 @@ class Connections:
     def opened(self, connection: Connection) -> None:
         """There is one more. Where there are too many, one of them goes."""
         self._open[connection] = None
-        of_address = [one for one in self._open if one.address == connection.address]
-        if connection.address and len(of_address) > MAX_PER_ADDRESS:  # all of a Unix socket are one reverse proxy's
-            self._make_room(of_address)
+        of_network = [one for one in self._open if one.network == connection.network]
+        if connection.network and len(of_network) > MAX_PER_ADDRESS:  # all of a Unix socket are one reverse proxy's
+            self._make_room(of_network)
         elif len(self._open) > self._most:
             self._make_room(self._open)
 
     def _make_room(self, among: Iterable[Connection]) -> None:
-        idle = next(one for one in among if not one.busy)  # the new one, where all others are busy
-        del self._open[idle]
-        idle.abort()
+        """The one that waits longest goes. Where all but the new one are busy, it is the last of the largest crowd."""
+        *others, new = among
+        gone = next((one for one in others if not one.busy), None)
+        if gone is None:
+            ((crowd, _),) = Counter(one.network for one in [*others, new]).most_common(1)
+            gone = next(one for one in [new, *reversed(others)] if one.network == crowd)
+        del self._open[gone]
+        gone.abort()
 
     def handshake_failed(self, error: HandshakeError) -> None:
         """A client did not come as far as a request."""
@@ -415,7 +430,7 @@ class BadRequestFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Is this record to be written?"""
         error = record.exc_info[1] if record.exc_info else None
-        client_errors = HttpProcessingError | web.RequestPayloadError | ConnectionError | ValueError
+        client_errors = HttpProcessingError | web.RequestPayloadError | ConnectionError
         if not isinstance(error, client_errors) and not _says_client_is_gone(error):
             return True
         times = self._seldom.again()

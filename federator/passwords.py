@@ -13,12 +13,12 @@ address: beyond it they are not checked, so that they slow down nobody else.
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 import secrets
 from collections import Counter
 from collections.abc import Mapping
 
 from federator.errors import BusyError, StartError
+from federator.network import network_of
 from federator.pace import Pace
 
 try:
@@ -40,8 +40,6 @@ MAX_WAITING_PER_ADDRESS = 4
 MAX_KNOWN_WRONG = 100
 # Addresses with wrong passwords are remembered; from so many on, those whose time is over are forgotten.
 MAX_ADDRESSES = 1000
-# Who has one IPv6 address has all that begin with the same bits.
-IPV6_PREFIX = 64
 
 
 def check_package() -> None:
@@ -95,7 +93,7 @@ class Passwords:
             return False
         check = self._checks.get(digest)
         if check is None:
-            network = _network(address)
+            network = network_of(address)
             self._admit(network)
             check = asyncio.create_task(self._check(digest, user, password, users, network))
             self._checks[digest] = check
@@ -151,14 +149,3 @@ def _is_same(password: bytes, expected: bytes) -> bool:
         return bcrypt.checkpw(password[:MAX_PASSWORD_BYTES], expected) and len(password) <= MAX_PASSWORD_BYTES
     except ValueError:  # it has a NUL
         return False
-
-
-def _network(address: str) -> str:
-    """Whose wrong passwords are counted together."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:  # all of a Unix socket
-        return address
-    if ip.version == 4:
-        return address
-    return str(ipaddress.ip_network((int(ip), IPV6_PREFIX), strict=False))

@@ -27,6 +27,7 @@ from federator.fleet import Fleet
 from federator.forward import Forwarder
 from federator.history import Asked
 from federator.model import Config, Reload, Snapshot, Target
+from federator.network import network_of
 from federator.page import Page, Pages, at_once
 from federator.request import SHARE_SECONDS
 from federator.requestlog import RequestLog
@@ -157,9 +158,9 @@ async def _place(request: web.Request, size: int = 0) -> AsyncIterator[tuple[Ser
     untrusted_timeout = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
     seconds = budget(untrusted_timeout, served.fleet.config.scrape)
     # Requests of one moment for the same page get the same one.
-    page = (request.path, *sorted(request.query.items()), int(started / SHARE_SECONDS))
+    page = (request.path, frozenset(request.query.items()), int(started / SHARE_SECONDS))
     try:
-        with served.admission.place(request.remote or "", page, size) as place:
+        with served.admission.place(network_of(request.remote or ""), page, size) as place:
             # A dom0 that is silent must not make the page late.
             await served.fleet.refresh(seconds / 4)
             yield served, place, seconds - (loop.time() - started)
@@ -311,7 +312,7 @@ async def _look(
     """What people see, and how it is sent to them. Those who look take no place of those who scrape."""
     served: Served = request.app[SERVED]
     try:
-        with served.looks.place(request.remote or "", id(request)) as place:
+        with served.looks.place(network_of(request.remote or ""), id(request)) as place:
 
             async def send(answer: Answer) -> web.StreamResponse:
                 if answer.status == 304:  # without a body, which aiohttp 3.8 would end with a last chunk

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which requests are served at one time."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
-from federator.admission import MAX_REQUESTS, MAX_REQUESTS_PER_ADDRESS, Admission
+from federator.admission import MAX_REQUESTS, Admission
 from federator.errors import BusyError
 
 
@@ -23,16 +23,21 @@ def test_requests_for_one_page_share_a_place() -> None:
         assert len(admission) == 0
 
 
-def test_one_address_leaves_places_for_others() -> None:
-    """Half of them; and there is an end to all."""
+def test_a_few_clients_leave_places_for_others() -> None:
+    """One gets half of them, the next one half of the rest; and there is an end to all."""
     admission = Admission(1000)
     with ExitStack() as stack:
-        for number in range(MAX_REQUESTS_PER_ADDRESS):
-            stack.enter_context(admission.place("greedy", number))
-        with pytest.raises(BusyError, match="of this address"), admission.place("greedy", "more"):
-            pass
-        for number in range(MAX_REQUESTS_PER_ADDRESS, MAX_REQUESTS):
-            stack.enter_context(admission.place("honest", number))
+        taken = []
+        for client in ("greedy", "its friend", "another"):
+            taken.append(0)
+            with suppress(BusyError):
+                while True:
+                    stack.enter_context(admission.place(client, (client, taken[-1])))
+                    taken[-1] += 1
+        assert taken == [20, 10, 5]
+        for number in range(5):
+            stack.enter_context(admission.place(f"honest {number}", number))
+        assert len(admission) == MAX_REQUESTS
         with pytest.raises(BusyError, match=f"{MAX_REQUESTS} scrapes"), admission.place("other", "more"):
             pass
     assert len(admission) == 0

@@ -51,7 +51,7 @@ ALLOWED = {
     "systemd": set(),
     "journal": set(),
     "access": {"errors", "model", "pace", "passwords", "tls"},
-    "passwords": {"errors", "pace"},
+    "passwords": {"errors", "network", "pace"},
     "tls": {"errors", "model"},
     "web": {
         "access",
@@ -63,6 +63,7 @@ ALLOWED = {
         "forward",
         "history",
         "model",
+        "network",
         "page",
         "request",
         "requestlog",
@@ -73,7 +74,8 @@ ALLOWED = {
         "targets",
         "text.content_type",
     },
-    "connections": {"errors", "tls"},
+    "connections": {"errors", "network", "tls"},
+    "network": set(),
     "requestlog": {"connections", "errors"},
     "status": {"api", "fleet", "history", "model", "rows", "scheduler", "sight", "views"},
     "page": {"fleet", "gauges", "model", "scheduler", "text.merge"},
@@ -208,6 +210,7 @@ ALLOWED = {
 }
 PURE = (
     "admission",
+    "network",
     "cost",
     "budget",
     "shares",

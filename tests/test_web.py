@@ -201,7 +201,8 @@ async def test_fifty_scrapers_at_once(
     host.watch_children()
     slow = exporter(b"m 1\n")
     slow.hold.clear()
-    settings = config.parse(toml({"work": {"slow": slow.port}}, transport="local"), tmp_path / "x.toml")
+    others = {f"down{number}": free_port() for number in range(6)}
+    settings = config.parse(toml({"work": {"slow": slow.port, **others}}, transport="local"), tmp_path / "x.toml")
     served = Served.of(settings, Counters())
     client = await aiohttp_client(application(served))
 
@@ -211,14 +212,16 @@ async def test_fifty_scrapers_at_once(
 
     scrapes = [asyncio.create_task(scrape()) for _ in range(50)]
     await asyncio.to_thread(eventually, "the exporter is asked", lambda: slow.requests)
-    different = [asyncio.create_task(scrape("?qube=work" + "&qube=work" * number)) for number in range(50)]
+    parts = [[name for bit, name in enumerate(others) if number >> bit & 1] for number in range(50)]
+    queries = ["?exporter=slow" + "".join(f"&exporter={name}" for name in part) for part in parts]
+    different = [asyncio.create_task(scrape(query)) for query in queries]
     await asyncio.to_thread(eventually, "some are refused", lambda: sum(one.done() for one in different) >= 30)
+    assert len(slow.requests) == 1
     slow.hold.set()
     answers = await asyncio.gather(*scrapes)
     assert [status for status, _ in answers] == [200] * 50
     assert len({page for _, page in answers}) == 1
     assert {status for status, _ in await asyncio.gather(*different)} == {200, 503}
-    assert len(slow.requests) == 1
     assert (len(served.admission), len(served.pages)) == (0, 0)
     await served.fleet.close()
 

@@ -38,7 +38,7 @@ SLICE = 2000
 # piece takes some 10 ms.
 PIECE_PARTS = 5000
 # Plans kept: the last one, which is for the whole page, and others for scrapers that ask for parts of it, as long as
-# all of them take no more bytes than this. A step takes so many, beside the texts that it holds: HELP texts can be long.
+# all of them take no more bytes than this. A step takes so many beside the texts it holds: HELP texts can be long.
 MAX_SIZE = 30 << 20
 STEP_SIZE = 150
 
