@@ -11,7 +11,7 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from federator import api, views
 from federator.fleet import Fleet
@@ -36,6 +36,9 @@ SECURE = {
 }
 # May be kept, but has to be asked for each time; and by no cache that others use.
 FRESH = {"Cache-Control": "private, no-cache"}
+# People wait so long for those who scrape, and look so often whether these are done.
+PATIENCE_SECONDS = 2.0
+WATCH_SECONDS = 0.05
 # A filter is typed by a person.
 MAX_FILTER_LENGTH = 200
 
@@ -55,18 +58,26 @@ class Answer(NamedTuple):
 
 class Status:
     """
-    What people see of a fleet. `reload` says how the last reload went.
+    What people see of a fleet. `reload` says how the last reload went, `is_busy` whether anybody scrapes now.
 
     `open_addresses`: where the daemon listens beyond loopback.
     """
 
-    def __init__(
-        self, fleet: Fleet, history: History, scheduler: Scheduler, reload: Callable[[], Reload], own_name: str
+    def __init__(  # noqa: PLR0913 - the parts of the daemon that people see
+        self,
+        fleet: Fleet,
+        history: History,
+        scheduler: Scheduler,
+        *,
+        reload: Callable[[], Reload],
+        is_busy: Callable[[], bool],
+        own_name: str,
     ) -> None:
         self.open_addresses: Sequence[str] = ()
         self._fleet = fleet
         self._history = history
         self._reload = reload
+        self._is_busy = is_busy
         self._own_name = own_name
         self._started = time.time()
         self._shown: tuple[object, ...] = ()
@@ -83,6 +94,7 @@ class Status:
 
         `address`: HOST:PORT by which the reader reached us. `known_tag`: the header If-None-Match.
         """
+        await self._give_way(self._made)
         sight, wanted = self._sight(address), filter_of(query)
         version = self._version_now()
         # While this is the same, so is all that a person reads, but for the seconds that the script counts.
@@ -105,6 +117,7 @@ class Status:
 
     async def targets(self, address: str) -> Answer:
         """`/api/v1/targets`."""
+        await self._give_way(self._json)
         text = await self._json.get(self._version_now(), lambda: api.targets(self._sight(address)))
         return Answer({"Content-Type": "application/json", **SECURE, **FRESH}, text.encode())
 
@@ -112,6 +125,13 @@ class Status:
         """A file of ours, which changes with the version only."""
         answer = self._static[name]
         return answer._replace(status=304, body=b"") if answer.headers["ETag"] in known_tag else answer
+
+    async def _give_way(self, kept: "Kept[Any]") -> None:
+        """If something has to be made, let those who scrape go first, for a while."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + PATIENCE_SECONDS
+        while kept.version != self._version_now() and self._is_busy() and loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(WATCH_SECONDS)  # the places of those who scrape tell nobody when they are free
 
     def _version_now(self) -> int:
         """Another number whenever the table has to be made anew."""
@@ -143,14 +163,14 @@ class Kept(Generic[T]):
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
-        self._version = -1
+        self.version = -1
         self._task: asyncio.Task[T] | None = None
 
     async def get(self, version: int, make: Callable[[], Generator[None, None, T]]) -> T:
         """It goes on being made where the one who asked first goes away."""
         task = self._task
-        if task is None or version != self._version or (task.done() and (task.cancelled() or task.exception())):
-            self._version = version
+        if task is None or version != self.version or (task.done() and (task.cancelled() or task.exception())):
+            self.version = version
             task = self._task = asyncio.get_running_loop().create_task(self._scheduler.run(make()))
         return await asyncio.shield(task)
 

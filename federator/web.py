@@ -75,8 +75,14 @@ class Served:
 
     def __post_init__(self) -> None:
         """People see the same parts."""
-        history, scheduler = self.scraper.history, self.scraper.scheduler
-        self.status = Status(self.fleet, history, scheduler, lambda: self.reload, self.own_name)
+        self.status = Status(
+            self.fleet,
+            self.scraper.history,
+            self.scraper.scheduler,
+            reload=lambda: self.reload,
+            is_busy=lambda: len(self.admission) > 0,
+            own_name=self.own_name,
+        )
 
     @classmethod
     def of(cls, config: Config, counters: Counters, *, own_name: str = "") -> "Served":

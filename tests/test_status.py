@@ -14,6 +14,7 @@ from federator.counters import Counters
 from federator.views import make
 from federator.web import SERVED, Served, application
 from tests import test_web
+from tests.helpers import soon
 from tests.parts import Exporter, toml
 from tests.test_markup import Reader
 
@@ -142,6 +143,25 @@ async def test_the_table_is_made_once_for_each_scrape(client: Client, monkeypatc
     await asked(client, "/metrics")
     await asked(client, "/")
     assert len(made) == 2
+
+
+async def test_making_the_table_gives_way_to_those_who_scrape(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made when they are done, or after a while; what is there is shown at once."""
+    monkeypatch.setattr("federator.status.PATIENCE_SECONDS", 1000.0)
+    await asked(client, "/")
+    served: Served = client.app[SERVED]
+    with served.admission.place("127.0.0.1", "somebody"):
+        assert (await asked(client, "/?q=work"))[0].status == 200  # it was made before
+        served.scraper.history.retain(served.fleet.qubes)
+        looking = [asyncio.create_task(asked(client, path)) for path in ("/", "/api/v1/targets")]
+        await soon("both are there", lambda: len(served.looks) == 2)
+        assert not any(one.done() for one in looking)
+    for one in looking:
+        assert (await one)[0].status == 200
+    monkeypatch.setattr("federator.status.PATIENCE_SECONDS", 0.0)
+    with served.admission.place("127.0.0.1", "somebody"):
+        served.scraper.history.retain(served.fleet.qubes)
+        assert (await asked(client, "/"))[0].status == 200
 
 
 async def test_making_the_table_may_fail_once(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

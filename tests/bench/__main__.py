@@ -434,7 +434,7 @@ def at_rest() -> Iterator[str]:
 
 LOOKED_ROUNDS = 3
 # Between two scrapes. Few Prometheus servers scrape as often as every five seconds.
-PAUSE_SECONDS = 5
+PAUSE_SECONDS = 5.0
 
 
 @contextmanager
@@ -452,7 +452,7 @@ def looked_at() -> Iterator[str]:
     """What the status page costs, and what looking at it costs those who scrape."""
     yield from looks.pages()
     bodies = {name: texts.recorded(name) for name in EXPORTERS}
-    times: dict[bool, list[float]] = {False: [], True: []}
+    latency: dict[bool, list[float]] = {False: [], True: []}
     cpu: dict[bool, list[float]] = {False: [], True: []}
     with machine(looks.QUBES, bodies) as folder, server("proxy", folder) as one:
         for _ in range(3):
@@ -460,20 +460,19 @@ def looked_at() -> Iterator[str]:
         for number in range(2 * LOOKED_ROUNDS):
             looked = bool(number % 2)
             one.latency.clear()
-            before = one.used()
+            one.cpu.clear()
             with looking(one.port) if looked else ExitStack():
                 for _ in range(SCRAPES):
                     one.round(1)
                     time.sleep(PAUSE_SECONDS)
-            times[looked] += one.latency
-            cpu[looked].append(one.used() - before)
-    without, with_one = (statistics.median(times[looked]) for looked in (False, True))
-    yield (
-        f"| a scrape of it, ms, while nobody looks / while somebody looks every second |"
-        f" {without * 1e3:.0f} / {with_one * 1e3:.0f} ({with_one / without - 1:+.1%}) |"
-    )
-    without, with_one = (statistics.median(cpu[looked]) / SCRAPES for looked in (False, True))
-    yield f"| CPU of the daemon for each scrape, ms, the same | {without * 1e3:.0f} / {with_one * 1e3:.0f} |"
+            latency[looked] += one.latency
+            cpu[looked] += one.cpu
+    for what, values in (("until the page is there", latency), ("CPU of the daemon until then", cpu)):
+        without, with_one = (statistics.median(values[looked]) * 1e3 for looked in (False, True))
+        yield (
+            f"| a scrape of it, {what}, ms, while nobody looks / while somebody looks every second |"
+            f" {without:.0f} / {with_one:.0f} ({with_one / without - 1:+.1%}) |"
+        )
 
 
 def draw(measured: Measured) -> None:
