@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from federator.model import Limits, Reading
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
-from federator.text.merge import Merger
+from federator.text.merge import STEP_SIZE, Merger
 from tests.helpers import finish, merged, page, read, recording, target
 
 
@@ -267,12 +267,15 @@ def test_values_are_new_where_types_disagree() -> None:
 
 def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A qube with new families at every scrape fills what there is for all, and no more; the last plan is kept."""
-    monkeypatch.setattr("federator.text.merge.MAX_STEPS", 100)
+    monkeypatch.setattr("federator.text.merge.MAX_SIZE", 40_000)
     merger = Merger()
     for scrape in range(10):
         text = "".join(f"a{scrape}_{number} 1\n" for number in range(30))
         assert merged(merger, [reading("a", text)]).count("# TYPE") == 30
-        assert sum(merger.plans()) <= 100
+        assert sum(merger.plans()) <= 40_000
+    assert len(merger.plans()) > 1
+    merged(merger, [reading("a", f"# HELP m {'x' * 16_000}\nm 1\n")])
+    assert len(merger.plans()) == 1, "a HELP text counts, in the family and in the head of its block"
     many = reading("a", "".join(f"b{number} 1\n" for number in range(200)))
     finish(merger.merge([many]))
     assert len(merger.plans()) == 1
@@ -280,7 +283,7 @@ def test_plans_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_plan_that_was_not_used_for_longest_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that is asked for often keeps its plan while others come and go."""
-    monkeypatch.setattr("federator.text.merge.MAX_STEPS", 4)  # two plans of a family each
+    monkeypatch.setattr("federator.text.merge.MAX_SIZE", 4 * STEP_SIZE + 100)  # two plans of a family each
     merger = Merger()
     often, once, another = (reading("a", f"{name} 1\n") for name in ("often", "once", "another"))
     for each in (often, once, often, another):

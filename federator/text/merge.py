@@ -36,8 +36,9 @@ SLICE = 2000
 # piece takes some 10 ms.
 PIECE_PARTS = 5000
 # Plans kept: the last one, which is for the whole page, and others for scrapers that ask for parts of it, as long as
-# all of them have no more steps than this, some 150 bytes each.
-MAX_STEPS = 200_000
+# all of them take no more bytes than this. A step takes so many, beside the HELP texts, which can be long.
+MAX_SIZE = 30 << 20
+STEP_SIZE = 150
 
 _PARTS: dict[MetricType | None, tuple[str, ...]] = {
     "histogram": ("_bucket", "_sum", "_count"),
@@ -55,6 +56,7 @@ class _Plan:
     parts: list[bytes]  # that come after the readings' blocks: heads, and what was taken out of blocks
     order: list[int]  # indices into blocks and parts
     opened: bool  # were blocks opened? Then the plan is for these blocks alone
+    size: int  # about so many bytes
 
 
 class Merger:
@@ -69,8 +71,8 @@ class Merger:
         self._plans: dict[tuple[int, ...], _Plan] = {}  # the plans hold what the ids are of, so that they stay true
 
     def plans(self) -> list[int]:
-        """How many steps each plan has that is kept."""
-        return [len(plan.order) for plan in self._plans.values()]
+        """How many bytes each plan takes that is kept."""
+        return [plan.size for plan in self._plans.values()]
 
     def merge(self, readings: Sequence[Reading]) -> Generator[None, None, list[bytes]]:
         """
@@ -84,7 +86,7 @@ class Merger:
             plan = yield from _plan(readings)
         if not plan.opened:
             self._plans[key] = plan
-            while len(self._plans) > 1 and sum(self.plans()) > MAX_STEPS:
+            while len(self._plans) > 1 and sum(self.plans()) > MAX_SIZE:
                 del self._plans[next(iter(self._plans))]
         parts = [*chain.from_iterable([reading.blocks for reading in readings]), *plan.parts]
         pieces: list[bytes] = []
@@ -101,12 +103,14 @@ def _plan(readings: Sequence[Reading]) -> Generator[None, None, _Plan]:
     places: defaultdict[str, list[int]] = defaultdict(list)
     helps: dict[str, bytes] = {}
     parts: list[bytes] = []
+    texts_size = 0
     first_part = sum(map(len, families))
     blocks = chain.from_iterable(reading.blocks for reading in readings)
     numbered = enumerate(zip(chain.from_iterable(families), blocks, strict=True))
     for piece in _slices(numbered, SLICE):
         for number, (family, block) in piece:
             name, winner = family.name, types.get(family.name)
+            texts_size += len(family.help)
             if family.type == winner or family.type not in _PARTS:
                 places[name].append(number)
                 if family.help and family.type in (winner, None):
@@ -122,9 +126,10 @@ def _plan(readings: Sequence[Reading]) -> Generator[None, None, _Plan]:
         for name in names:
             order.append(first_part + len(parts))
             parts.append(_head(name, types.get(name, "untyped"), helps.get(name, b"")))
+            texts_size += len(parts[-1])
             order += places[name]
         yield
-    return _Plan(families, parts, order, opened)
+    return _Plan(families, parts, order, opened, texts_size + STEP_SIZE * len(order))
 
 
 def _types(readings: Iterable[Reading]) -> Generator[None, None, dict[str, MetricType]]:
