@@ -58,6 +58,7 @@ class Budget:
         self.limit = limit  # may change at any time
         self._held: dict[Holder, int] = {}
         self._total = 0
+        self._peak = 0
 
     def __repr__(self) -> str:
         return f"<Budget: {self._total} of {self.limit} bytes held by {len(self._held)}>"
@@ -67,6 +68,11 @@ class Budget:
         """Bytes held now."""
         return self._total
 
+    def peak(self) -> int:
+        """The most bytes that were held at one time since this was asked last."""
+        peak, self._peak = self._peak, self._total
+        return peak
+
     def hold(self, holder: Holder, size: int) -> None:
         """The holder has so many bytes now. If it is too much in all, some give up; it may be this one."""
         self._total += size - self._held.get(holder, 0)
@@ -74,6 +80,7 @@ class Budget:
             self._held[holder] = size
         else:
             self._held.pop(holder, None)
+        self._peak = max(self._peak, self._total)
         if self._total > self.limit:
             for chosen in list(surplus(self._held, self.limit)):
                 self.release(chosen)

@@ -12,13 +12,14 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from aiohttp import web
 
 from federator import __version__, config, host, shares, systemd
+from federator.budget import Budget
 from federator.connections import BadRequestFilter, Connections
 from federator.counters import Counters
 from federator.errors import ConfigError, StartError
@@ -28,6 +29,10 @@ from federator.web import Served, application
 
 # A scraper that is still being sent a page when the daemon ends has at most this many seconds to take it.
 FAREWELL_SECONDS = 2.0
+# So often it is looked whether there were large texts, and whether their memory can go back to the system.
+MEMORY_SECONDS = 10.0
+# 20 qubes with node and process exporters have less.
+LARGE_TEXTS = 8 << 20
 # File descriptors are kept back for the calls of so many qubes that dom0 names. More than these do not run at one time.
 MAX_DISCOVERED_QUBES = 64
 
@@ -57,7 +62,8 @@ async def serve(
             connections.limit(host.files_for_connections(_most_calls(served.fleet.config)))
 
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(Unexpected((served.fleet.texts, served.fleet.texts_read)).handle)
+    budgets = (served.fleet.texts, served.fleet.texts_read)
+    loop.set_exception_handler(Unexpected(budgets).handle)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await runner.setup()
@@ -71,9 +77,10 @@ async def serve(
         _log_serving(connections, settings)
         served.status.open_addresses = _beyond_loopback(connections)
         systemd.notify("READY=1", _status(settings))
-        watched = asyncio.create_task(systemd.feed_watchdog())
+        tasks = [asyncio.create_task(systemd.feed_watchdog()), asyncio.create_task(_give_memory_back(budgets))]
         await stop.wait()
-        watched.cancel()
+        for task in tasks:
+            task.cancel()
         log.info("stopping")
         systemd.notify("STOPPING=1", "STATUS=stopping")
     finally:
@@ -82,6 +89,14 @@ async def serve(
         await served.fleet.close()
         await connections.close(FAREWELL_SECONDS)
         await runner.cleanup()
+
+
+async def _give_memory_back(budgets: Collection[Budget]) -> None:
+    """After large texts only: small ones come again and again, and need the same memory."""
+    while True:
+        await asyncio.sleep(MEMORY_SECONDS)
+        if max([budget.peak() for budget in budgets]) > LARGE_TEXTS:
+            host.give_memory_back()
 
 
 def _connections(runner: web.AppRunner, served: Served) -> Connections:

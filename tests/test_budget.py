@@ -79,6 +79,16 @@ def test_who_has_an_equal_share_keeps_it() -> None:
     assert list(surplus(held, 1000)) == []
 
 
+def test_the_peak_is_since_it_was_asked_last() -> None:
+    """It begins with what is held at that moment."""
+    budget = Budget(100)
+    large, small = Holder(budget, "a"), Holder(budget, "b")
+    budget.hold(large, 50)
+    budget.hold(small, 10)
+    budget.release(large)
+    assert [budget.peak(), budget.peak()] == [60, 10]
+
+
 async def test_a_call_that_ended_holds_no_text() -> None:
     """Its process may take seconds to be gone, and its object as long."""
     wire = Version2()

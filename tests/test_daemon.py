@@ -406,3 +406,31 @@ def test_a_reload_of_a_broken_file_fails_before_the_daemon_hears_of_it(served: P
         words = shlex.split(hang_up.replace("$MAINPID", str(waiting.pid)))
         subprocess.run(words, check=True, env={"PATH": "/nowhere"})  # no package but the shell's is needed
         assert waiting.wait(PATIENCE_SECONDS) == -signal.SIGHUP
+
+
+def test_the_memory_of_large_texts_goes_back_to_the_system(
+    exporter: Callable[[bytes], Exporter], tmp_path: Path
+) -> None:
+    """Not at once, and whatever the C library would keep."""
+    folder = tmp_path / "daemon"
+    folder.mkdir()
+    exporters = {f"x{number}": exporter(b"m 1\n") for number in range(3)}
+    ports = {name: one.port for name, one in exporters.items()}
+    with Daemon(folder, toml({"work": ports}, transport="local", scrape='min_interval = "0s"')) as proxy:
+        proxy.get()
+        before = proxy.memory()
+        for number in range(4):
+            for name, one in exporters.items():
+                one.body = b"".join(
+                    b"# HELP %b_%d_%d %b\nm%d 1\n" % (name.encode(), number, n, b"h" * 2500, n) for n in range(4000)
+                )
+            proxy.get()
+        for one in exporters.values():
+            one.body = b"m 1\n"
+
+        def small() -> bool:
+            page = proxy.get().text
+            return page.count("\nm{") == 3 and proxy.memory() < before + 40_000_000
+
+        assert proxy.peak_memory() > before + 60_000_000
+        eventually("the memory is given back", small)

@@ -35,6 +35,7 @@ ALLOWED = {
     "presence": {"host", "model"},
     "terminal": {"errors"},
     "daemon": {
+        "budget",
         "config",
         "connections",
         "counters",
