@@ -211,7 +211,7 @@ async def test_a_password_is_asked_for(
 
 async def test_many_who_look_do_not_keep_a_scraper_out(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """They have places of their own."""
-    monkeypatch.setattr("federator.admission.MAX_REQUESTS_PER_ADDRESS", 0)
+    monkeypatch.setattr("federator.admission.MAX_REQUESTS", 0)
     assert (await asked(client, "/"))[0].status == 503
     monkeypatch.undo()
     served: Served = client.app[SERVED]
