@@ -329,6 +329,8 @@ def test_hash_password_of_a_pipe() -> None:
     )
     assert bcrypt.checkpw("pässword".encode(), done.stdout.strip())
     assert done.stdout.startswith(b"$2b$10$")
+    done = subprocess.run(federator("hash-password"), cwd=ROOT, input=b"\xff\n", capture_output=True, check=True)
+    assert bcrypt.checkpw(b"\xff", done.stdout.strip())
     done = subprocess.run(federator("hash-password"), cwd=ROOT, input=b"\n", capture_output=True, check=False)
     assert (done.returncode, b"1 to 72 bytes" in done.stderr) == (1, True)
 
