@@ -134,7 +134,15 @@ def _activated() -> list[socket.socket]:
     sockets = systemd.listening_sockets()
     if not sockets:
         raise StartError("--web.systemd-socket: systemd gave no socket; start the daemon through a unit of type socket")
+    if not all(sock.type == socket.SOCK_STREAM and _listens(sock) for sock in sockets):
+        raise StartError(
+            "--web.systemd-socket: the unit of type socket must have ListenStream= and Accept=no, no others"
+        )
     return sockets
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _warn_if_open(connections: Connections, settings: Config) -> None:
