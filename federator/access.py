@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-May this request in? By how many there were, by the Host it names, by user and password. And TLS, by the configuration.
+May this request come in? By how many there were, by the Host it names, by user and password. And TLS, by the settings.
 
 Owns what is answered to one that may not. Must not know paths, nor what is served.
 

@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 COMMANDS = ("serve", "check", "scrape", "policy", "hash-password")
+# All others would pass over it without a word.
+_ONLY_WITH = {
+    "--json": ("scrape",),
+    "--web.listen-address": ("serve",),
+    "--web.systemd-socket": ("serve",),
+    "--web.config.file": ("serve", "check"),
+}
 # What other programs call an option of ours.
 _ELSEWHERE = {"-v": "--version", "-V": "--version", "version": "--version", "help": "--help", "-c": "--config.file"}
 
@@ -33,8 +40,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(argv)
     if options.targets and options.command != "scrape":
         parser.error(f"{options.command} takes no {options.targets[0]!a}; only scrape takes names of qubes")
-    if options.json and options.command != "scrape":
-        parser.error(f"{options.command} takes no --json; only scrape does")
+    given = {
+        "--json": options.json,
+        "--web.listen-address": options.listen_addresses,
+        "--web.systemd-socket": options.systemd_socket,
+        "--web.config.file": options.web_file,
+    }
+    for name, commands in _ONLY_WITH.items():
+        if given[name] and options.command not in commands:
+            parser.error(f"{options.command} takes no {name}; only {' and '.join(commands)} can have it")
     return options
 
 
@@ -113,7 +127,7 @@ def _add_web(parser: argparse.ArgumentParser) -> None:
         dest="web_file",
         type=Path,
         metavar="PATH",
-        help="another file with tls_server_config, basic_auth_users and rate_limit",
+        help="with serve and check: another file with tls_server_config, basic_auth_users and rate_limit",
     )
 
 

@@ -113,14 +113,14 @@ def _policy(path: Path) -> int:
 def _hash_password() -> int:
     """From the terminal, twice; or one line of stdin."""
     if sys.stdin.isatty():
-        password = getpass.getpass("Password: ")
-        if getpass.getpass("Once more: ") != password:
+        password = getpass.getpass("Password: ").encode(errors="surrogateescape")
+        if getpass.getpass("Once more: ").encode(errors="surrogateescape") != password:
             complain("these are two different passwords")
             return 1
     else:
-        password = sys.stdin.readline().removesuffix("\n")
+        password = sys.stdin.buffer.readline().removesuffix(b"\n")
     try:
-        say(hashed(password.encode()))
+        say(hashed(password))
     except ValueError as error:
         complain(error)
         return 1

@@ -159,6 +159,10 @@ def _activated() -> list[socket.socket]:
     sockets = systemd.listening_sockets()
     if not sockets:
         raise StartError("--web.systemd-socket: systemd gave no socket; start the daemon through a unit of type socket")
+    if not all(sock.type == socket.SOCK_STREAM and _listens(sock) for sock in sockets):
+        raise StartError(
+            "--web.systemd-socket: the unit of type socket must have ListenStream= and Accept=no, no others"
+        )
     return sockets
 
 
@@ -169,6 +173,10 @@ def _beyond_loopback(connections: Connections) -> list[str]:
         for name, port in connections.addresses
         if not ipaddress.ip_address(name.partition("%")[0]).is_loopback
     ]
+
+
+def _listens(sock: socket.socket) -> bool:
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
 def _warn_if_open(connections: Connections, settings: Config) -> None:

@@ -44,6 +44,7 @@ class _Handler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._dropped = 0
+        self._cut = False  # is the last line that was begun without its end?
         self._prefixed = _is_journal(stream)
         try:
             self._fd = stream.fileno()
@@ -59,10 +60,15 @@ class _Handler(logging.StreamHandler[TextIO]):
             fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "lines": self._dropped}
             told = logging.makeLogRecord({**fields, "msg": "lines of the log were dropped: nobody took them"})
             line = self._line(told) + line
-        if _written(self._fd, line.encode("utf-8", "backslashreplace")):
-            self._dropped = 0
+        if self._cut:
+            line = f"\n{line}"
+        untrusted = line.encode("utf-8", "backslashreplace")
+        taken = _written(self._fd, untrusted)
+        if taken == len(untrusted):
+            self._dropped, self._cut = 0, False
         else:
             self._dropped += 1
+            self._cut = self._cut or taken > 0
 
     def _line(self, record: logging.LogRecord) -> str:
         priority = next(number for level, number in _PRIORITIES if record.levelno >= level) if self._prefixed else ""
@@ -78,18 +84,18 @@ def _is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
-def _written(fd: int, untrusted: bytes) -> bool:
-    """Write without waiting; was all of it taken?"""
+def _written(fd: int, untrusted: bytes) -> int:
+    """Write without waiting; how many bytes were taken?"""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     for start in range(0, len(untrusted), select.PIPE_BUF):
         if not any(event & select.POLLOUT for _, event in poll.poll(0)):
-            return False
+            return start
         try:
             os.write(fd, untrusted[start : start + select.PIPE_BUF])  # so much a pipe takes, if it takes any
         except OSError:  # nobody is there any more
-            return False
-    return True
+            return start
+    return len(untrusted)
 
 
 class _Formatter(logging.Formatter):

@@ -99,7 +99,9 @@ class Passwords:
             self._checks[digest] = check
             self._waiting[network] += 1
 
-            def done(_: "asyncio.Task[bool]") -> None:
+            def done(ended: "asyncio.Task[bool]") -> None:
+                if not ended.cancelled():
+                    ended.exception()  # seen, where all who asked are gone
                 del self._checks[digest]
                 self._waiting -= Counter([network])  # and without those that are at 0
 

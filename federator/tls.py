@@ -138,8 +138,12 @@ def _context(settings: Tls) -> ssl.SSLContext:
     if settings.client_ca is not None:
         # As with Go, an authority that another one signed can be trusted by itself.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        with _named(settings, "client_ca_file", "it must have one or more certificates as PEM"):
-            context.load_verify_locations(cadata=_contents(settings, "client_ca").decode("ascii"))
+        authority = _contents(settings, "client_ca")
+        with (
+            _named(settings, "client_ca_file", "it must have one or more certificates as PEM"),
+            _as_file(authority) as file,
+        ):
+            context.load_verify_locations(file)
     return context
 
 

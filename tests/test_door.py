@@ -322,6 +322,26 @@ def test_without_a_socket_of_systemd_it_does_not_start(tmp_path: Path) -> None:
     assert b"--web.systemd-socket: systemd gave no socket" in done.stderr
 
 
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["a datagram", "a connection"])
+def test_a_socket_of_systemd_that_is_no_listening_stream(tmp_path: Path, kind: socket.SocketKind) -> None:
+    """ListenDatagram= and Accept=yes of the unit."""
+    config = tmp_path / "p.toml"
+    config.write_text(toml({"work": {"x": 1}}, transport="local"), encoding="utf-8")
+    words = federator("serve", f"--config.file={config}", "--web.systemd-socket")
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    with one, other:
+        descriptors = (one.fileno(), other.fileno())
+        done = subprocess.run(
+            [sys.executable, "-c", _AS_SYSTEMD, *map(str, descriptors), *words],
+            cwd=ROOT,
+            pass_fds=descriptors,
+            capture_output=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"--web.systemd-socket: the unit of type socket must have ListenStream=" in done.stderr
+
+
 def test_hash_password_of_a_pipe() -> None:
     """One line; the hash is one that the toolkit takes."""
     done = subprocess.run(
@@ -329,6 +349,8 @@ def test_hash_password_of_a_pipe() -> None:
     )
     assert bcrypt.checkpw("pässword".encode(), done.stdout.strip())
     assert done.stdout.startswith(b"$2b$10$")
+    done = subprocess.run(federator("hash-password"), cwd=ROOT, input=b"\xff\n", capture_output=True, check=True)
+    assert bcrypt.checkpw(b"\xff", done.stdout.strip())
     done = subprocess.run(federator("hash-password"), cwd=ROOT, input=b"\n", capture_output=True, check=False)
     assert (done.returncode, b"1 to 72 bytes" in done.stderr) == (1, True)
 

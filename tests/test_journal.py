@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The two formats of the log."""
 
+import fcntl
 import json
 import logging
 import os
 import re
+import select
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,3 +113,28 @@ def test_lines_for_journald_have_their_priority(*, journald: bool) -> None:
     with os.fdopen(read, encoding="utf-8") as pipe:
         begins = [line.partition("ts=")[0] for line in pipe]
     assert begins == (["<7>", "<6>", "<4>", "<3>", "<3>"] if journald else [""] * 5)
+
+
+def test_after_a_line_that_was_cut_there_is_a_new_one() -> None:
+    """A pipe takes the first part of a long line, and not the rest; the next line is one of its own."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    program = (
+        "import logging, sys; from federator import journal; journal.set_up('info', 'logfmt')\n"
+        "logging.info('x' * 6000); print('cut', flush=True); sys.stdin.readline()\n"
+        "logging.info('the next one')\n"
+    )
+    with running(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=write
+    ) as writer:
+        os.close(write)
+        assert writer.stdin
+        assert writer.stdout
+        assert writer.stdout.readline() == b"cut\n"
+        first = os.read(read, select.PIPE_BUF)
+        writer.stdin.close()
+        with os.fdopen(read, "rb") as pipe:
+            lines = (first + pipe.read()).splitlines()
+    assert lines[0].endswith(b"xxx")
+    assert b"lines of the log were dropped" in lines[1]
+    assert lines[2].endswith(b'msg="the next one"')

@@ -412,6 +412,10 @@ def test_the_settings_of_the_unit() -> None:
     # /dev/xen would be gone; and an address that we guess locks out everyone.
     assert not names & {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "IPAddressDeny"}
     assert "#IPAddressDeny=any\n#IPAddressAllow=" in text
+    # The socket of the example is in the one folder that others see, and that the daemon can write to.
+    (folder,) = re.findall("^RuntimeDirectory=(.*)", text, re.MULTILINE)
+    example = (ROOT / "conf" / "prometheus-qubes-proxy.toml").read_text(encoding="utf-8")
+    assert re.findall(r"unix:(/\S+)/", example) == [f"/run/{folder}"]
 
 
 def test_the_lock_file_pins_all_dependencies() -> None:

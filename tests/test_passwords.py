@@ -2,6 +2,7 @@
 """Passwords: which are right, and what a flood of wrong ones costs."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 
@@ -202,6 +203,30 @@ async def test_without_a_thread_nothing_is_checked(monkeypatch: pytest.MonkeyPat
         with pytest.raises(BusyError, match="no password can be checked now"):
             await one.is_right(b"alice", b"right", USERS, "192.0.2.1")
     assert await one.is_right(b"alice", b"right", USERS, "192.0.2.1")
+
+
+async def test_a_check_that_fails_when_all_who_asked_are_gone_is_no_surprise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop would log it as an exception that was never retrieved."""
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def refuse(*_: object) -> None:
+        asked.set()
+        await go_on.wait()
+        raise RuntimeError("can't start new thread")
+
+    surprises: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: surprises.append(context))
+    monkeypatch.setattr("federator.passwords.asyncio.to_thread", refuse)
+    request = asyncio.create_task(Passwords().is_right(b"alice", b"right", USERS, "192.0.2.1"))
+    await asked.wait()
+    request.cancel()
+    await asyncio.wait([request])
+    go_on.set()
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+    await asyncio.sleep(0)
+    del request
+    gc.collect()
+    assert surprises == []
 
 
 def test_without_the_package_the_daemon_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,3 +114,20 @@ def test_only_scrape_has_json() -> None:
     ended = subprocess.run(federator("check", "--json"), cwd=ROOT, capture_output=True, check=False)
     assert ended.returncode == 2
     assert b"check takes no --json" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("check", "--web.listen-address=127.0.0.1:1"),
+        ("scrape", "--web.systemd-socket"),
+        ("scrape", "--web.config.file=/nonexistent"),
+        ("policy", "--web.config.file=/nonexistent"),
+        ("hash-password", "--web.config.file=/nonexistent"),
+    ],
+)
+def test_an_option_of_another_command_is_not_passed_over(command: str, option: str) -> None:
+    """What was meant by it would not happen."""
+    ended = subprocess.run(federator(command, option), cwd=ROOT, capture_output=True, check=False)
+    assert ended.returncode == 2
+    assert f"{command} takes no {option.partition('=')[0]}; only serve".encode() in ended.stderr

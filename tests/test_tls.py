@@ -300,6 +300,14 @@ async def test_what_comes_with_the_end_of_the_handshake_is_not_lost(
         assert await asyncio.to_thread(talk_at_once) == b"hello"
 
 
+def test_an_authority_may_have_comments(mutual: Tls, authority: Authority, tmp_path: Path) -> None:
+    """In any encoding, as the file of a certificate may."""
+    file = tmp_path / "ca.crt"
+    for comment in ("Ämter".encode(), b"\xff"):
+        file.write_bytes(b"# %s\n%s" % (comment, (authority.folder / "ca.crt").read_bytes()))
+        ServerTls(replace(mutual, client_ca=file))
+
+
 FAULTS = {
     "no certificate": ("cert", None, "f.toml: tls.cert_file: {file}: No such file or directory; the daemon must be"),
     "no key": ("key", None, "f.toml: tls.key_file: {file}: No such file or directory"),
