@@ -11,6 +11,7 @@ import pytest
 from federator import __version__, errors, web
 from federator.counters import Counters
 from federator.gauges import HELPS
+from federator.remedies import REMEDIES
 from tests import test_web
 from tests.helpers import ROOT
 from tests.test_layers import ALLOWED
@@ -59,6 +60,7 @@ def test_reasons_are_a_closed_set() -> None:
     # Its other tables have messages, which are several words.
     reasons = [name for name in documented("docs/troubleshooting.md") if re.fullmatch(r"[a-z_]+", name)]
     assert sorted(reasons) == sorted(REASONS)
+    assert set(REMEDIES) == REASONS
 
 
 def test_metrics_are_documented() -> None:

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+What a person can do about each reason, for a page that has room for it.
+
+Owns these texts. Must not know where they are shown. What exactly happened is said in `reasons`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from federator.errors import ScrapeError
+from federator.model import Config, Qube
+from federator.policy import policy_lines
+
+REMEDIES: Mapping[str, str] = {
+    "refused": "Add this line to dom0's policy, in /etc/qubes/policy.d/30-user.policy, or start the qube. In dom0,"
+    " journalctl -t qrexec-policy-daemon says which of the two it is.",
+    "no_service": "Install the package prometheus-qubes-proxy-service in the qube's template, and restart the qube.",
+    "not_running": "Nothing, if the qube may be off. Otherwise start it.",
+    "closed": "Look at the qube: was it shut down, or killed? Otherwise its service failed; the daemon's log has the"
+    " last line that it wrote.",
+    "timeout": "See whether the qube is paused or overloaded, or its exporter slow. Otherwise raise scrape_timeout in"
+    " Prometheus.",
+    "protocol": "See what is installed in the qube as /etc/qubes-rpc/ruddo.PrometheusProxy. If it is our service, do"
+    " not trust the qube.",
+    "connection": "Start the exporter in the qube. It must listen on this port of the qube's loopback.",
+    "http": "See what listens on this port in the qube: is it the exporter?",
+    "exposition": "See what this port of the qube serves at /metrics: is it an exporter, and is its answer complete?",
+    "body_size_limit": "Make the exporter send less, or raise scrape.body_size_limit or scrape.memory_limit.",
+    "sample_limit": "Leave metrics out with `drop`, or raise scrape.sample_limit.",
+    "label_limit": "Leave the metric out with `drop`, or raise the limit in [scrape].",
+}
+
+
+def remedy(error: ScrapeError) -> str:
+    """What to do about it."""
+    return REMEDIES[error.reason]
+
+
+def lines_for_policy(config: Config, qube: Qube, own_name: str) -> Sequence[str]:
+    """What dom0's policy has to say so that this qube can be scraped; nothing where it is not called over qrexec."""
+    lines = policy_lines(replace(config, qubes=(qube,), discovery=None), own_name)
+    return [line for line in lines if not line.startswith("#")]
