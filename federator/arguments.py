@@ -22,13 +22,13 @@ from federator.web_config import listen_address
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-COMMANDS = ("serve", "check", "scrape", "policy", "hash-password")
+COMMANDS = ("serve", "check", "scrape", "doctor", "policy", "hash-password")
 # All others would pass over it without a word.
 _ONLY_WITH = {
-    "--json": ("scrape",),
+    "--json": ("scrape", "doctor"),
     "--web.listen-address": ("serve",),
     "--web.systemd-socket": ("serve",),
-    "--web.config.file": ("serve", "check"),
+    "--web.config.file": ("serve", "check", "doctor"),
 }
 # What other programs call an option of ours.
 _ELSEWHERE = {"-v": "--version", "-V": "--version", "version": "--version", "help": "--help", "-c": "--config.file"}
@@ -82,11 +82,16 @@ def _parser() -> argparse.ArgumentParser:
         choices=COMMANDS,
         default="serve",
         help="serve (default) runs the daemon; check says what would be scraped, and whether it could be;"
-        " scrape does one scrape now; policy prints the lines that dom0 needs;"
+        " scrape does one scrape now; doctor names what is broken between Prometheus and the exporters, with the"
+        " remedy; policy prints the lines that dom0 needs;"
         " hash-password prints the bcrypt hash of a password",
     )
     parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
-    parser.add_argument("--json", action="store_true", help="with scrape: a list with an object for each exporter")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="with scrape: a list with an object for each exporter; with doctor: an object with all checks",
+    )
     parser.add_argument(
         "--config.file",
         dest="config_file",
