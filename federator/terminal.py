@@ -7,13 +7,17 @@ and with one line where the disk is full. Must not know what is said.
 """
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 
 from federator.errors import FederatorError
 
 PROGRAM = "prometheus-qubes-proxy"
+# To the end of the line; every terminal of the last forty years knows it.
+_ERASE = "\x1b[K"
 
 
 class OutputError(FederatorError):
@@ -41,6 +45,33 @@ def complain(error: object) -> None:
     """Say on stderr what is wrong; a configuration may have several faults, a line each."""
     for line in str(error).splitlines():
         print(f"{PROGRAM}: {line}", file=sys.stderr)
+
+
+class Progress:
+    """
+    One line on stderr that is written over, where a person watches; nothing in a pipe.
+
+    What is said on stdout meanwhile needs `clear` before it.
+    """
+
+    def __init__(self) -> None:
+        self._watched = sys.stderr.isatty() and os.environ.get("TERM") not in {None, "", "dumb"}
+
+    def show(self, line: str) -> None:
+        """The state of the work. As much of it as fits on one line, since only that can be taken back."""
+        if self._watched:
+            columns = shutil.get_terminal_size().columns
+            self._write(f"\r{_ERASE}{line[: columns - 1]}")
+
+    def clear(self) -> None:
+        """The line is gone."""
+        if self._watched:
+            self._write(f"\r{_ERASE}")
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with suppress(OSError):  # the terminal was closed
+            print(text, end="", file=sys.stderr, flush=True)
 
 
 def politely(run: Callable[[], int]) -> int:

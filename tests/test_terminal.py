@@ -7,10 +7,12 @@ import pty
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from federator.terminal import Progress
 from tests.helpers import ROOT
 from tests.parts import PATIENCE_SECONDS, Exporter, eventually, federator, running, toml
 from tests.standin.qubes import CLIENT, Qubes
@@ -90,6 +92,43 @@ def test_a_person_sees_each_line_as_soon_as_it_is_known(two: tuple[Path, Exporte
     assert said.index(b"vault:app") < said.index(b"work:node")
 
 
+def test_a_person_sees_what_is_waited_for(two: tuple[Path, Exporter]) -> None:
+    """On a line that is written over, and is gone at the end; also where stdout goes into a pipe."""
+    path, slow = two
+    slow.hold.clear()
+    ours, its = pty.openpty()
+    words = federator("scrape", f"--config.file={path}")
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    with running(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=its, env=environment) as command:
+        os.close(its)
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            seen = b""
+            while b"1 of 2 exporters are done; waiting for work:node" not in seen:
+                seen += terminal.read(1000)
+            slow.hold.set()
+            said = command.communicate(timeout=PATIENCE_SECONDS)[0]
+            with suppress(OSError):  # the other end of the terminal is closed
+                while more := terminal.read(1000):
+                    seen += more
+    assert seen.endswith(b"\r\x1b[K")
+    assert b"\n" not in seen
+    assert b"\x1b" not in said
+    assert len(said.splitlines()) == 3
+
+
+def test_progress_stays_on_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What does not fit is left out; a terminal that cannot erase a line, and a pipe, get nothing."""
+    monkeypatch.setenv("COLUMNS", "20")
+    monkeypatch.setenv("TERM", "xterm")
+    Progress().show("in a pipe")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    Progress().show("waiting for many exporters")
+    assert capsys.readouterr().err == "\r\x1b[Kwaiting for many ex"
+    monkeypatch.setenv("TERM", "dumb")
+    Progress().show("waiting")
+    assert capsys.readouterr().err == ""
+
+
 def test_json_is_a_list_with_an_object_for_each_exporter(two: tuple[Path, Exporter], qubes: Qubes) -> None:
     """What is up and what is down has the same keys."""
     qubes.set_policy("vault", "deny")
@@ -109,7 +148,7 @@ def test_json_is_a_list_with_an_object_for_each_exporter(two: tuple[Path, Export
     assert vault["error"].startswith("qrexec refused")
 
 
-def test_only_scrape_has_json() -> None:
+def test_only_scrape_and_doctor_have_json() -> None:
     """It would be passed over elsewhere."""
     ended = subprocess.run(federator("check", "--json"), cwd=ROOT, capture_output=True, check=False)
     assert ended.returncode == 2
