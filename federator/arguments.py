@@ -22,7 +22,7 @@ from federator.web_config import listen_address
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-COMMANDS = ("serve", "check", "scrape", "policy", "hash-password")
+COMMANDS = ("serve", "check", "scrape", "doctor", "policy", "hash-password")
 # What other programs call an option of ours.
 _ELSEWHERE = {"-v": "--version", "-V": "--version", "version": "--version", "help": "--help", "-c": "--config.file"}
 
@@ -33,8 +33,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(argv)
     if options.targets and options.command != "scrape":
         parser.error(f"{options.command} takes no {options.targets[0]!a}; only scrape takes names of qubes")
-    if options.json and options.command != "scrape":
-        parser.error(f"{options.command} takes no --json; only scrape does")
+    if options.json and options.command not in {"scrape", "doctor"}:
+        parser.error(f"{options.command} takes no --json; only scrape and doctor do")
     return options
 
 
@@ -68,11 +68,16 @@ def _parser() -> argparse.ArgumentParser:
         choices=COMMANDS,
         default="serve",
         help="serve (default) runs the daemon; check says what would be scraped, and whether it could be;"
-        " scrape does one scrape now; policy prints the lines that dom0 needs;"
+        " scrape does one scrape now; doctor names what is broken between Prometheus and the exporters, with the"
+        " remedy; policy prints the lines that dom0 needs;"
         " hash-password prints the bcrypt hash of a password",
     )
     parser.add_argument("targets", nargs="*", metavar="QUBE[:EXPORTER]", help="with scrape: these alone")
-    parser.add_argument("--json", action="store_true", help="with scrape: a list with an object for each exporter")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="with scrape: a list with an object for each exporter; with doctor: an object with all checks",
+    )
     parser.add_argument(
         "--config.file",
         dest="config_file",

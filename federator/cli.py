@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-argv -> serve | check | scrape | policy | hash-password, and the exit status.
+argv -> serve | check | scrape | doctor | policy | hash-password, and the exit status.
 
 0: all went well. 1: a line on stderr says what did not. 2: wrong usage. 78: serve cannot use the configuration.
 
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from federator import arguments, config, daemon, host, journal, once, presence
+from federator import arguments, config, daemon, doctor, host, journal, once, presence
 from federator.access import Access
 from federator.errors import ConfigError, FederatorError
 from federator.model import Address
@@ -60,6 +60,9 @@ def _run(options: argparse.Namespace, path: Path) -> int:
     if options.command == "scrape":
         journal.set_up("error", options.log_format)  # what is down is said in lines of its own
         return _scrape(path, options.targets, as_json=options.json)
+    if options.command == "doctor":
+        journal.set_up("error", options.log_format)
+        return asyncio.run(doctor.examine(path, options.web_file, as_json=options.json))
     if options.command == "check":
         return _check(path, options.web_file)
     return _policy(path) if options.command == "policy" else _hash_password()

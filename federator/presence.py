@@ -2,8 +2,8 @@
 """
 Whether the daemon is there for Prometheus: its service flag, its port, and a configuration that its user can read.
 
-Owns these questions of `check` and `scrape`, which work without the daemon and could say that all is well while nothing
-answers. Must not know what is scraped.
+Owns these questions of `check`, `scrape` and `doctor`, which work without the daemon and could say that all is well
+while nothing answers. Must not know what is scraped.
 """
 
 import os
@@ -12,8 +12,10 @@ import socket
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from federator import host
+from federator.findings import Place
 from federator.model import Address, Config
 
 # Made at the start of a qube, with an empty file for each service flag that dom0 gave it.
@@ -21,6 +23,11 @@ SERVICE_FLAGS = Path("/run/qubes-service")
 FLAG = "prometheus-qubes-proxy"
 # The user of the systemd unit.
 UNIT_USER = "user"
+# Qubes keeps this chain for rules like ours. Only root can read it.
+FIREWALL_RULES = ("nft", "list", "chain", "ip", "qubes", "custom-input")
+RUN_QUBES = Path("/run/qubes")
+# Where qrexec-client-vm looks for its agent.
+AGENT_SOCKET = Path("/var/run/qubes/qrexec-agent")
 # A daemon of this qube answers in microseconds.
 CONNECT_SECONDS = 2.0
 
@@ -41,15 +48,52 @@ def missing(addresses: Iterable[Address]) -> str | None:
 
 
 def _answers(address: Address) -> bool:
-    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as sock:
-        sock.settimeout(CONNECT_SECONDS)
-        try:
-            # To an address that stands for all of them, the kernel connects as to loopback.
-            sock.connect(str(address) if isinstance(address, Path) else address)
-        except OSError:
-            return False
+    try:
+        connect(address, CONNECT_SECONDS).close()
+    except OSError:
+        return False
     return True
+
+
+def connect(address: Address, seconds: float) -> socket.socket:
+    """A connection to what listens there. Raises OSError. To an address for all, the kernel connects as to loopback."""
+    family = socket.AF_UNIX if isinstance(address, Path) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(seconds)
+        sock.connect(str(address) if isinstance(address, Path) else address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def place() -> Place:
+    """What `doctor` wants to know of this qube."""
+    in_qube = SERVICE_FLAGS.is_dir()
+    if not in_qube:
+        return Place(host.own_name(), in_qube=False)
+    agent: Literal["there", "missing", "closed to us"] = "there"
+    if not AGENT_SOCKET.is_socket():
+        agent = "missing"
+    elif not os.access(AGENT_SOCKET, os.W_OK):
+        agent = "closed to us"
+    return Place(
+        host.own_name(),
+        in_qube=True,
+        flagged=(SERVICE_FLAGS / FLAG).exists(),
+        run_qubes=RUN_QUBES.is_dir() and AGENT_SOCKET.parent.resolve() == RUN_QUBES.resolve(),
+        agent=agent,
+        firewall=_firewall(),
+    )
+
+
+def _firewall() -> str | None:
+    try:
+        done = subprocess.run(FIREWALL_RULES, capture_output=True, timeout=CONNECT_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode("ascii", "replace")
 
 
 def unreadable(settings: Config, web_file: Path | None) -> list[str]:

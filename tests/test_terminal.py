@@ -34,7 +34,7 @@ def two(qubes: Qubes, exporter: MakeExporter, tmp_path: Path) -> tuple[Path, Exp
     return path, slow
 
 
-COMMANDS = ["scrape", "check", "policy", "--help", "--version"]
+COMMANDS = ["scrape", "doctor", "check", "policy", "--help", "--version"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+What `doctor` makes of the daemon: whether it is there, what it sees, and whether anybody scrapes it.
+
+Owns the reading of the daemon's own pages. Must not know how they were fetched. Another program may be on the
+daemon's port, so its pages are foreign text.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from federator.findings import HERE, Check
+from federator.model import Outcome, Snapshot
+
+UNIT = "prometheus-qubes-proxy"
+# What the unit lets the daemon listen on.
+UNIT_PORT = 8199
+# A daemon that just started was perhaps not scraped yet.
+YOUNG_SECONDS = 120.0
+# Prometheus forgets a value after five minutes, so nobody scrapes less often. Each run of doctor is a request, too.
+RARELY_SECONDS = 300.0
+
+_UP = re.compile(r'^qubes_proxy_exporter_up\{qube="([^"\\]*)",exporter="([^"\\]*)"[^\n]*\} ([01])$', re.MULTILINE)
+_FAILURE = re.compile(
+    r'^qubes_proxy_exporter_failure\{qube="([^"\\]*)",exporter="([^"\\]*)"[^\n]*,reason="([a-z_]{1,20})"\} 1$',
+    re.MULTILINE,
+)
+_RELOADED = re.compile(r"^qubes_proxy_config_last_reload_successful ([01])$", re.MULTILINE)
+_STARTED = re.compile(r"^process_start_time_seconds ([0-9.e+]{1,30})$", re.MULTILINE)
+_REQUESTS = re.compile(
+    r'^qubes_proxy_http_requests_total\{code="([0-9]{3})",path="(?:/metrics|/forward)"\} ([0-9.e+]{1,30})$',
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address of the configuration, and what is there: our daemon, nothing, or another program."""
+
+    address: str
+    port: int | None
+    there: Literal["daemon", "nothing", "other"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """
+    The daemon's pages: /metrics and /metrics/proxy, which was fetched first.
+
+    `status`: HTTP's, of /metrics; 0 if there was no answer.
+    """
+
+    status: int
+    untrusted_metrics: str = ""
+    untrusted_proxy: str = ""
+
+
+def listener_checks(listeners: Sequence[Listener]) -> list[Check]:
+    """Whether the daemon is where the configuration says."""
+    return [_listener_check(one) for one in listeners]
+
+
+def _listener_check(one: Listener) -> Check:
+    if one.there == "daemon":
+        return Check("daemon", HERE, "ok", f"answers on {one.address}")
+    if one.there == "other":
+        return Check(
+            "daemon",
+            HERE,
+            "failed",
+            f"another program answers on {one.address}, so the daemon cannot listen there",
+            "See which one, then end it or change web.listen_addresses:",
+            (f"sudo ss -ltnp 'sport = :{one.port}'" if one.port else "sudo ss -lxp",),
+        )
+    unit = one.port in {None, UNIT_PORT}
+    more = "" if unit else f" The unit allows port {UNIT_PORT} only; for this one, add SocketBindAllow=tcp:{one.port}"
+    return Check(
+        "daemon",
+        HERE,
+        "failed",
+        f"the daemon does not listen on {one.address}",
+        f"Start it. If it ends again, its log says why.{more}",
+        (
+            *(() if unit else (f"sudo systemctl edit {UNIT}",)),
+            f"sudo systemctl restart {UNIT}",
+            f"journalctl -u {UNIT} -n 20",
+        ),
+    )
+
+
+def daemon_checks(pages: Pages, snapshot: Snapshot, now: float) -> list[Check]:
+    """What the daemon sees, beside what doctor saw itself; and whether anybody scrapes it. `now`: since 1970."""
+    if pages.status in {401, 403}:
+        return [Check("daemon's view", HERE, "skipped", "the daemon asks for a password, which doctor does not know")]
+    if pages.status != 200:
+        how = f"with status {pages.status}" if pages.status else "in time, or wants a client's certificate"
+        says = f"the daemon does not answer {how}" if not pages.status else f"the daemon answers /metrics {how}"
+        return [
+            Check(
+                "daemon's view",
+                HERE,
+                "failed" if pages.status else "skipped",
+                says,
+                "",
+                (f"journalctl -u {UNIT} -n 20",),
+            )
+        ]
+    return [*_reload(pages), *_view(pages, snapshot), scraped_check(pages.untrusted_proxy, now)]
+
+
+def _reload(pages: Pages) -> list[Check]:
+    reloaded = _RELOADED.search(pages.untrusted_metrics)
+    if reloaded is None or reloaded[1] == "1":
+        return [Check("daemon's configuration", HERE, "ok", "the last reload succeeded")]
+    says = "the last reload failed: the daemon still has the old configuration"
+    copy = (f"prometheus-qubes-proxy check && sudo systemctl reload {UNIT}",)
+    return [Check("daemon's configuration", HERE, "failed", says, "Correct the file, then:", copy)]
+
+
+def _view(pages: Pages, snapshot: Snapshot) -> list[Check]:
+    """Where the daemon's page says something else of a target than doctor's own scrape."""
+    ups = {(qube, exporter): up == "1" for qube, exporter, up in _UP.findall(pages.untrusted_metrics)}
+    reasons = {(qube, exporter): reason for qube, exporter, reason in _FAILURE.findall(pages.untrusted_metrics)}
+    checks = [
+        check
+        for outcome in snapshot.outcomes
+        for key in [(outcome.target.qube, outcome.target.exporter.name)]
+        if (check := _difference(outcome, ups.get(key), reasons.get(key, "for an unknown reason")))
+    ]
+    same = len(snapshot.outcomes) - len(checks)
+    return [Check("daemon's view", HERE, "ok", f"{same} exporters are as doctor sees them"), *checks]
+
+
+def _difference(outcome: Outcome, up: bool | None, reason: str) -> Check | None:  # noqa: FBT001 - a value of the page
+    hop, name = "daemon's view", outcome.target.name
+    if up is None:
+        says = "the daemon does not know it: it has another configuration"
+        return Check(hop, name, "failed", says, "Let it read the file:", (f"sudo systemctl reload {UNIT}",))
+    if up == (outcome.error is None):
+        return None
+    if up:
+        says = "up for the daemon, whose call is still open; new calls fail"
+        return Check(hop, name, "warning", says, "Do what the failed hop says before the qube restarts.")
+    says = f"down for the daemon ({reason}), and up for doctor"
+    what = (
+        "The daemon may be waiting before it calls again, which a reload ends. If it stays so, it is the unit's"
+        " hardening: take out its settings one by one."
+    )
+    return Check(hop, name, "failed", says, what, (f"sudo systemctl reload {UNIT}", f"sudo systemctl edit {UNIT}"))
+
+
+def scraped_check(untrusted_proxy: str, now: float) -> Check:
+    """Whether anybody scrapes, by the counter of requests."""
+    counts: dict[str, float] = {}
+    for code, count in _REQUESTS.findall(untrusted_proxy):
+        counts[code] = counts.get(code, 0.0) + _number(count)
+    good, started = counts.get("200", 0.0), _STARTED.search(untrusted_proxy)
+    age = now - _number(started[1]) if started else 0.0
+    # A 404 and the like are written in Prometheus' own targets page, too.
+    refused = sorted(code for code in counts if code != "200" and counts[code] > good)
+    if refused:
+        says = f"most requests were answered with status {' or '.join(refused)}, not 200"
+        what = "See Prometheus' targets page: its password, its host name (web.hosts) or its path may be wrong."
+        return Check("scraped", HERE, "failed", says, what)
+    if good >= max(1.0, age / RARELY_SECONDS):
+        return Check("scraped", HERE, "ok", f"{good:.0f} requests were answered since the daemon started")
+    if age < YOUNG_SECONDS:
+        return Check("scraped", HERE, "skipped", f"the daemon started {age:.0f} s ago")
+    says = f"nobody scrapes: {good:.0f} requests in {age / 60:.0f} minutes, and each run of doctor is one"
+    what = "Name this qube in Prometheus' configuration. Where Prometheus runs, this has to answer:"
+    return Check("scraped", HERE, "failed", says, what, ("curl http://ADDRESS:8199/metrics",))
+
+
+def _number(untrusted_text: str) -> float:
+    try:
+        return float(untrusted_text)
+    except ValueError:
+        return 0.0

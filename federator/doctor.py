@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+The command `doctor`: every hop between Prometheus and the exporters, which one is broken, and the remedy.
+
+Owns where its facts come from, its table, its JSON and its exit status. Must not know what the facts mean: `findings`
+and `daemonview` do.
+"""
+
+import http.client
+import json
+import ssl
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from time import time as now
+
+from federator import config, findings, host, once, presence
+from federator.access import Access
+from federator.daemonview import Listener, Pages, daemon_checks, listener_checks
+from federator.errors import ConfigError, StartError
+from federator.findings import HERE, Check
+from federator.model import Address, Config
+from federator.policy import numbered_disposables, policy_lines
+from federator.terminal import Progress, say
+
+# How the daemon answers /-/healthy, which anybody may ask.
+_OURS = b"prometheus-qubes-proxy"
+_MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped": "skipped"}
+# The time to send a page in, beside that to make it.
+_SEND_SECONDS = 5.0
+
+
+async def examine(path: Path, web_file: Path | None, *, as_json: bool) -> int:
+    """Check every hop and print what came of it; 0 if none failed, else 1."""
+    progress = Progress()
+    try:
+        checks = await _checks(path, web_file, progress)
+    finally:
+        progress.clear()
+    failed = sum(check.result == "failed" for check in checks)
+    if as_json:
+        say(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}))
+    else:
+        for line in table(checks):
+            say(line)
+    return 1 if failed else 0
+
+
+async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list[Check]:
+    progress.show("reading the configuration, and looking at this qube")
+    place = presence.place()
+    try:
+        settings = config.load(path, web_file)
+        Access(settings.web, host.own_name())  # finds certificates and packages that are missing
+    except (ConfigError, StartError) as error:
+        faults = [Check("configuration", HERE, "failed", line) for line in str(error).splitlines()]
+        return [*faults, *findings.place_checks(place, calls=True)]
+    calls = settings.discovery is not None or any(qube.transport == "qrexec" for qube in settings.qubes)
+    checks = [*_configuration(settings, web_file), *findings.place_checks(place, calls=calls)]
+    listeners = [_listener(address, settings) for address in settings.web.listen_addresses]
+    checks += listener_checks(listeners)
+    checks.append(findings.firewall_check(place, settings.web.listen_addresses))
+    try:
+        host.check(settings)
+        host.check_addresses(settings)
+    except (ConfigError, StartError) as error:
+        return [
+            *checks,
+            Check("configuration" if isinstance(error, ConfigError) else "program", HERE, "failed", str(error)),
+        ]
+    checks.append(Check("program", HERE, "ok", "all programs are there that are run"))
+    found = await once.collect(settings, (), progress, once.Watcher())
+    if found.discovery_error is not None:
+        says = f"dom0 does not say which qubes run: {found.discovery_error}"
+        lines = [line for line in policy_lines(settings, host.own_name()) if not line.startswith("#")]
+        checks.append(Check("discovery", "dom0", "failed", says, "Add these lines to dom0's policy:", tuple(lines)))
+    if not found.snapshot.qubes:
+        checks.append(Check("discovery", HERE, "failed", "nothing is scraped: no qube is configured or was found"))
+    checks += findings.target_checks(settings, found.snapshot, found.versions, host.own_name())
+    checks += findings.clock_checks(found.snapshot)
+    for address, listener in zip(settings.web.listen_addresses, listeners, strict=True):
+        if listener.there == "daemon":
+            progress.show(f"asking the daemon on {listener.address}")
+            checks += daemon_checks(_pages(address, settings), found.snapshot, now())
+            break
+    return checks
+
+
+def _configuration(settings: Config, web_file: Path | None) -> list[Check]:
+    size = f"{settings.path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}"
+    return [
+        Check("configuration", HERE, "ok", size),
+        *(Check("configuration", HERE, "warning", line) for line in numbered_disposables(settings)),
+        *(Check("configuration", HERE, "failed", line) for line in presence.unreadable(settings, web_file)),
+    ]
+
+
+def _listener(address: Address, settings: Config) -> Listener:
+    name, port = host.written(address), None if isinstance(address, Path) else address[1]
+    try:
+        presence.connect(address, presence.CONNECT_SECONDS).close()
+    except OSError:
+        return Listener(name, port, "nothing")
+    status, body = _get(address, "/-/healthy", settings, presence.CONNECT_SECONDS)
+    # Where it wants a client's certificate, it says nothing to anybody else.
+    ours = (status == 200 and body.startswith(_OURS)) or (status == 0 and settings.web.tls is not None)
+    return Listener(name, port, "daemon" if ours else "other")
+
+
+def _pages(address: Address, settings: Config) -> Pages:
+    """The counters first, so that they do not count this request for /metrics."""
+    seconds = settings.scrape.timeout + _SEND_SECONDS
+    _, proxy = _get(address, "/metrics/proxy", settings, seconds)
+    status, metrics = _get(address, "/metrics", settings, seconds)
+    return Pages(status, metrics.decode("ascii", "replace"), proxy.decode("ascii", "replace"))
+
+
+def _get(address: Address, path: str, settings: Config, seconds: float) -> tuple[int, bytes]:
+    """HTTP status and body. Status 0 if there was no answer."""
+    client = http.client.HTTPConnection("localhost", timeout=seconds)
+    try:
+        client.sock = presence.connect(address, seconds)
+        if settings.web.tls is not None:
+            client.sock = _unverified().wrap_socket(client.sock)
+        client.request("GET", path)
+        answer = client.getresponse()
+        return answer.status, answer.read(settings.scrape.memory_limit)
+    except (OSError, http.client.HTTPException):
+        return 0, b""
+    finally:
+        client.close()
+
+
+def _unverified() -> ssl.SSLContext:
+    """The certificate has a name by which others know this qube. We know by its address that it is ours."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def table(checks: Sequence[Check]) -> list[str]:
+    """
+    A line for each check, in columns, with what to do below it, and the sum of all.
+
+    The hops of an exporter that are well stand on one line, and those behind a broken one on none.
+    """
+    rows = _rows(checks)
+    results, subjects, hops = (
+        max(map(len, column))
+        for column in (
+            [_MARKS[row.result] for row in rows],
+            [row.subject for row in rows],
+            [row.hop for row in rows],
+        )
+    )
+    lines = []
+    for row in rows:
+        lines.append(f"{_MARKS[row.result]:{results}}  {row.subject:{subjects}}  {row.hop:{hops}}  {row.says}")
+        lines += [f"    {row.remedy}"] if row.remedy else []
+        lines += [f"        {line}" for line in row.copy]
+    failed, warned = (sum(check.result == result for check in checks) for result in ("failed", "warning"))
+    return [*lines, f"{len(checks)} checks: {failed} failed, {warned} warnings"]
+
+
+def _rows(checks: Sequence[Check]) -> list[Check]:
+    rows: list[Check] = []
+    for check in checks:
+        last = rows[-1] if rows else None
+        if check.hop not in findings.HOPS:
+            rows.append(check)
+        elif last and check.result == last.result == "ok" and check.subject == last.subject:
+            first = last.hop.partition(" to ")[0]
+            rows[-1] = replace(last, hop=f"{first} to {check.hop}", says=f"{last.says}; {check.says}")
+        elif check.result != "skipped":
+            rows.append(check)
+    return rows

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What doctor makes of the daemon's pages, by their texts."""
+
+import pytest
+
+from federator.counters import Counters
+from federator.daemonview import Listener, Pages, daemon_checks, listener_checks, scraped_check
+from federator.errors import RefusedError
+from federator.gauges import gauges
+from federator.model import Outcome, Reload
+from tests.helpers import read, target
+from tests.test_findings import NOW, snapshot
+
+UP = Outcome(target(), 0.1, reading=read(b"m 1\n"))
+DOWN = Outcome(target(), 0.1, error=RefusedError("denied"))
+
+
+def page(*outcomes: Outcome, reloaded: bool = True) -> Pages:
+    """The daemon's page, as its own gauges write it."""
+    own = gauges(snapshot(*outcomes).qubes, Reload(successful=reloaded, at=NOW))
+    return Pages(200, b"".join(own.blocks).decode(), f"process_start_time_seconds {NOW:.6e}\n")
+
+
+@pytest.mark.parametrize(
+    ("daemon", "doctor", "result", "words"),
+    [
+        ([UP], UP, None, ""),
+        ([DOWN], DOWN, None, ""),
+        ([DOWN], UP, "failed", "down for the daemon (refused), and up for doctor"),
+        ([UP], DOWN, "warning", "up for the daemon"),
+        ([], UP, "failed", "another configuration"),
+    ],
+)
+def test_a_difference_between_the_daemon_and_doctor_is_named(
+    daemon: list[Outcome], doctor: Outcome, result: str | None, words: str
+) -> None:
+    """One exporter; its labels may be any."""
+    found = [check for check in daemon_checks(page(*daemon), snapshot(doctor), NOW) if check.subject == "work:node"]
+    assert [check.result for check in found] == ([result] if result else [])
+    assert all(words in check.says and check.remedy for check in found)
+
+
+def test_a_failed_reload_is_named() -> None:
+    """The daemon goes on with the old configuration."""
+    failed = [one for one in daemon_checks(page(UP, reloaded=False), snapshot(UP), NOW) if one.result == "failed"]
+    assert [check.hop for check in failed] == ["daemon's configuration"]
+
+
+@pytest.mark.parametrize(("status", "result"), [(401, "skipped"), (0, "skipped"), (503, "failed"), (421, "failed")])
+def test_a_page_that_there_is_not(status: int, result: str) -> None:
+    """Nothing is said of what it would have shown."""
+    (check,) = daemon_checks(Pages(status), snapshot(UP), NOW)
+    assert check.result == result
+
+
+@pytest.mark.parametrize(
+    ("requests", "minutes", "result"),
+    [
+        ({("/metrics", "200"): 1}, 1, "ok"),
+        ({("/forward", "200"): 100}, 60, "ok"),
+        ({("/metrics", "200"): 2}, 60, "failed"),
+        ({("/metrics", "200"): 2, ("/metrics", "401"): 100}, 60, "failed"),
+        ({("/sd", "200"): 100}, 60, "failed"),
+        ({}, 60, "failed"),
+        ({}, 1, "skipped"),
+    ],
+)
+def test_whether_anybody_scrapes(requests: dict[tuple[str, str], int], minutes: int, result: str) -> None:
+    """By the daemon's own counter; two runs of doctor are no scraper."""
+    counters = Counters()
+    for (path, code), count in requests.items():
+        counters.requests.labels(path, code).inc(count)
+    lines = [line for line in counters.page().decode().splitlines() if not line.startswith("process_start")]
+    text = "\n".join([*lines, f"process_start_time_seconds {NOW - minutes * 60:.6e}", ""])
+    assert scraped_check(text, NOW).result == result
+
+
+@pytest.mark.parametrize("text", ["", "\x1b[2J\n", "process_start_time_seconds 1e+e\n" * 3, "# HELP a\n"])
+def test_foreign_text_raises_nothing(text: str) -> None:
+    """Another program may be on the port."""
+    assert scraped_check(text, NOW).says.isprintable()
+    assert all(check.says.isprintable() for check in daemon_checks(Pages(200, text, text), snapshot(UP), NOW))
+
+
+def test_a_port_that_the_unit_does_not_allow_is_named() -> None:
+    """Only where the daemon is not there."""
+    (silent,) = listener_checks([Listener(":9999", 9999, "nothing")])
+    assert "SocketBindAllow=tcp:9999" in silent.remedy
+    (usual,) = listener_checks([Listener(":8199", 8199, "nothing")])
+    assert "SocketBindAllow" not in usual.remedy
+    (other,) = listener_checks([Listener("unix:/x", None, "other")])
+    assert other.result == "failed"

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command `doctor`: the commonest mistakes, each made on a machine of the stand-in, found and explained."""
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from federator import cli, doctor, host, presence
+from tests.helpers import ROOT
+from tests.parts import Daemon, Exporter, free_port, get, raw_server, toml
+from tests.standin.qubes import CLIENT, Qubes
+
+# Each of these tests scrapes, and some start a daemon.
+pytestmark = pytest.mark.slow
+
+
+class Scene:
+    """A NetVM called sys-net in which all is well: one qube with an exporter, and a firewall that lets one in."""
+
+    def __init__(self, folder: Path, qubes: Qubes, patch: pytest.MonkeyPatch, stack: ExitStack) -> None:
+        self.folder, self.qubes, self.patch, self.stack = folder, qubes, patch, stack
+        self.exporter = stack.enter_context(Exporter(b"m 1\n"))
+        self.of = {"work": {"node": self.exporter.port}}
+        self.more: dict[str, str] = {"client": str(CLIENT)}
+        self.port = free_port()
+        qubes.add("work")
+        self.flags = folder / "qubes-service"
+        self.flags.mkdir()
+        (self.flags / "prometheus-qubes-proxy").touch()
+        self.run = folder / "run"
+        self.run.mkdir()
+        agent = stack.enter_context(socket.socket(socket.AF_UNIX))
+        agent.bind(str(self.run / "agent"))
+        patch.setattr(presence, "SERVICE_FLAGS", self.flags)
+        patch.setattr(presence, "RUN_QUBES", self.run)
+        patch.setattr(presence, "AGENT_SOCKET", self.run / "agent")
+        patch.setattr(host, "own_name", lambda: "sys-net")
+        patch.setattr("federator.journal.set_up", lambda *_: None)  # the log of the tests stays as it is
+        self.let_in(f"ip saddr 10.137.0.50 tcp dport {self.port} ct state new accept")
+
+    def let_in(self, rule: str) -> None:
+        """The chain custom-input of the firewall."""
+        self.patch.setattr(presence, "FIREWALL_RULES", ("echo", f"chain custom-input {{\n{rule}\n}}"))
+
+    def text(self) -> str:
+        """The configuration."""
+        client = Path(self.more["client"])
+        rest = f'[web]\nlisten_addresses = ["0.0.0.0:{self.port}"]\n{self.more.get("rest", "")}'
+        return toml(self.of, client=client, scrape=self.more.get("scrape", ""), rest=rest)
+
+    def start(self) -> Daemon:
+        """The daemon, with the configuration as it is now."""
+        folder = self.folder / "daemon"
+        folder.mkdir()
+        daemon = Daemon(folder, self.text(), self.qubes.env)
+        daemon.port = self.port
+        daemon.url = f"http://127.0.0.1:{self.port}"
+        return self.stack.enter_context(daemon)
+
+
+@pytest.fixture
+def scene(tmp_path: Path, qubes: Qubes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    """Where all is well, until the test makes a mistake."""
+    with ExitStack() as stack:
+        yield Scene(tmp_path, qubes, monkeypatch, stack)
+
+
+Says = Callable[[], tuple[int, list[dict[str, Any]]]]
+
+
+@pytest.fixture
+def examine(scene: Scene, capsys: pytest.CaptureFixture[str]) -> Says:
+    """Runs doctor; its exit status and its checks."""
+
+    def run() -> tuple[int, list[dict[str, Any]]]:
+        path = scene.folder / "proxy.toml"
+        path.write_text(scene.text(), encoding="utf-8")
+        status = cli.main(["doctor", "--json", f"--config.file={path}"])
+        said = json.loads(capsys.readouterr().out)
+        assert said["ok"] == (status == 0)
+        return status, said["checks"]
+
+    return run
+
+
+def test_nothing_is_wrong_where_all_is_well(scene: Scene, examine: Says) -> None:
+    """Exit status 0, and each hop is looked at."""
+    daemon = scene.start()
+    daemon.get()
+    status, checks = examine()
+    assert [check for check in checks if check["result"] not in {"ok", "skipped"}] == []
+    assert status == 0
+    assert {check["hop"] for check in checks if check["result"] == "ok"} == {
+        *("configuration", "service flag", "/run/qubes", "qrexec agent", "daemon", "firewall", "program"),
+        *("policy", "qube", "service", "exporter", "text", "time"),
+        *("daemon's view", "daemon's configuration", "scraped"),
+    }
+
+
+def _mistyped(scene: Scene) -> None:
+    scene.more["scrape"] = 'timeuot = "5s"'
+
+
+def _undefined(scene: Scene) -> None:
+    scene.more["rest"] = '[qubes.vault]\nexporters = ["app"]'
+
+
+def _own_qube(scene: Scene) -> None:
+    scene.of["sys-net"] = scene.of["work"]
+
+
+def _no_flag(scene: Scene) -> None:
+    (scene.flags / "prometheus-qubes-proxy").unlink()
+
+
+def _no_client(scene: Scene) -> None:
+    scene.more["client"] = "/usr/bin/no-such-program"
+
+
+def _foreign_program(scene: Scene) -> None:
+    def answer(sock: socket.socket) -> None:
+        sock.sendall(b"HTTP/1.0 200 OK\r\n\r\nI am another program\n")
+        sock.shutdown(socket.SHUT_WR)
+
+    scene.stack.enter_context(raw_server(answer, port=scene.port))
+
+
+def _no_daemon(_: Scene) -> None:
+    """It was not started."""
+
+
+def _no_policy(scene: Scene) -> None:
+    scene.qubes.set_policy("work", "deny")
+
+
+def _two_exporters(scene: Scene) -> tuple[int, int]:
+    other = scene.stack.enter_context(Exporter(b"n 1\n"))
+    scene.of["work"]["app"] = other.port
+    first, second = sorted(scene.of["work"].values())
+    return first, second
+
+
+def _line_a_port(scene: Scene) -> None:
+    first, second = _two_exporters(scene)
+    scene.qubes.set_policy("work", f"allow +{first} +{second}")
+
+
+def _upstream(scene: Scene) -> None:
+    first, second = _two_exporters(scene)
+    scene.qubes.set_policy("work", f"allow +{first}+{second}")
+    scene.qubes.set_fault("work", "upstream")
+
+
+def _halted(scene: Scene) -> None:
+    scene.qubes.set_policy("work", "allow autostart=no")
+    scene.qubes.set_state("work", "Halted")
+
+
+def _no_discovery(scene: Scene) -> None:
+    scene.qubes.add("dom0", policy="deny")
+    scene.more["rest"] = '[discovery]\nsource = "admin.vm.List"\nexporters = ["node"]'
+
+
+def _no_service(scene: Scene) -> None:
+    scene.qubes.service_of("work").unlink()
+
+
+def _no_exporter(scene: Scene) -> None:
+    scene.exporter.stop()
+
+
+def _no_http(scene: Scene) -> None:
+    port = scene.stack.enter_context(raw_server(lambda sock: sock.sendall(b"SSH-2.0-OpenSSH\r\n")))
+    scene.of["work"]["node"] = port
+
+
+def _web_page(scene: Scene) -> None:
+    scene.exporter.body = b"<!doctype html>\n<title>Exporter</title>\n"
+
+
+def _slow(scene: Scene) -> None:
+    scene.exporter.hold.clear()
+    scene.more["scrape"] = 'timeout = "1s"'
+
+
+def _not_reloaded(scene: Scene) -> None:
+    scene.start()
+    scene.of["vault"] = scene.of["work"]
+    scene.qubes.add("vault")
+
+
+def _nobody_scrapes(scene: Scene) -> None:
+    scene.start()
+    now = time.time
+    scene.patch.setattr(doctor, "now", lambda: now() + 3600)
+
+
+def _no_rule(scene: Scene) -> None:
+    scene.let_in("ip saddr 10.137.0.50 tcp dport 22 ct state new accept")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """`make` makes it; the check of this hop has these words, and the remedy those."""
+
+    make: Callable[[Scene], None]
+    hop: str
+    says: str
+    remedy: str = ""
+
+
+# By the words of docs/troubleshooting.md. {node} and {both} stand for ports.
+MISTAKES = {
+    "A key of the configuration is mistyped": Mistake(_mistyped, "configuration", "timeuot", "timeout"),
+    "A qube has an exporter that is not defined": Mistake(_undefined, "configuration", "app"),
+    "The NetVM itself is a qube without `transport`": Mistake(_own_qube, "configuration", 'transport = "local"'),
+    "The NetVM has no service flag": Mistake(
+        _no_flag, "service flag", "no service flag", "qvm-service --enable sys-net prometheus-qubes-proxy"
+    ),
+    "The program for calls is missing": Mistake(_no_client, "program", "install qubes-core-qrexec"),
+    "Another program has the daemon's port": Mistake(_foreign_program, "daemon", "another program", "sudo ss -ltnp"),
+    "The daemon does not run": Mistake(_no_daemon, "daemon", "does not listen", "sudo systemctl restart"),
+    "dom0's policy has no line for the qube": Mistake(
+        _no_policy, "policy", "refused", "ruddo.PrometheusProxy  +{node}  sys-net  work  allow autostart=no"
+    ),
+    "dom0's policy has a line for each port, where one call has all": Mistake(
+        _line_a_port, "policy", "refused", "ruddo.PrometheusProxy  +{both}  sys-net  work  allow autostart=no"
+    ),
+    "The qube has upstream's service, which needs a line for each port": Mistake(
+        _upstream, "policy", "upstream's", "ruddo.PrometheusProxy  +{node}  sys-net  work  allow autostart=no"
+    ),
+    "The qube is halted": Mistake(_halted, "policy", "does not run", "qvm-start work"),
+    "dom0 may not be asked which qubes run": Mistake(
+        _no_discovery, "discovery", "does not say", "admin.vm.List          *"
+    ),
+    "The qube's template has no service": Mistake(
+        _no_service, "service", "is not installed in work", "prometheus-qubes-proxy-service"
+    ),
+    "The exporter does not run": Mistake(_no_exporter, "exporter", "Connection refused", "Start the exporter"),
+    "The port is not the exporter's": Mistake(_no_http, "exporter", "does not speak HTTP", "is it the exporter?"),
+    "The port serves a web page": Mistake(_web_page, "text", "exposition", "is it an exporter"),
+    "The exporter is slower than the deadline": Mistake(_slow, "time", "in time", "scrape_timeout"),
+    "The daemon did not read the new configuration": Mistake(
+        _not_reloaded, "daemon's view", "another configuration", "sudo systemctl reload prometheus-qubes-proxy"
+    ),
+    "Prometheus does not scrape the daemon": Mistake(_nobody_scrapes, "scraped", "nobody scrapes", "curl http://"),
+    "The firewall does not let Prometheus in": Mistake(_no_rule, "firewall", "no rule", "sudoedit /rw/config/"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_common_mistake_is_found_and_explained(scene: Scene, examine: Says, mistake: Mistake) -> None:
+    """At its hop, in words, with the remedy; and the exit status is 1."""
+    mistake.make(scene)
+    status, checks = examine()
+    ports = sorted(scene.of["work"].values())
+    remedy = mistake.remedy.format(node=ports[0], both="+".join(map(str, ports)))
+    found = [check for check in checks if check["hop"] == mistake.hop and check["result"] == "failed"]
+    assert any(mistake.says in check["says"] for check in found), checks
+    assert any(remedy in line for check in found for line in (check["says"], check["remedy"], *check["copy"])), found
+    assert status == 1
+
+
+def test_the_documentation_has_these_mistakes() -> None:
+    """Twenty, each with what doctor says."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    section = text.partition("## The twenty commonest mistakes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| ([^|]+) \| `([^`|]+)` \|", section, re.MULTILINE)
+    assert rows == [(name, mistake.hop) for name, mistake in MISTAKES.items()]
+    assert len(rows) == 20
+
+
+def test_a_person_gets_a_table_with_the_remedies(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines to copy stand alone; hops behind a broken one are left out."""
+    scene.start()
+    get(f"http://127.0.0.1:{scene.port}/metrics")
+    scene.qubes.set_policy("work", "deny")
+    path = scene.folder / "proxy.toml"
+    path.write_text(scene.text(), encoding="utf-8")
+    assert cli.main(["doctor", f"--config.file={path}"]) == 1
+    said, progress = capsys.readouterr()
+    lines = said.splitlines()
+    (at,) = (number for number, line in enumerate(lines) if re.match(r"FAILED +work:node +policy +refused: ", line))
+    assert lines[at + 1].startswith("    Add this line to dom0's policy")
+    port = scene.of["work"]["node"]
+    assert lines[at + 2].strip() == f"ruddo.PrometheusProxy  +{port}  sys-net  work  allow autostart=no"
+    assert re.search(r"^warning +work:node +daemon's view +up for the daemon", said, re.MULTILINE)
+    assert re.fullmatch(r"\d+ checks: 1 failed, 1 warnings", lines[-1])
+    assert "not known" not in said
+    assert progress == "", "no terminal"
