@@ -37,11 +37,15 @@ _REQUESTS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """An address of the configuration, and what is there: our daemon, nothing, or another program."""
+    """
+    An address of the configuration, and what is there: our daemon, nothing, or another program.
+
+    What is `mute` takes connections, and gives no HTTP answer.
+    """
 
     address: str
     port: int | None
-    there: Literal["daemon", "nothing", "other"]
+    there: Literal["daemon", "nothing", "other", "mute"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,16 @@ def _listener_check(one: Listener) -> Check:
             "failed",
             f"another program answers on {one.address}, so the daemon cannot listen there",
             "See which one, then end it or change web.listen_addresses:",
-            (f"sudo ss -ltnp 'sport = :{one.port}'" if one.port else "sudo ss -lxp",),
+            (_who_listens(one),),
+        )
+    if one.there == "mute":
+        return Check(
+            "daemon",
+            HERE,
+            "failed",
+            f"what listens on {one.address} gives no HTTP answer: it is another program, or the daemon hangs",
+            "See which one. If it is the daemon, start it anew:",
+            (_who_listens(one), f"sudo systemctl restart {UNIT}"),
         )
     unit = one.port in {None, UNIT_PORT}
     more = "" if unit else f" The unit allows port {UNIT_PORT} only; for this one, add SocketBindAllow=tcp:{one.port}"
@@ -88,6 +101,10 @@ def _listener_check(one: Listener) -> Check:
             f"journalctl -u {UNIT} -n 20",
         ),
     )
+
+
+def _who_listens(one: Listener) -> str:
+    return f"sudo ss -ltnp 'sport = :{one.port}'" if one.port else "sudo ss -lxp"
 
 
 def daemon_checks(pages: Pages, snapshot: Snapshot, now: float) -> list[Check]:

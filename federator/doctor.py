@@ -70,12 +70,7 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
         ]
     checks.append(Check("program", HERE, "ok", "all programs are there that are run"))
     found = await once.collect(settings, (), progress, once.Watcher())
-    if found.discovery_error is not None:
-        says = f"dom0 does not say which qubes run: {found.discovery_error}"
-        lines = [line for line in policy_lines(settings, host.own_name()) if not line.startswith("#")]
-        checks.append(Check("discovery", "dom0", "failed", says, "Add these lines to dom0's policy:", tuple(lines)))
-    if not found.snapshot.qubes:
-        checks.append(Check("discovery", HERE, "failed", "nothing is scraped: no qube is configured or was found"))
+    checks += _discovery(settings, found)
     checks += findings.target_checks(settings, found.snapshot, found.versions, host.own_name())
     checks += findings.clock_checks(found.snapshot)
     for address, listener in zip(settings.web.listen_addresses, listeners, strict=True):
@@ -84,6 +79,18 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
             checks += daemon_checks(_pages(address, settings), found.snapshot, now())
             break
     return checks
+
+
+def _discovery(settings: Config, found: once.Found) -> list[Check]:
+    lines = tuple(line for line in policy_lines(settings, host.own_name()) if not line.startswith("#"))
+    what, copy = ("dom0's policy needs these lines:", lines) if settings.discovery else ("", ())
+    if found.discovery_error is not None:
+        says = f"dom0 does not say which qubes run: {found.discovery_error}"
+    elif not found.snapshot.qubes:
+        says = "nothing is scraped: no qube is configured, and dom0 named none"
+    else:
+        return [Check("discovery", HERE, "ok", "dom0 says which qubes run")] if settings.discovery else []
+    return [Check("discovery", HERE, "failed", says, what, copy)]
 
 
 def _configuration(settings: Config, web_file: Path | None) -> list[Check]:
@@ -102,9 +109,10 @@ def _listener(address: Address, settings: Config) -> Listener:
     except OSError:
         return Listener(name, port, "nothing")
     status, body = _get(address, "/-/healthy", settings, presence.CONNECT_SECONDS)
-    # Where it wants a client's certificate, it says nothing to anybody else.
-    ours = (status == 200 and body.startswith(_OURS)) or (status == 0 and settings.web.tls is not None)
-    return Listener(name, port, "daemon" if ours else "other")
+    if status == 0:
+        # A daemon that wants a client's certificate says nothing to those without one.
+        return Listener(name, port, "mute" if settings.web.tls is None else "daemon")
+    return Listener(name, port, "daemon" if status == 200 and body.startswith(_OURS) else "other")
 
 
 def _pages(address: Address, settings: Config) -> Pages:

@@ -9,7 +9,7 @@ printed. What the daemon says is judged in `daemonview`.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,8 @@ from federator.model import Address, Config, Outcome, Qube, QubeOutcome, Snapsho
 from federator.policy import policy_lines
 from federator.reasons import OnePortError
 from federator.remedies import lines_for_policy, remedy
+from federator.targets import DOM0
+from federator.wire import SERVICE
 
 Result = Literal["ok", "warning", "failed", "skipped"]
 # Checks that are not of a target are of this.
@@ -189,15 +191,14 @@ def _broken(
 
 
 def _remedy(settings: Config, qube: Qube, error: ScrapeError, own_name: str) -> tuple[str, tuple[str, ...]]:
+    start = () if qube.name == DOM0 else (f"qvm-start {qube.name}",)  # dom0 always runs
     if isinstance(error, OnePortError):
-        lines = [line.removeprefix("# ") for line in policy_lines(settings, own_name) if line.startswith("# ruddo.")]
-        return (
-            ONE_LINE_A_PORT,
-            tuple(line for line in lines if line.split()[3] == qube.name),
-        )
+        lines = policy_lines(replace(settings, qubes=(qube,), discovery=None), own_name)
+        start_of_rule = f"# {SERVICE}"
+        return ONE_LINE_A_PORT, tuple(line.removeprefix("# ") for line in lines if line.startswith(start_of_rule))
     if error.reason == "refused":
-        return remedy(error), (*lines_for_policy(settings, qube, own_name), f"qvm-start {qube.name}")
-    return remedy(error), (f"qvm-start {qube.name}",) if error.reason == "not_running" else ()
+        return remedy(error), (*lines_for_policy(settings, qube, own_name), *start)
+    return remedy(error), start if error.reason == "not_running" else ()
 
 
 def _passed(qube: QubeOutcome, outcome: Outcome, allowed: float, version: int) -> Iterable[Check]:

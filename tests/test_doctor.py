@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from federator import cli, doctor, host, presence
+from federator.passwords import hashed
+from tests.certificates import Authority
 from tests.helpers import ROOT
-from tests.parts import Daemon, Exporter, free_port, get, raw_server, toml
+from tests.parts import Daemon, Exporter, eventually, federator, free_port, get, process, raw_server, toml
 from tests.standin.qubes import CLIENT, Qubes
 
 # Each of these tests scrapes, and some start a daemon.
@@ -64,6 +66,15 @@ class Scene:
         daemon.port = self.port
         daemon.url = f"http://127.0.0.1:{self.port}"
         return self.stack.enter_context(daemon)
+
+    def serve(self) -> None:
+        """The same for a daemon that does not say to everybody that it is ready."""
+        path = self.folder / "served.toml"
+        path.write_text(self.text(), encoding="utf-8")
+        words = federator("serve", f"--config.file={path}", f"--web.listen-address=127.0.0.1:{self.port}")
+        log = self.folder / "served.log"
+        self.stack.enter_context(process(*words, log=log))
+        eventually("it serves", lambda: b"msg=serving" in log.read_bytes())
 
 
 @pytest.fixture
@@ -267,6 +278,56 @@ def test_a_common_mistake_is_found_and_explained(scene: Scene, examine: Says, mi
     assert any(mistake.says in check["says"] for check in found), checks
     assert any(remedy in line for check in found for line in (check["says"], check["remedy"], *check["copy"])), found
     assert status == 1
+
+
+def test_what_hangs_is_not_called_another_program(scene: Scene, examine: Says) -> None:
+    """It takes connections, and says nothing; the daemon perhaps hangs."""
+    scene.patch.setattr(presence, "CONNECT_SECONDS", 0.1)
+
+    def answer(sock: socket.socket) -> None:
+        while sock.recv(1000):
+            """It reads, and says nothing."""
+
+    scene.stack.enter_context(raw_server(answer, port=scene.port))
+    (said,) = (check["says"] for check in examine()[1] if check["hop"] == "daemon")
+    assert "gives no HTTP answer" in said
+
+
+def test_a_daemon_behind_a_password_is_there(scene: Scene, examine: Says) -> None:
+    """What it sees is not known to doctor, and that is no failure."""
+    scene.more["rest"] = f'[web.basic_auth_users]\nprometheus = "{hashed(b"secret")}"'
+    scene.serve()
+    status, checks = examine()
+    assert status == 0
+    (view,) = (check for check in checks if check["hop"] == "daemon's view")
+    assert (view["result"], "password" in view["says"]) == ("skipped", True)
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_daemon_with_tls_is_asked_over_tls(scene: Scene, examine: Says, tmp_path: Path, *, running: bool) -> None:
+    """Its certificate is for the name by which others know it."""
+    authority = Authority(tmp_path / "ca")
+    cert, key = authority.sign("netvm", "DNS:netvm.example")
+    scene.more["rest"] = f'[web.tls_server_config]\ncert_file = "{cert}"\nkey_file = "{key}"'
+    if running:
+        scene.serve()
+    hops = {check["hop"]: check["result"] for check in examine()[1]}
+    assert hops["daemon"] == ("ok" if running else "failed")
+    assert hops.get("daemon's view") == ("ok" if running else None)
+
+
+def test_discovery_that_names_nobody_is_explained(scene: Scene, examine: Says) -> None:
+    """dom0 answers, and its policy hides every qube."""
+    scene.qubes.add("dom0")
+    dom0 = scene.qubes.service_of("dom0").with_name("admin.vm.List")
+    dom0.write_text("#!/bin/sh\nprintf '0\\000dom0 class=AdminVM state=Running\\n'\n", encoding="utf-8")
+    dom0.chmod(0o755)
+    found = '[discovery]\nsource = "admin.vm.List"\nexporters = ["node"]'
+    text = f'qrexec.client = "{CLIENT}"\nexporters.node = 9100\n{found}'
+    scene.patch.setattr(scene, "text", lambda: text)
+    (check,) = (check for check in examine()[1] if check["hop"] == "discovery")
+    assert check["result"] == "failed"
+    assert any("@tag:monitored" in line for line in check["copy"])
 
 
 def test_the_documentation_has_these_mistakes() -> None:

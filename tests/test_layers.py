@@ -207,7 +207,7 @@ ALLOWED = {
     "toml_reader": {"errors"},
     "targets": {"errors", "model"},
     "policy": {"model", "targets", "wire"},
-    "findings": {"errors", "model", "policy", "reasons", "remedies"},
+    "findings": {"errors", "model", "policy", "reasons", "remedies", "targets", "wire"},
     "daemonview": {"findings", "model"},
     "gauges": {"model", "text.escaping"},
     "history": {"errors", "model"},
