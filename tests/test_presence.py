@@ -4,11 +4,13 @@
 import os
 import pwd
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from federator import cli, config, host, presence
+from federator.findings import Place
 from tests.helpers import SERVICE
 from tests.parts import free_port
 from tests.standin.qubes import CLIENT
@@ -71,6 +73,26 @@ def test_check_and_scrape_say_it_in_one_line(
     assert cli.main([command, f"--config.file={path}"]) == (0 if command == "check" else 1)
     (line,) = capsys.readouterr().err.splitlines()
     assert "warning: the daemon does not start in this qube" in line
+
+
+def test_what_doctor_wants_to_know_of_this_qube(flags: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fact by itself: the flag, qrexec's folder, the agent's socket, the firewall's rules."""
+    agent = tmp_path / "run" / "agent"
+    monkeypatch.setattr(presence, "RUN_QUBES", agent.parent)
+    monkeypatch.setattr(presence, "AGENT_SOCKET", agent)
+    monkeypatch.setattr(presence, "FIREWALL_RULES", ("false",))
+    assert presence.place() == Place("net", in_qube=True, run_qubes=False, agent="missing")
+    agent.parent.mkdir()
+    (flags / "prometheus-qubes-proxy").touch()
+    monkeypatch.setattr(presence, "FIREWALL_RULES", ("echo", "tcp dport 8199 accept"))
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(agent))
+        whole = Place("net", in_qube=True, flagged=True, firewall="tcp dport 8199 accept\n")
+        assert presence.place() == whole
+        monkeypatch.setattr("os.access", lambda *_: False)
+        assert presence.place() == replace(whole, agent="closed to us")
+    monkeypatch.setattr(presence, "RUN_QUBES", flags)  # /var/run leads elsewhere
+    assert not presence.place().run_qubes
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root reads what others may not")
