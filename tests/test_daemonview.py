@@ -17,7 +17,7 @@ DOWN = Outcome(target(), 0.1, error=RefusedError("denied"))
 
 def page(*outcomes: Outcome, reloaded: bool = True) -> Pages:
     """The daemon's page, as its own gauges write it."""
-    own = gauges(snapshot(*outcomes).qubes, Reload(successful=reloaded, at=NOW))
+    own = gauges(snapshot(*outcomes).qubes, 10.0, Reload(successful=reloaded, at=NOW))
     return Pages(200, b"".join(own.blocks).decode(), f"process_start_time_seconds {NOW:.6e}\n")
 
 
