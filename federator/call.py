@@ -15,7 +15,7 @@ import os
 import random
 import signal
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Generic, Protocol, TypeVar, cast
 
@@ -152,6 +152,65 @@ class _Stderr:
         return bytes(self._untrusted_kept).strip().rpartition(b"\n")[2]
 
 
+class _Ask(Generic[A]):
+    """One request: what hears of its answers, whose are missing, and whether it is `over`: answered, or lost."""
+
+    def __init__(self, tell: Callable[[A], None], ports: Collection[int]) -> None:
+        self.tell: Callable[[A], None] | None = tell
+        self.missing = set(ports)
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class _Asks(Generic[A]):
+    """The requests whose answers are missing. True while there are any."""
+
+    def __init__(self) -> None:
+        self._by_port: dict[int, _Ask[A]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_port)
+
+    def add(self, asked: _Ask[A]) -> None:
+        """It was sent."""
+        self._by_port.update(dict.fromkeys(asked.missing, asked))
+
+    def remove(self, asked: _Ask[A]) -> None:
+        """Nobody waits for it any more."""
+        for port in asked.missing:
+            del self._by_port[port]
+
+    def take(self, port: int, answer: A) -> None:
+        """Tell who asked for this port."""
+        asked = self._by_port[port]
+        assert asked.tell is not None, "the wire takes no answer after the end"
+        asked.tell(answer)
+        del self._by_port[port]
+        asked.missing.discard(port)
+        if not asked.missing:
+            _wake(asked.over)
+
+    def wake(self) -> None:
+        """No more answers come."""
+        for asked in self._by_port.values():
+            _wake(asked.over)
+
+    def let_go(self) -> None:
+        """Tell nobody any more: who is told may hold what came of it."""
+        for asked in self._by_port.values():
+            asked.tell = None
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
+
+
+def _signal(transport: asyncio.SubprocessTransport, number: int) -> None:
+    """To the process and its children."""
+    with suppress(ProcessLookupError):
+        os.killpg(transport.get_pid(), number)
+
+
 class Call(asyncio.SubprocessProtocol, Generic[A]):
     """
     One process and the wire it carries. After `end`, or any error, it is of no more use.
@@ -170,9 +229,10 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         self._stderr = _Stderr()
         self._pipes_open = {1, 2}
         self._exited = asyncio.Event()
-        self._waiting: asyncio.Future[None] | None = None  # for the greeting or for answers
-        self._tell: Callable[[A], None] | None = None
-        self._complete = False  # has all been said that was asked for?
+        self._greeted: asyncio.Future[None] = (
+            self._loop.create_future()
+        )  # done when the service greeted, or the call failed
+        self.asks = _Asks[A]()
         self._error: ScrapeError | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -189,7 +249,12 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
     @property
     def usable(self) -> bool:
         """May a request be sent?"""
-        return self._error is None and self._ending is None and self._wire.idle
+        return self.lives and (self._wire.idle or self._wire.overlaps)
+
+    @property
+    def lives(self) -> bool:
+        """Is the service there, and may it be spoken to, now or after its answers?"""
+        return self._error is None and self._ending is None and self._wire.greeted
 
     @property
     def error(self) -> ScrapeError | None:
@@ -203,27 +268,46 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             await self._loop.subprocess_exec(lambda: self, *command, env=dict(environment), start_new_session=True)
         except OSError as error:
             raise reasons.not_started(command[0], error.strerror) from None
-        self._write(self._wire.greeting)
-        await self._until_idle()
+        if self._error is None:  # it may have ended already
+            self._write(self._wire.greeting)
+            # What is waited for may be here already: a service may greet before it is greeted.
+            await self._greeted
+        if self._error is not None:
+            raise self._error.bare()
 
-    async def ask(self, request: bytes, tell: Callable[[A], None]) -> None:
+    async def ask(self, request: bytes, tell: Callable[[A], None], ports: Collection[int] = (0,)) -> None:
         """
-        Send what the wire made for a request; `tell` is called as answers come.
+        Send what the wire made for a request for these ports; `tell` is called as answers come.
 
-        Raises ScrapeError where not all of them came.
+        Raises ScrapeError where not all of them came. If it is cancelled, `end` the call.
         """
-        self._tell = tell
-        self._complete = False
-        self._stderr.allowance = STDERR_LIMIT
-        self._write(request)
-        if self._wire.asks_once:
-            self._pipe(0).close()
-        await self._until_idle()
+        asked = _Ask(tell, ports)
+        if self._error is None:
+            self.asks.add(asked)
+            self._stderr.allowance = STDERR_LIMIT
+            self._write(request)
+            if self._wire.asks_once:
+                self._pipe(0).close()
+            try:
+                await asked.over
+            finally:
+                self.asks.remove(asked)
+        if self._error is not None and asked.missing:  # it may have said all, and ended then
+            raise self._error.bare()
 
-    def end(self) -> asyncio.Task[None]:
-        """End the process: quietly if it lets us, in bounded time if not. Await what this returns to see it gone."""
+    def end(self, error: ScrapeError | None = None) -> asyncio.Task[None]:
+        """
+        End the process: quietly if it lets us, in bounded time if not. Await what this returns to see it gone.
+
+        With an error, who still waits for answers hears of that at once.
+        """
+        if error is not None:
+            if self._error is None:
+                self._error = error
+            _wake(self._greeted)
+            self.asks.wake()
         if self._ending is None:
-            self._tell = None  # it may hold what it told into
+            self.asks.let_go()
             self._wire.let_go()  # a process that does not end keeps this object for seconds
             if self._texts is not None:
                 self._texts.release(self)
@@ -240,42 +324,14 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
                     await self._exited.wait()
                     break
             if number is not None:
-                self._signal(number)
+                _signal(self._transport, number)
         if self._pipes_open:  # a child of the process holds them, and would for ever
-            self._signal(signal.SIGKILL)
+            _signal(self._transport, signal.SIGKILL)
         self._transport.close()
-
-    def _signal(self, number: int) -> None:
-        """To the process and its children."""
-        assert self._transport is not None, "no process yet"
-        with suppress(ProcessLookupError):
-            os.killpg(self._transport.get_pid(), number)
-
-    async def _until_idle(self) -> None:
-        """Wait until the service has said all that it owes us. Raises ScrapeError where the call fails meanwhile."""
-        # What is waited for may be here already: a service may greet before it is greeted.
-        if self._error is None and not self._wire.idle:
-            self._waiting = self._loop.create_future()
-            try:
-                await self._waiting
-            finally:
-                self._waiting = None
-        if self._error is not None and not self._complete:  # it may have said all, and ended then
-            raise self._error.bare()
-
-    def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
 
     def give_up(self) -> None:
         """Too many bytes of texts are in memory, and this call's qube has most of them."""
-        self._fail(reasons.too_much_at_once())
-
-    def _fail(self, error: ScrapeError) -> None:
-        if self._error is None:
-            self._error = error
-        self._wake()
-        self.end()
+        self.end(reasons.too_much_at_once())
 
     def _pipe(self, fd: int) -> asyncio.WriteTransport:
         assert self._transport is not None, "no process yet"
@@ -305,18 +361,16 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
                     self._texts.hold(self, self._wire.held)
                 self._pass_on(answers)
         except ScrapeError as error:
-            self._fail(error.bare())
+            self.end(error.bare())
         except Exception:  # a bug of ours: it must not leave anybody waiting for this call
             log.exception("bug in a call", extra={"qube": self._callee.name})
-            self._fail(reasons.bug())
+            self.end(reasons.bug())
 
     def _pass_on(self, answers: Sequence[A]) -> None:
+        if self._wire.greeted:
+            _wake(self._greeted)
         for answer in answers:
-            assert self._tell is not None, "the wire takes no answer that nobody asked for"
-            self._tell(answer)
-        if self._wire.idle:
-            self._complete = True
-            self._wake()
+            self.asks.take(self._wire.port(answer), answer)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         """A pipe was closed at the other end; after the exit, the last words are in once both are."""
@@ -347,6 +401,6 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
                     return
             except Exception:  # a bug of ours: see pipe_data_received
                 log.exception("bug in a call", extra={"qube": self._callee.name})
-                self._fail(reasons.bug())
+                self.end(reasons.bug())
                 return
-        self._fail(reasons.call_ended(status, self._stderr.last_words, self._callee, self._wire, spoke=self._spoke))
+        self.end(reasons.call_ended(status, self._stderr.last_words, self._callee, self._wire, spoke=self._spoke))

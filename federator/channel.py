@@ -2,8 +2,8 @@
 """
 Speaking to one qube, for as long as it is configured.
 
-Owns how the qube's ports are shared out among calls, which version is spoken, and that requests go one after the other.
-Must not know how one call is made, nor what an answer is for.
+Owns how the qube's ports are shared out among calls, which version is spoken, and that requests for one port go one
+after the other. Must not know how one call is made, nor what an answer is for.
 
     Channel    one qube
       Slot     one set of ports, all of the qube's or a single one: see `slot`
@@ -11,23 +11,26 @@ Must not know how one call is made, nor what an answer is for.
 """
 
 import asyncio
+from collections.abc import Collection
 
 from federator import reasons
 from federator.budget import Budget
 from federator.call import CallCounter, ConnectionLimiter
-from federator.model import Callee, CallState, Qrexec, Qube
+from federator.errors import ScrapeError
+from federator.model import Answer, Callee, CallState, Qrexec, Qube
 from federator.pace import Pace
 from federator.reasons import OnlyVersion1Error
 from federator.request import Request
 from federator.slot import Caller, Slot
-from federator.turns import Turns
+from federator.turns import Turn, Turns
 from federator.wire import SERVICE, PortWire, Version1, Version2
 
 
 class Channel:
     """
-    The way to one qube. Requests go one after the other, those that give way last; each is over when every port is
-    answered or the time is.
+    The way to one qube. Requests for one port go one after the other, those that give way last; each is over when every
+    port is answered or the time is. Requests for different ports do not wait for each other, once the service has said
+    that it takes them so.
 
     One call is made for all ports, in version 2. Where the service there knows only version 1, or where dom0's policy
     refuses that call, since it was written for upstream's proxy and allows each port by itself, there is one for each.
@@ -46,14 +49,16 @@ class Channel:
     ) -> None:
         self.qube = qube
         self._caller = Caller(Callee(qube.name, qube.transport, SERVICE), settings, limiter, counter, texts)
-        self._turns = Turns()
+        self._turns = {port: Turns() for port in qube.ports}  # who may ask for a port
+        self._speaking = Turns()  # who may choose slots, make the call for all ports, and speak where one may at a time
+        self._parts = 0  # parts of requests for which slots were chosen
         self._pace = pace
         self._slots = [Slot(qube.ports, Version2, self._caller)]
         self._forgetful = False
         self._one_port_refused = False  # were version 1 and its calls for one port all that is left, and refused?
 
     def __repr__(self) -> str:
-        busy = "busy" if self._turns.taken else "free"
+        busy = "busy" if any(turns.taken for turns in self._turns.values()) else "free"
         return f"<Channel to {self.qube.name}: {busy}, {', '.join(map(repr, self.calls()))}>"
 
     def calls(self) -> list[CallState]:
@@ -85,10 +90,12 @@ class Channel:
         Raises nothing of its own: whatever goes wrong is told.
         """
         try:
-            async with request.deadline.limit(), self._turns.turn(first=not request.gives_way):
-                await self._keep_pace(request)
-                request.deadline.asked_at = asyncio.get_running_loop().time()
-                await self._ask(request)
+            async with request.deadline.limit(), asyncio.TaskGroup() as asking:
+                free = [port for port in sorted(request.owed) if self._turns[port].take_if_free()]
+                for port in request.owed.difference(free):
+                    asking.create_task(self._ask_later(request, port))
+                if free:
+                    await self._ask_part(request, free)
         except TimeoutError:
             pass
         request.tell_all(request.owed.copy(), reasons.not_its_turn(self.qube.name))
@@ -101,13 +108,38 @@ class Channel:
 
     async def retire(self) -> None:
         """Close when the last request is over: a request might open a call after `close`."""
-        async with self._turns.turn(first=False):
-            pass
+        for turns in self._turns.values():
+            async with turns.turn(first=False):
+                pass
         await self.close()
 
     def forget(self) -> None:
         """Before the next request, forget what went wrong: somebody may have mended it. Calls that are open stay."""
         self._forgetful = True
+
+    async def _ask_later(self, request: Request, port: int) -> None:
+        """Ask for a port when its turn comes. The others of the request do not wait for it."""
+        await self._turns[port].take(first=not request.gives_way)
+        await self._ask_part(request, [port])
+
+    async def _ask_part(self, request: Request, ports: Collection[int]) -> None:
+        """Ask for ports whose turn it is. Each turn is passed on with the answer."""
+
+        def tell(port: int, result: Answer | ScrapeError) -> None:
+            self._turns[port].pass_on()
+            request.tell(port, result)
+
+        deadline = request.deadline
+        part = Request(ports, deadline, request.max_body, tell, gives_way=request.gives_way)
+        try:
+            await self._keep_pace(part)
+            deadline.asked_at = deadline.asked_at or asyncio.get_running_loop().time()
+            await self._ask(part)
+        except Exception:
+            part.tell_all(part.owed.copy(), reasons.bug())
+            raise
+        finally:
+            part.tell_all(part.owed.copy(), reasons.not_its_turn(self.qube.name))
 
     async def _keep_pace(self, request: Request) -> None:
         """No client makes an exporter work all the time. Clients that come meanwhile share what comes of it."""
@@ -115,30 +147,39 @@ class Channel:
         if wait := max(self._pace.reserve((self.qube.name, port), now) for port in request.owed):
             await asyncio.sleep(min(wait, max(0.0, request.deadline.wanted_by - now)))
 
-    async def _ask(self, request: Request) -> None:
-        self._choose_slots(asyncio.get_running_loop().time())
+    async def _ask(self, part: Request) -> None:
+        async with self._speaking.turn(first=not part.gives_way) as turn:
+            self._choose_slots(asyncio.get_running_loop().time())
+            self._parts += 1
+            try:
+                await self._ask_slots(part, turn)
+            finally:
+                self._parts -= 1
+
+    async def _ask_slots(self, part: Request, turn: Turn) -> None:
         joint = self._slots[0]
         if len(joint.ports) > 1:
             try:
-                await joint.ask(request)
+                await joint.ask(part, turn)
             except OnlyVersion1Error:
                 if self._one_port_refused:  # it is as it was: the calls for one port wait for the next time
-                    joint.fail(reasons.one_port_a_call(self.qube.name, self.qube.ports), request)
+                    joint.fail(reasons.one_port_a_call(self.qube.name, self.qube.ports), part)
                     return
                 self._call_singly(Version1)
             else:
                 return
+        turn.pass_on()  # each of these calls is for one port, whose turn it is
         async with asyncio.TaskGroup() as asking:
             for slot in self._slots:
-                if request.owed.intersection(slot.ports):
-                    asking.create_task(self._ask_single(slot, request))
+                if part.owed.intersection(slot.ports):
+                    asking.create_task(self._ask_single(slot, part, turn))
 
-    async def _ask_single(self, slot: Slot, request: Request) -> None:
+    async def _ask_single(self, slot: Slot, part: Request, turn: Turn) -> None:
         try:
-            await slot.ask(request)
+            await slot.ask(part, turn)
         except OnlyVersion1Error:
             slot.speak(Version1)
-            await slot.ask(request)
+            await slot.ask(part, turn)
 
     # Which slots there are:
     #   at first, and after everything was forgotten     one for all ports
@@ -150,7 +191,7 @@ class Channel:
 
     def _choose_slots(self, now: float) -> None:
         """See to it that the slots are those that calls should be made for now."""
-        is_open = any(slot.is_open for slot in self._slots)
+        is_open = self._parts > 0 or any(slot.is_open for slot in self._slots)
         if self._forgetful:
             self._forgetful = self._one_port_refused = False
             if not is_open:

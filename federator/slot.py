@@ -19,6 +19,7 @@ from federator.errors import RefusedError, ScrapeError
 from federator.model import Answer, Callee, CallState, Qrexec
 from federator.reasons import OnePortError, OnlyVersion1Error
 from federator.request import Request
+from federator.turns import Turn
 from federator.wire import PortWire, Version1, argument, is_late
 
 # The service is told a little less than the time there is, so that its "timed out" still reaches us and one slow
@@ -47,9 +48,9 @@ class Caller:
         """Open it for these ports. Raises ScrapeError."""
         await call.open(*command(self.settings, self.callee, argument(ports)))
 
-    def end(self, call: Call[Answer]) -> None:
-        """Begin to end it."""
-        end = call.end()
+    def end(self, call: Call[Answer], error: ScrapeError | None = None) -> None:
+        """Begin to end it. All that still wait for it hear of the error."""
+        end = call.end(error)
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
 
@@ -83,8 +84,8 @@ class Slot:
 
     @property
     def is_open(self) -> bool:
-        """Is its call open, and free?"""
-        return self._call is not None and self._call.usable
+        """Is its call open, free or not?"""
+        return self._call is not None and self._call.lives
 
     def refused_and_may_try(self, now: float) -> bool:
         """Was its last call refused, and may another one be made?"""
@@ -117,19 +118,32 @@ class Slot:
         self.version = version
         self.backoff.reset()
 
-    def drop(self) -> None:
-        """End its call, if there is one."""
+    def drop(self, error: ScrapeError | None = None) -> None:
+        """End its call, if there is one. All that still wait for it hear of the error."""
         if self._call is not None:
-            self._caller.end(self._call)
+            self._caller.end(self._call, error)
             self._call = None
 
-    async def ask(self, request: Request) -> None:
-        """Ask for those of its ports that the request wants. Raises OnlyVersion1Error, and nothing else of its own."""
+    async def ask(self, request: Request, turn: Turn) -> None:
+        """
+        Ask for those of its ports that the request wants. Raises OnlyVersion1Error, and nothing else of its own.
+
+        The turn is to make the call, and to ask where the service takes one request at a time. It is passed on as soon
+        as the service has said that it takes more, on this call.
+        """
         ports = frozenset(request.owed.intersection(self.ports))
+        call: Call[Answer] | None = None
         error: ScrapeError
         try:
-            call = await self._open()
-            await self._converse(call, ports, request)
+            if self._call is None or not self._call.usable:
+                self._clear()
+                async with self._caller.limiter.place():
+                    call = self._new()
+                    await self._caller.open(call, self.ports)
+                self.accepted = True
+            else:
+                call = self._call
+            await self._converse(call, ports, request, turn)
         except OnlyVersion1Error:
             raise
         except RefusedError as failed:
@@ -139,52 +153,54 @@ class Slot:
         except asyncio.CancelledError:
             # The deadline, or the end of the daemon. A call that is late is never used again; one that was still
             # waiting for its turn to be made is not the qube's fault.
-            if self._call is not None:
-                self._failed(reasons.late(self._caller.callee.name), ports, request)
+            if call is not None:
+                self._failed(call, reasons.late(self._caller.callee.name), ports, request)
             raise
         except BaseException:  # a bug of ours: nobody knows what the service would say next
-            self.drop()
+            self.drop(reasons.bug())
             raise
         else:
-            self.backoff.succeeded()
-            self._last_error = None
+            if call is self._call:
+                self.backoff.succeeded()
+                self._last_error = None
             return
-        self._failed(error, ports, request)
+        self._failed(call, error, ports, request)
 
     def fail(self, error: ScrapeError, request: Request) -> None:
         """Its call was of no use: it is as if it had failed."""
-        self._failed(error, frozenset(request.owed.intersection(self.ports)), request)
+        self._failed(self._call, error, frozenset(request.owed.intersection(self.ports)), request)
 
-    async def _open(self) -> Call[Answer]:
-        """The open call, or a new one. Raises ScrapeError."""
-        if self._call is not None and self._call.usable:
-            return self._call
-        loop = asyncio.get_running_loop()
+    def _clear(self) -> None:
+        """Make way for a new call. Raises ScrapeError where it is too early for one."""
+        now = asyncio.get_running_loop().time()
         if self._call is not None and self._call.error is not None:
-            self._last_error = self._call.error  # it ended while nobody asked
+            self._last_error = self._call.error
+            if self._call.asks:  # else it ended while nobody asked
+                self.backoff.failed(now)
         self.drop()
-        wait = self.backoff.wait(loop.time())
+        wait = self.backoff.wait(now)
         if self._last_error is not None and wait:
             raise type(self._last_error)(f"{self._last_error} (next call in {wait:.0f} s)")
-        async with self._caller.limiter.place():
-            self._wire = self.version()
-            call = self._call = self._caller.new(self._wire)
-            self._opened += 1
-            self._open_since = loop.time()
-            self.backoff.tried(self._open_since)
-            await self._caller.open(call, self.ports)
-        self.accepted = True
-        return call
 
-    async def _converse(self, call: Call[Answer], ports: frozenset[int], request: Request) -> None:
+    def _new(self) -> Call[Answer]:
+        self._wire = self.version()
+        self._call = self._caller.new(self._wire)
+        self._opened += 1
+        self._open_since = asyncio.get_running_loop().time()
+        self.backoff.tried(self._open_since)
+        return self._call
+
+    async def _converse(self, call: Call[Answer], ports: frozenset[int], request: Request, turn: Turn) -> None:
         """
         Ask an open call for these ports, until all are told of.
 
         The service is told how long the scrapers wait. If one joins meanwhile that waits longer, exporters that were
         late for the others are asked again.
         """
-        loop, deadline = asyncio.get_running_loop(), request.deadline
+        loop, deadline, wire = asyncio.get_running_loop(), request.deadline, self._wire
         while ports:
+            if wire.overlaps:
+                turn.pass_on()
             wanted_by = deadline.wanted_by
             left = wanted_by - loop.time()
             if left <= 0:  # it took so long to open the call that nobody waits any more; the next one finds it open
@@ -193,18 +209,22 @@ class Slot:
             again: set[int] = set()
 
             def take(answer: Answer, wanted_by: float = wanted_by, again: set[int] = again) -> None:
+                if wire.overlaps:
+                    turn.pass_on()
                 if is_late(answer) and deadline.wanted_by > wanted_by:
                     again.add(answer.port)
                 else:
                     request.tell(answer.port, answer)
 
             milliseconds = max(1, int((left - min(ANSWER_MARGIN_SECONDS, left / 4)) * 1000))
-            await call.ask(self._wire.ask(milliseconds=milliseconds, max_body=request.max_body, ports=ports), take)
+            asking = wire.ask(milliseconds=milliseconds, max_body=request.max_body, ports=ports)
+            await call.ask(asking, take, ports)
             ports = frozenset(again)
 
-    def _failed(self, error: ScrapeError, ports: Collection[int], request: Request) -> None:
-        if self._call is not None:  # else nothing was tried: it is backing off
+    def _failed(self, call: Call[Answer] | None, error: ScrapeError, ports: Collection[int], request: Request) -> None:
+        # Without a call nothing was tried: it is backing off. And of all that wait for one call, the first counts.
+        if call is not None and call is self._call:
             self.backoff.failed(asyncio.get_running_loop().time())
             self._last_error = error
-            self.drop()
+            self.drop(error)
         request.tell_all(ports, error)

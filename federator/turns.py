@@ -8,6 +8,7 @@ is that is used.
 
 import asyncio
 from collections import deque
+from typing import Self
 
 
 class Turns:
@@ -23,9 +24,14 @@ class Turns:
         """Has somebody the turn?"""
         return self._taken
 
-    def turn(self, *, first: bool) -> "_Turn":
+    def turn(self, *, first: bool) -> "Turn":
         """`async with` this: wait for a turn, and have it."""
-        return _Turn(self, first=first)
+        return Turn(self, first=first)
+
+    def take_if_free(self) -> bool:
+        """Have the turn, if that takes no waiting. The one that has it passes it on."""
+        taken, self._taken = self._taken, True
+        return not taken
 
     async def take(self, *, first: bool) -> None:
         """Wait for a turn. The one that has it passes it on."""
@@ -53,15 +59,24 @@ class Turns:
         self._taken = False
 
 
-class _Turn:
-    """One turn, taken and passed on."""
+class Turn:
+    """One turn, taken and passed on: at the end, or earlier."""
 
     def __init__(self, turns: Turns, *, first: bool) -> None:
         self._turns = turns
         self._goes_first = first
+        self._has_it = False
 
-    async def __aenter__(self) -> None:
+    def pass_on(self) -> None:
+        """Others may have it now."""
+        if self._has_it:
+            self._has_it = False
+            self._turns.pass_on()
+
+    async def __aenter__(self) -> Self:
         await self._turns.take(first=self._goes_first)
+        self._has_it = True
+        return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._turns.pass_on()
+        self.pass_on()

@@ -52,8 +52,9 @@ NOT_HTTP = "not an HTTP answer"
 NO_ANSWER_AT_ALL = "closed the connection without an answer"
 HEAD_LARGER = "HTTP headers larger than"
 
-# The word that says that HTTP proves the text whole; the service has the same.
+# The words: HTTP proves the text whole; requests for different ports may overlap. The service has the same.
 WHOLE = "whole"
+OVERLAPS = "overlaps"
 
 _HEADER_V2 = re.compile(
     rb"(?P<port>[1-9][0-9]{0,4}) (?P<status>0|[1-5][0-9]{2}) (?P<length>[0-9]{1,10}) "
@@ -79,7 +80,8 @@ class Wire(ABC, Generic[A]):
     """
     One call's conversation, whose answers are of type A.
 
-    Write `greeting` and what a request returns; feed `receive` what comes back. One request at a time, while `idle`.
+    Write `greeting` and what a request returns; feed `receive` what comes back. One request at a time, while `idle`,
+    unless the service `overlaps`.
     """
 
     greeting: ClassVar[bytes]
@@ -94,12 +96,22 @@ class Wire(ABC, Generic[A]):
     @property
     @abstractmethod
     def owed(self) -> bool:
-        """Are there answers to the last request that have not come?"""
+        """Are there answers that have not come?"""
+
+    @property
+    def overlaps(self) -> bool:
+        """Has the service said that it takes a request for other ports while answers are owed?"""
+        return False
 
     @property
     def idle(self) -> bool:
         """Greeted, and nothing owed: the next request may be sent."""
         return self.greeted and not self.owed
+
+    def port(self, answer: A) -> int:
+        """For which port an answer is; 0 on a wire that knows none."""
+        del answer
+        return 0
 
     @abstractmethod
     def receive(self, untrusted: bytes) -> list[A]:
@@ -197,13 +209,22 @@ class PortWire(_Framed[Answer, Answer], ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._pending: set[int] = set()
-        self._max_body = 0
+        self._pending: dict[int, int] = {}  # the ports that are not answered yet, and the largest body for each
+        self._overlaps = False
 
     @property
     def owed(self) -> bool:
-        """Are there answers to the last request that have not come?"""
+        """Are there answers that have not come?"""
         return bool(self._pending)
+
+    @property
+    def overlaps(self) -> bool:
+        """Has the service said that it takes a request for other ports while answers are owed?"""
+        return self._overlaps
+
+    def port(self, answer: Answer) -> int:
+        """For which port an answer is."""
+        return answer.port
 
     @property
     def held(self) -> int:
@@ -217,13 +238,13 @@ class PortWire(_Framed[Answer, Answer], ABC):
 
     def ask(self, *, milliseconds: int, max_body: int, ports: Collection[int]) -> bytes:
         """The request for these ports. The service is told the limits, and held to them by `receive`."""
-        assert self.idle, "a request while answers are owed"
-        self._pending = set(ports)
-        self._max_body = max_body
+        assert self.idle or self._overlaps, "a request while answers are owed"
+        assert self._pending.keys().isdisjoint(ports), "a request for a port whose answer is owed"
+        self._pending.update(dict.fromkeys(ports, max_body))
         return self._request(milliseconds, max_body, ports)
 
     def _answer(self, header: Answer, body: bytes) -> Answer:
-        self._pending.discard(header.port)
+        del self._pending[header.port]
         return Answer(header.port, header.status, body, header.seconds, header.content_type, header.whole)
 
     @abstractmethod
@@ -247,10 +268,11 @@ class Version2(PortWire):
         port, status, length = int(match["port"]), int(match["status"]), int(match["length"])
         if port not in self._pending:
             raise ProtocolError(f"answered for port {port}, which is not (or no longer) asked for")
-        limit = self._max_body if status else MAX_REASON
+        limit = self._pending[port] if status else MAX_REASON
         if length > limit:
             raise ProtocolError(f"announced {length} bytes for port {port}, where at most {limit} were asked for")
         content_type, words = _with_words(match["content_type"].decode())
+        self._overlaps = self._overlaps or OVERLAPS in words
         return Answer(port, status, b"", float(match["seconds"]), content_type, WHOLE in words), length
 
 
@@ -266,8 +288,8 @@ class Version1(PortWire):
         return b"?\n"
 
     def _parse(self, untrusted_line: bytes) -> tuple[Answer, int]:
-        length = _v1_length(untrusted_line, self._max_body, "scrape.body_size_limit")
-        (port,) = self._pending
+        ((port, max_body),) = self._pending.items()
+        length = _v1_length(untrusted_line, max_body, "scrape.body_size_limit")
         return Answer(port, 200, b"", None, "-"), length
 
 

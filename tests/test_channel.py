@@ -931,23 +931,122 @@ async def test_a_loop_of_requests_does_not_make_an_exporter_work_all_the_time(
 async def test_a_request_that_gives_way_is_asked_last(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """A scrape of everything does not wait for the many that want single exporters."""
     qubes.add("work")
-    busy, single, page = exporter(b"b 1\n"), exporter(b"s 1\n"), exporter(b"p 1\n")
+    busy = exporter(b"b 1\n")
     busy.hold.clear()
-    work = line(qube("work", busy.port, single.port, page.port))
-    order: list[int] = []
+    work = line(qube("work", busy.port))
+    order: list[str] = []
 
-    def request(port: int, *, gives_way: bool) -> Request:
-        return Request([port], until(PATIENT), 100, lambda told, _: order.append(told), gives_way=gives_way)
+    def ask(name: str) -> asyncio.Task[None]:
+        gives_way = name != "page"
+        request = Request([busy.port], until(PATIENT), 100, lambda *_: order.append(name), gives_way=gives_way)
+        return asyncio.create_task(work.channel.ask(request))
 
-    asking = [asyncio.create_task(work.channel.ask(request(busy.port, gives_way=True)))]
+    asking = [ask("busy")]
     await asyncio.to_thread(parts.eventually, "the first one is asked", lambda: busy.requests)
-    asking += [asyncio.create_task(work.channel.ask(request(single.port, gives_way=True))) for _ in range(3)]
-    await asyncio.sleep(0)
-    asking.append(asyncio.create_task(work.channel.ask(request(page.port, gives_way=False))))
-    await asyncio.sleep(0)
+    for name in ("single", "single", "single", "page"):
+        asking.append(ask(name))
+        await asyncio.sleep(0)
     busy.hold.set()
     await asyncio.gather(*asking)
-    assert order == [busy.port, page.port, single.port, single.port, single.port]
+    assert order == ["busy", "page", "single", "single", "single"]
+
+
+async def test_a_slow_exporter_does_not_hold_up_its_neighbour(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter
+) -> None:
+    """Neither a request for the fast one alone, nor the fast one of a request for both."""
+    qubes.add("work")
+    slow, fast = exporter(b"slow 1\n"), exporter(b"fast 1\n")
+    work = line(qube("work", slow.port, fast.port))
+    await work.ask()
+    slow.hold.clear()
+    first = asyncio.create_task(work.ask(slow.port))
+    await asyncio.to_thread(parts.eventually, "the slow one is asked", lambda: len(slow.requests) == 2)
+    for _ in range(2):
+        assert bodies(await work.ask(fast.port)) == {fast.port: b"fast 1\n"}
+    told: list[int] = []
+    request = Request([slow.port, fast.port], until(PATIENT), 100, lambda port, _: told.append(port))
+    both = asyncio.create_task(work.channel.ask(request))
+    await soon("the fast one of both is told of", lambda: told == [fast.port])
+    assert bodies(await work.ask(fast.port)) == {fast.port: b"fast 1\n"}, "its turn is passed on with its answer"
+    assert not first.done()
+    slow.hold.set()
+    assert bodies(await first) == {slow.port: b"slow 1\n"}
+    await both
+    assert told == [fast.port, slow.port]
+    assert len(qubes.calls()) == 1
+
+
+async def test_a_service_that_takes_one_request_at_a_time_gets_one(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """One of before: it does not say that requests overlap, and ends where they do."""
+    text = qubes.service.read_text(encoding="utf-8")
+    for new, old in (
+        ("{OVERLAPS}", ""),
+        ("not ports.isdisjoint(fetch.port for fetch in self._fetches)", "self._fetches"),
+    ):
+        assert text.count(new) == 1
+        text = text.replace(new, old)
+    qubes.service = tmp_path / "older"
+    qubes.service.write_text(text, encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    slow, fast = exporter(b"slow 1\n"), exporter(b"fast 1\n")
+    work = line(qube("work", slow.port, fast.port))
+    await work.ask()
+    slow.hold.clear()
+    first = asyncio.create_task(work.ask(slow.port))
+    await asyncio.to_thread(parts.eventually, "the slow one is asked", lambda: len(slow.requests) == 2)
+    second = asyncio.create_task(work.ask(fast.port))
+    await asyncio.sleep(0.1)
+    slow.hold.set()
+    assert bodies(await first) == {slow.port: b"slow 1\n"}
+    assert bodies(await second) == {fast.port: b"fast 1\n"}
+    assert len(qubes.calls()) == 1
+
+
+# Says that requests overlap, takes two more, and does then what the test says.
+OVERLAPPING = """#!/bin/sh
+read -r greeting
+printf '=2\\n'
+read -r request
+printf '9100 200 4 0.1  -;overlaps\\nm 1\\n'
+read -r request
+read -r request
+%s
+read -r request
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        ("printf '9256 200 0 0.1  -;\\n9256 200 0 0.1  -;\\n'", "protocol"),
+        ("printf '9300 200 0 0.1  -;\\n'", "protocol"),
+        ("exit 3", "closed"),
+        ("", "timeout"),
+    ],
+)
+async def test_a_call_that_fails_fails_for_all_that_share_it(
+    qubes: Qubes, line: MakeLine, tmp_path: Path, then: str, reason: str
+) -> None:
+    """It counts once, and whatever comes late is for nobody: the next request is a new call's."""
+    qubes.service = tmp_path / "overlapping"
+    qubes.service.write_text(OVERLAPPING % then, encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    work = line(qube("work", 9100, 9256, 9300))
+    await work.ask(9100)
+    patient = asyncio.create_task(work.ask(9256))
+    await asyncio.sleep(0)
+    heard = await work.ask(9100, seconds=IMPATIENT) | await patient
+    assert 9100 not in bodies(heard)
+    assert {one.reason for one in heard.values() if isinstance(one, ScrapeError)} == {reason}
+    (call,) = work.channel.calls()
+    assert (call.failures, call.open_seconds) == (1, None)
+    assert (await work.fails())[0] == reason, "it backs off"
+    assert len(qubes.calls()) == 1
 
 
 async def test_places_of_the_limiter_are_given_in_the_order_of_waiting() -> None:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -848,8 +849,84 @@ def test_the_end_of_input_while_it_fetches(service: StartService, exporter: Make
     assert started.end()[0] == 7
 
 
-def test_whoever_speaks_while_answers_are_owed_is_left(service: StartService, exporter: MakeExporter) -> None:
-    """A second request before the first one is answered ends the service."""
+def test_requests_for_different_ports_overlap(service: StartService, exporter: MakeExporter) -> None:
+    """Each with its own limits; and once a port is answered, it may be asked for again."""
+    slow, fast = exporter(b"slow 1\n"), exporter(b"fast 1\n")
+    wire, started = Version2(), service("+".join(map(str, sorted([slow.port, fast.port]))))
+    assert started.ask(wire, slow.port)[slow.port].body == b"slow 1\n"
+    assert wire.overlaps
+    slow.hold.clear()
+    started.say(wire.ask(milliseconds=600_000, max_body=100, ports=[slow.port]))
+    for max_body, body in ((100, b"fast 1\n"), (3, b"body larger than 3 bytes"), (100, b"fast 1\n")):
+        started.say(wire.ask(milliseconds=20_000, max_body=max_body, ports=[fast.port]))
+        assert hear_answer(started, wire).body == body
+    started.say(wire.ask(milliseconds=1, max_body=100, ports=[fast.port]))
+    assert hear_answer(started, wire).port == fast.port, "its time is its own"
+    assert wire.pending == {slow.port}
+    slow.hold.set()
+    assert hear_answer(started, wire).body == b"slow 1\n"
+    assert started.end() == (0, b"", b"")
+
+
+def hear_answer(started: Service, wire: Version2) -> Answer:
+    """The next answer."""
+    assert started.process.stdout
+    answers: list[Answer] = []
+    while not answers:
+        piece = started.process.stdout.read(1 << 16)
+        assert piece, "it ended"
+        answers = wire.receive(piece)
+    (answer,) = answers
+    return answer
+
+
+def test_a_request_waits_until_the_caller_has_read(service: StartService, exporter: MakeExporter) -> None:
+    """So a caller that reads nothing cannot make it work or hold more."""
+    large, other = exporter(b"m 1\n" * 500_000), exporter(b"o 1\n")
+    wire, started = Version2(), service("+".join(map(str, sorted([large.port, other.port]))))
+    started.ask(wire, other.port)
+    started.say(wire.ask(milliseconds=20_000, max_body=9999999, ports=[large.port]))
+    head = started.hear(20)  # it sends the answer now, which is larger than the pipe
+    started.say(wire.ask(milliseconds=20_000, max_body=100, ports=[other.port]))
+    assert wire.receive(head) == []
+    time.sleep(0.2)  # nothing is waited for: what must not happen has its chance
+    assert len(other.requests) == 1
+    assert {hear_answer(started, wire).port for _ in range(2)} == {large.port, other.port}
+    assert len(other.requests) == 2
+
+
+def test_the_end_of_input_while_a_request_waits(service: StartService, exporter: MakeExporter) -> None:
+    """It is seen at once."""
+    large, other = exporter(b"m 1\n" * 500_000), exporter(b"o 1\n")
+    started = service("+".join(map(str, sorted([large.port, other.port])))).say(b"+2\n")
+    started.hear(3)
+    started.say(f"?600000 9999999 {large.port}\n".encode())
+    started.hear(20)
+    started.say(f"?600000 100 {other.port}\n".encode())
+    assert started.process.stdin
+    started.process.stdin.close()
+    assert started.process.wait(PATIENCE_SECONDS) == 7
+
+
+@pytest.mark.slow
+def test_a_request_that_waits_gives_a_caller_who_does_not_read_no_more_time(
+    service: StartService, exporter: MakeExporter
+) -> None:
+    """The time of the answer that is unread counts."""
+    large, other = exporter(b"m 1\n" * 500_000), exporter(b"o 1\n")
+    started = service("+".join(map(str, sorted([large.port, other.port])))).say(b"+2\n")
+    started.hear(3)
+    started.say(f"?1500 9999999 {large.port}\n".encode())
+    started.hear(20)
+    started.say(f"?600000 100 {other.port}\n".encode())
+    assert started.process.wait(PATIENCE_SECONDS) == 8
+    assert not other.requests
+
+
+def test_whoever_asks_for_a_port_while_its_answer_is_owed_is_left(
+    service: StartService, exporter: MakeExporter
+) -> None:
+    """A second request for a port before the first one is answered ends the service."""
     slow = exporter(b"m 1\n")
     slow.hold.clear()
     started = service(str(slow.port)).say(b"+2\n")

@@ -106,6 +106,45 @@ def test_an_answer_is_given_as_soon_as_it_is_complete() -> None:
     assert wire.idle
 
 
+def overlapping(*limits: tuple[int, int]) -> Version2:
+    """A wire on which a request for each port, with its largest body, was sent while the others are owed."""
+    wire = asked(1)
+    wire.receive(b"1 200 0 0.1  -;overlaps\n")
+    for port, max_body in limits:
+        wire.ask(milliseconds=9500, max_body=max_body, ports=[port])
+    return wire
+
+
+def test_requests_for_different_ports_overlap_where_the_service_says_so() -> None:
+    """On a call whose answers had the word, and on no other; and never twice for one port."""
+    wire = asked(9100)
+    with pytest.raises(AssertionError, match="answers are owed"):
+        wire.ask(milliseconds=1, max_body=1, ports=[9256])
+    wire = overlapping((9100, 1000), (9256, 1000))
+    with pytest.raises(AssertionError, match="whose answer is owed"):
+        wire.ask(milliseconds=1, max_body=1, ports=[9256, 9300])
+    assert wire.pending == {9100, 9256}
+    assert fed(wire, one_by_one(spoken(PROCESS))) == [PROCESS]
+    wire.ask(milliseconds=1, max_body=1000, ports=[9256])
+    assert wire.receive(spoken(PROCESS) + spoken(NODE)) == [PROCESS, NODE]
+    assert wire.idle
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"9256 200 5 0.1 -\n", "announced 5 bytes for port 9256, where at most 4"),
+        (b"9256 200 0 0.1 -\n" * 2, "port 9256, which is not"),
+        (b"1 200 0 0.1 -\n", "port 1, which is not"),
+    ],
+)
+def test_a_service_that_lies_while_requests_overlap(data: bytes, words: str) -> None:
+    """Each port has the limit of its own request, and is answered once."""
+    wire = overlapping((9100, 1000), (9256, 4))
+    with pytest.raises(ProtocolError, match=words):
+        fed(wire, one_by_one(data))
+
+
 def test_requests_are_written_as_the_protocol_says() -> None:
     """Milliseconds, largest body, ports; and the ports alone as qrexec argument."""
     wire = Version2()
@@ -183,15 +222,18 @@ def test_version_1_names_the_limit_it_exceeds() -> None:
         version_1().receive(b"1001\n")
 
 
-@given(st.binary(max_size=600), st.lists(st.integers(1, 50), max_size=20), st.sampled_from(["greet", "asked", "v1"]))
+STATES: dict[str, Callable[[], PortWire]] = {
+    "greet": Version2,
+    "asked": lambda: asked(9100, 9256),
+    "overlapping": lambda: overlapping((9100, 1000), (9256, 4)),
+    "v1": version_1,
+}
+
+
+@given(st.binary(max_size=600), st.lists(st.integers(1, 50), max_size=20), st.sampled_from(sorted(STATES)))
 def test_no_bytes_raise_anything_but_our_own_error(data: bytes, cuts: list[int], state: str) -> None:
     """Invariant 1: no bytes from a qube make the wire raise anything but its own error, however the pipe cuts them."""
-    states: dict[str, Callable[[], PortWire]] = {
-        "greet": Version2,
-        "asked": lambda: asked(9100, 9256),
-        "v1": version_1,
-    }
-    wire = states[state]()
+    wire = STATES[state]()
     try:
         for cut in [*cuts, len(data)]:
             wire.receive(data[:cut])
