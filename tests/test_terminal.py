@@ -86,7 +86,7 @@ def test_a_person_sees_each_line_as_soon_as_it_is_known(two: tuple[Path, Exporte
             said = terminal.read(1000)
             assert said.startswith(b"vault:app  up")
             slow.hold.set()
-            while b"2 of 2 exporters are up" not in said:
+            while b"2 of 2 exporters are up\r\n" not in said:
                 said += terminal.read(1000)
         assert command.wait(PATIENCE_SECONDS) == 0
     assert said.index(b"vault:app") < said.index(b"work:node")
