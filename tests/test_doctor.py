@@ -257,7 +257,7 @@ MISTAKES = {
     ),
     "The exporter does not run": Mistake(_no_exporter, "exporter", "Connection refused", "Start the exporter"),
     "The port is not the exporter's": Mistake(_no_http, "exporter", "does not speak HTTP", "is it the exporter?"),
-    "The port serves a web page": Mistake(_web_page, "text", "exposition", "is it an exporter"),
+    "The port serves a web page": Mistake(_web_page, "text", "web page", "is it an exporter"),
     "The exporter is slower than the deadline": Mistake(_slow, "time", "in time", "scrape_timeout"),
     "The daemon did not read the new configuration": Mistake(
         _not_reloaded, "daemon's view", "another configuration", "sudo systemctl reload prometheus-qubes-proxy"
