@@ -75,6 +75,9 @@ def honest() -> bytes:
     return recording("node") + b"served_at_seconds %f\n" % time.time()
 
 
+PEACEFUL = answering(lambda: b"m 1\n")
+
+
 def hanging(connection: socket.socket) -> None:
     """Takes the request and says nothing, until the other side goes away."""
     while connection.recv(1 << 16):
@@ -123,7 +126,7 @@ _KINDS: tuple[Callable[[], bytes], ...] = (
     lambda: _KNOWN if time.time() % 20 < 10 else b"small 1\n",
 )
 WORST = [[answering(kind)] for kind in _KINDS * 4]
-FORWARD = "/forward?target=evil0&port={port}"
+FORWARD = "/forward?target={qube}&port={port}"
 
 
 # -- what clients do: each is a process, until it is killed ------------------------------------------------------------
@@ -181,11 +184,12 @@ def is_patient(port: int) -> None:
 
 def loops(path: str, clients: int) -> Callable[[int], None]:
     """So many clients that ask again as soon as they are answered."""
+    target = {"qube": os.environ.get("HOSTILE_QUBE"), "port": os.environ.get("HOSTILE_PORT")}
 
     def one(port: int) -> None:
         while True:
             with suppress(OSError), connection_to(port) as sock:
-                sock.sendall(request(path.format(port=os.environ["HOSTILE_PORT"]), "Connection: close"))
+                sock.sendall(request(path.format(**target), "Connection: close"))
                 while sock.recv(1 << 16):
                     pass
 
@@ -230,7 +234,7 @@ def rebinds(port: int) -> None:
     while True:
         with suppress(OSError), connection_to(port) as sock:
             sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n")
-            assert sock.recv(1 << 16).startswith(b"HTTP/1.1 4")
+            assert not sock.recv(1 << 16).startswith(b"HTTP/1.1 2")
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------
@@ -248,12 +252,15 @@ class Seen:
 
 @dataclass
 class World:
-    """The machine that is attacked. `hostile`: exporters by qube."""
+    """The machine that is attacked. `war`: set while hostile exporters are hostile; they are small and good before."""
 
-    folder: Path
+    honest: Sequence[str]
     qubes: Qubes
     daemon: Daemon
     asked: list[float]  # when honest exporters were asked
+    war: threading.Event
+    hostile: dict[str, tuple[str, int]]  # by attack: the first of its qubes, and the port of an exporter there
+    most_calls: int
     seen: Seen = field(default_factory=Seen)
 
 
@@ -261,25 +268,26 @@ class Attack(NamedTuple):
     """
     One row. `hostile`: what the exporters of each hostile qube do. `client`: what a hostile client does.
 
-    `during`: what else happens, again and again. `verdict`: what else is wrong afterwards, or an empty text.
+    `during`: what else happens, again and again. `verdict`: what else is wrong afterwards, or an empty text. Both are
+    told the first hostile qube.
     """
 
     name: str
     cost: str
     hostile: Sequence[Sequence[Answer]] = ()
     client: Callable[[int], None] | None = None
-    during: Callable[[World], None] | None = None
-    verdict: Callable[[World], str] = lambda _: ""
+    during: Callable[[World, str], None] | None = None
+    verdict: Callable[[World, str], str] = lambda *_: ""
 
 
-def few_calls(world: World) -> str:
+def few_calls(world: World, qube: str) -> str:
     """A qube that answers and ends is called again after some seconds."""
-    calls = len(world.qubes.calls("evil0"))
+    calls = len(world.qubes.calls(qube))
     allowed = 2 + sum(world.seen.seconds) / 5 + len(world.seen.seconds) * INTERVAL / 5
     return "" if calls <= allowed else f"{calls} calls to the qube that ends"
 
 
-def few_lines(world: World) -> str:
+def few_lines(world: World, _: str = "") -> str:
     """What anybody can write into the log is limited."""
     log = world.daemon.log
     lines = log.count("\n")
@@ -288,22 +296,22 @@ def few_lines(world: World) -> str:
     return "" if lines < 20 * (10 + INTERVAL * len(world.seen.seconds)) else f"{lines} lines of log"
 
 
-def rarely_asked(world: World) -> str:
+def rarely_asked(world: World, _: str) -> str:
     """An exporter is asked about once a second."""
-    asked = len(world.asked) / len(HONEST)
+    asked = len(world.asked) / len(world.honest)
     allowed = 15 + sum(world.seen.seconds) + len(world.seen.seconds) * INTERVAL
     return "" if asked <= 1.2 * allowed else f"each exporter asked {asked:.0f} times"
 
 
-def reloads(world: World) -> None:
+def reloads(world: World, _: str) -> None:
     """SIGHUP, without a pause."""
     world.daemon.process.send_signal(signal.SIGHUP)
     time.sleep(0.05)
 
 
-def ends(world: World) -> None:
+def ends(world: World, qube: str) -> None:
     """A qube ends its call after each answer."""
-    for pid in _services_of(world, "evil0"):
+    for pid in _services_of(world, qube):
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
     time.sleep(0.1)
@@ -339,34 +347,88 @@ ATTACKS = (
 
 
 @contextmanager
-def attacked(folder: Path, attack: Attack, python: str) -> Iterator[World]:
-    """The machine, with its honest and hostile qubes, and the daemon that scrapes all of them."""
+def attacked(
+    folder: Path, attacks: Sequence[Attack], python: str = sys.executable, honest_qubes: Sequence[str] = HONEST
+) -> Iterator[World]:
+    """The machine, with its honest and hostile qubes, and the daemon that scrapes all of them. There is peace yet."""
     machine = Qubes(folder / "machine", SERVICE)
     asked: list[float] = []
+    war = threading.Event()
 
     def honestly() -> bytes:
         asked.append(time.time())
         return honest()
 
+    def at_war(hostile_answer: Answer) -> Answer:
+        def answer(connection: socket.socket) -> None:
+            (hostile_answer if war.is_set() else PEACEFUL)(connection)
+
+        return answer
+
     with ExitStack() as stack:
         config: dict[str, dict[str, int]] = {}
-        for qube in HONEST:
-            machine.add(qube)
+        for qube in honest_qubes:
             config[qube] = {f"honest-{qube}": stack.enter_context(raw_server(answering(honestly)))}
-        for number, answers in enumerate(attack.hostile):
-            machine.add(qube := f"evil{number}")
-            config[qube] = {f"{qube}-{port}": stack.enter_context(raw_server(one)) for port, one in enumerate(answers)}
+        hostile: dict[str, tuple[str, int]] = {}
+        for attack in attacks:
+            for answers in attack.hostile:
+                qube = f"evil{len(config)}"
+                config[qube] = {
+                    f"{qube}-{port}": stack.enter_context(raw_server(at_war(one))) for port, one in enumerate(answers)
+                }
+                hostile.setdefault(attack.name, (qube, next(iter(config[qube].values()))))
+        for qube in config:
+            machine.add(qube)
         (folder / "daemon").mkdir()
         proxy = stack.enter_context(
             Daemon(folder / "daemon", toml(config, client=machine.client), machine.env, python=python, memory=LIMIT)
         )
-        world = World(folder, machine, proxy, asked)
-        if attack.client is not None:
-            words = [sys.executable, "-m", "tests.attacks", "--client", attack.name, str(proxy.port)]
-            first_port = str(next(iter(config["evil0"].values()))) if attack.hostile else ""
-            stack.enter_context(running(words, cwd=ROOT, env={**os.environ, "HOSTILE_PORT": first_port}))
-        yield world
+        yield World(honest_qubes, machine, proxy, asked, war, hostile, len(config))
     eventually("no process is left", lambda: not machine.left_behind())
+
+
+@contextmanager
+def hostilities(world: World, attacks: Sequence[Attack]) -> Iterator[None]:
+    """The attacks, all at one time, until the end of the block."""
+    with ExitStack() as stack:
+        world.war.set()
+        for attack in attacks:
+            qube, port = world.hostile.get(attack.name, ("", 0))
+            if attack.client is not None:
+                # On another machine, whose time is not the daemon's.
+                words = ["nice", "-n19", sys.executable, "-m", "tests.attacks", "--client", attack.name, str(world.daemon.port)]
+                env = {**os.environ, "HOSTILE_QUBE": qube, "HOSTILE_PORT": str(port)}
+                stack.enter_context(running(words, cwd=ROOT, env=env))
+            if attack.during is not None:
+                thread = threading.Thread(target=_repeat, args=(attack.during, world, qube))
+                thread.start()
+                stack.callback(thread.join)
+        stack.callback(world.war.clear)
+        yield
+
+
+def _repeat(what: Callable[[World, str], None], world: World, qube: str) -> None:
+    while world.war.is_set():
+        what(world, qube)
+
+
+def scrapes(world: World, seconds: float) -> None:
+    """Honest scrapes, as often as a Prometheus makes them, for so many seconds."""
+    end = time.monotonic() + seconds
+    while not world.seen.scrapes or time.monotonic() < end:
+        wrong = scrape(world)
+        world.seen.scrapes += 1
+        world.seen.good += not wrong
+        world.seen.wrong += [wrong] if wrong else []
+        time.sleep(INTERVAL)
+
+
+def verdicts(world: World, attacks: Sequence[Attack]) -> list[str]:
+    """What is wrong beside that."""
+    if world.daemon.process.poll() is not None:
+        return ["the daemon is gone"]
+    found = (attack.verdict(world, world.hostile.get(attack.name, ("", 0))[0]) for attack in attacks)
+    return [verdict for verdict in found if verdict]
 
 
 def scrape(world: World) -> str:
@@ -389,12 +451,12 @@ def scrape(world: World) -> str:
         return f"status {answer.status}"
     if seconds > TIMEOUT:
         return f"late: {seconds:.1f} s"
-    return incomplete(gzip.decompress(body).decode(), wall)
+    return incomplete(gzip.decompress(body).decode(), wall, world.honest)
 
 
-def incomplete(page: str, wall: float) -> str:
+def incomplete(page: str, wall: float, qubes: Sequence[str]) -> str:
     """What an honest qube lost, or an empty text."""
-    for qube in HONEST:
+    for qube in qubes:
         samples = len(re.findall(rf'^\w+{{qube="{qube}",exporter="honest', page, re.MULTILINE))
         made = re.search(rf'^served_at_seconds{{qube="{qube}",.*}} (\S+)$', page, re.MULTILINE)
         if made is None:
@@ -410,37 +472,22 @@ SAMPLES = len(re.findall(rb"^[^#\n]", recording("node"), re.MULTILINE)) + 1
 
 
 def run(attack: Attack, python: str, seconds: float) -> tuple[Seen, str]:
-    """What honest scrapers saw in so many seconds, and what else was wrong."""
-    with tempfile.TemporaryDirectory() as made, attacked(Path(made), attack, python) as world, ExitStack() as stack:
-        if attack.during is not None:
-            over = threading.Event()
-            stack.callback(over.set)
-            threading.Thread(target=_repeat, args=(attack.during, world, over), daemon=True).start()
-        end = time.monotonic() + seconds
-        while not world.seen.scrapes or time.monotonic() < end:
-            wrong = scrape(world)
-            world.seen.scrapes += 1
-            world.seen.good += not wrong
-            world.seen.wrong += [wrong] if wrong else []
-            time.sleep(INTERVAL)
-        gone = world.daemon.process.poll() is not None
-        verdict = "the daemon is gone" if gone else attack.verdict(world)
-        world.seen.wrong += [verdict] if verdict else []
+    """What honest scrapers saw in so many seconds, and what else was wrong; and the memory of the daemon."""
+    with tempfile.TemporaryDirectory() as made, attacked(Path(made), [attack], python) as world:
+        with hostilities(world, [attack]):
+            scrapes(world, seconds)
+            world.seen.wrong += verdicts(world, [attack])
         if world.seen.wrong:
             print(world.daemon.log, file=sys.stderr)
+        gone = world.daemon.process.poll() is not None
         return world.seen, "" if gone else f"{world.daemon.peak_memory() >> 20} MB"
-
-
-def _repeat(what: Callable[[World], None], world: World, over: threading.Event) -> None:
-    while not over.is_set():
-        what(world)
 
 
 def seen_by_prometheus(folder: Path, scrapes: int) -> dict[str, float]:
     """What a real Prometheus says of so many scrapes, with its default timeout, while 20 qubes do their worst."""
     (worst,) = (attack for attack in ATTACKS if len(attack.hostile) > len(WORST))
     (folder / "prometheus").mkdir()
-    with attacked(folder, worst, sys.executable) as world, ExitStack() as stack:
+    with attacked(folder, [worst]) as world, hostilities(world, [worst]), ExitStack() as stack:
         prometheus = Prometheus(folder / "prometheus", f"127.0.0.1:{world.daemon.port}", interval="10s")
         server = stack.enter_context(prometheus.running())
         window = f"[{scrapes * 10 + 60}s]"

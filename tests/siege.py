@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+All attacks of attacks.py at one time, for as long as one likes, beside ten honest qubes: every honest scrape has to be
+on time and complete, and afterwards the daemon has to hold what it held before.
+
+    python -m tests.siege SECONDS
+
+`make soak` does this for ten minutes.
+"""
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.attacks import ATTACKS, Seen, World, attacked, hostilities, scrape, scrapes, verdicts
+from tests.parts import eventually
+from tests.soak import Held, connections, held
+
+HONEST = tuple(f"honest{number}" for number in range(10))
+# After the last answer an exporter that was down is asked again within this time, and hostile texts are forgotten.
+CALM_SECONDS = 20.0
+
+
+def at_rest(world: World) -> Held:
+    """What the daemon holds while all are honest."""
+    end = time.monotonic() + CALM_SECONDS
+    while time.monotonic() < end:
+        scrape(world)
+        time.sleep(1)
+    eventually("each qube has a call", lambda: held(world.daemon.process.pid).processes == world.most_calls)
+    eventually("no connection is left", lambda: connections(world.daemon.port) == 0)
+    return held(world.daemon.process.pid)
+
+
+def siege(folder: Path, seconds: float) -> tuple[Held, Held, Seen]:
+    """What the daemon held before and after, and what honest scrapers saw meanwhile."""
+    with attacked(folder, ATTACKS, honest_qubes=HONEST) as world:
+        before = at_rest(world)
+        world.seen = Seen()
+        with hostilities(world, ATTACKS):
+            scrapes(world, seconds)
+            world.seen.wrong += verdicts(world, ATTACKS)
+        after = at_rest(world)
+        if world.seen.wrong:
+            print(world.daemon.log, file=sys.stderr)
+        return before, after, world.seen
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        first, last, seen = siege(Path(made), float(sys.argv[1]))
+    print(f"before: {first}\nafter:  {last}")
+    print(f"{seen.good} of {seen.scrapes} honest scrapes, the longest {max(seen.seconds):.1f} s")
+    print(f"wrong: {dict(Counter(seen.wrong))}")
+    sys.exit(bool(seen.wrong))
