@@ -33,7 +33,8 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make check       lint, then test"
 	@echo "make lock        pin the newest versions of what the tests need, in requirements-dev.lock"
-	@echo "make soak        five minutes of qubes that come, go and fail; prints what the daemon holds before and after"
+	@echo "make soak        five minutes of qubes that come, go and fail, then ten of all attacks at once; prints what"
+	@echo "                 the daemon holds before and after"
 	@echo "make attacks     what hostile clients and qubes do to honest scrapers; takes some fifteen minutes"
 	@echo "make bench       what a scrape costs, compared with other programs; takes some ten minutes"
 	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
@@ -91,6 +92,7 @@ check: lint test
 
 soak: .venv/installed
 	$(BIN)/python -m tests.soak 300
+	$(BIN)/python -m tests.siege 600
 
 attacks: .venv/installed
 	$(BIN)/python -m tests.attacks $(ATTACKS)

@@ -396,7 +396,16 @@ def hostilities(world: World, attacks: Sequence[Attack]) -> Iterator[None]:
             qube, port = world.hostile.get(attack.name, ("", 0))
             if attack.client is not None:
                 # On another machine, whose time is not the daemon's.
-                words = ["nice", "-n19", sys.executable, "-m", "tests.attacks", "--client", attack.name, str(world.daemon.port)]
+                words = [
+                    "nice",
+                    "-n19",
+                    sys.executable,
+                    "-m",
+                    "tests.attacks",
+                    "--client",
+                    attack.name,
+                    str(world.daemon.port),
+                ]
                 env = {**os.environ, "HOSTILE_QUBE": qube, "HOSTILE_PORT": str(port)}
                 stack.enter_context(running(words, cwd=ROOT, env=env))
             if attack.during is not None:

@@ -14,34 +14,32 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.attacks import ATTACKS, Seen, World, attacked, hostilities, scrape, scrapes, verdicts
+from tests.attacks import ATTACKS, Seen, World, attacked, hostilities, scrapes, verdicts
 from tests.parts import eventually
 from tests.soak import Held, connections, held
 
 HONEST = tuple(f"honest{number}" for number in range(10))
-# After the last answer an exporter that was down is asked again within this time, and hostile texts are forgotten.
+# In this time the daemon gives memory back to the system.
 CALM_SECONDS = 20.0
 
 
 def at_rest(world: World) -> Held:
-    """What the daemon holds while all are honest."""
-    end = time.monotonic() + CALM_SECONDS
-    while time.monotonic() < end:
-        scrape(world)
-        time.sleep(1)
+    """What the daemon holds while all are honest, and every exporter is up."""
+    eventually("all is well", lambda: "_exporter_failure{" not in world.daemon.get().text)
     eventually("each qube has a call", lambda: held(world.daemon.process.pid).processes == world.most_calls)
     eventually("no connection is left", lambda: connections(world.daemon.port) == 0)
     return held(world.daemon.process.pid)
 
 
-def siege(folder: Path, seconds: float) -> tuple[Held, Held, Seen]:
+def siege(folder: Path, seconds: float, calm: float = CALM_SECONDS) -> tuple[Held, Held, Seen]:
     """What the daemon held before and after, and what honest scrapers saw meanwhile."""
     with attacked(folder, ATTACKS, honest_qubes=HONEST) as world:
         before = at_rest(world)
-        world.seen = Seen()
         with hostilities(world, ATTACKS):
             scrapes(world, seconds)
             world.seen.wrong += verdicts(world, ATTACKS)
+        at_rest(world)
+        time.sleep(calm)
         after = at_rest(world)
         if world.seen.wrong:
             print(world.daemon.log, file=sys.stderr)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.attacks import ATTACKS, Attack, run, seen_by_prometheus
+from tests.siege import siege
 
 # Each starts the daemon, and a hostile crowd.
 pytestmark = [pytest.mark.slow, pytest.mark.unmeasured]
@@ -24,3 +25,10 @@ def test_qubes_of_the_worst_kinds_cost_prometheus_no_scrape(tmp_path: Path) -> N
     """A real one, with its default timeout, and a daemon with 400 MB of memory."""
     seen = seen_by_prometheus(tmp_path, 2)
     assert seen["up"] == seen["complete"] == seen["scrapes"]
+
+
+def test_all_attacks_at_once_leave_nothing_behind(tmp_path: Path) -> None:
+    """Files and processes; and the daemon lives."""
+    before, after, seen = siege(tmp_path, seconds=0, calm=0)
+    assert (after.files, after.processes) == (before.files, before.processes)
+    assert "the daemon is gone" not in seen.wrong
