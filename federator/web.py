@@ -404,6 +404,11 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
             *paths, last = [route.path for route in ROUTES]
             raise web.HTTPNotFound(text=f"there is {', '.join(paths)} and {last}\n") from None
         raise
+    except MemoryError as error:
+        code = 503
+        # unexpected.py tells it once for all who share the page, and lets go of what it can.
+        asyncio.get_running_loop().call_exception_handler({"message": "no memory for a page", "exception": error})
+        raise web.HTTPServiceUnavailable(text="memory is short; see scrape.memory_limit\n") from None
     else:
         return response
     finally:

@@ -50,6 +50,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made:
         first, last, seen = siege(Path(made), float(sys.argv[1]))
     print(f"before: {first}\nafter:  {last}")
-    print(f"{seen.good} of {seen.scrapes} honest scrapes, the longest {max(seen.seconds):.1f} s")
+    print(f"{seen.good} of {seen.scrapes} honest scrapes, the longest {max(seen.seconds, default=0.0):.1f} s")
     print(f"wrong: {dict(Counter(seen.wrong))}")
     sys.exit(bool(seen.wrong))

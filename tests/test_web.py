@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient
 from federator import config, host
 from federator.counters import Counters
 from federator.text.content_type import TEXT_FORMAT
+from federator.unexpected import Unexpected
 from federator.web import Served, application
 from tests.parts import PATIENCE_SECONDS, Exporter, eventually, free_port, toml
 
@@ -108,6 +109,24 @@ async def test_gzip_where_it_is_asked_for(client: Client) -> None:
     answer, page = await asked(client, "/metrics", **{"Accept-Encoding": "gzip"})
     assert answer.headers["Content-Encoding"] == "gzip"
     assert len(theirs(gzip.decompress(page))) == 4
+
+
+async def test_without_memory_for_the_page_it_is_told_once(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All who share the page hear that it cannot be made; that was a traceback for each. The next one is made."""
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    asyncio.get_running_loop().set_exception_handler(Unexpected([]).handle)
+    with monkeypatch.context() as short:
+        short.setattr("federator.page.gauges", no_memory)
+        answers = await asyncio.gather(*[asked(client, "/metrics") for _ in range(5)])
+    assert [answer.status for answer, _ in answers] == [503] * 5
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.getMessage().startswith("memory is short") for record in told] == [True]
+    assert (await asked(client, "/metrics"))[0].status == 200
 
 
 async def test_gzip_without_a_thread(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
