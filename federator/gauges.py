@@ -26,11 +26,12 @@ HELPS = {
     "qubes_proxy_exporter_up": "Whether the exporter's text was read and merged.",
     "qubes_proxy_qube_scrape_duration_seconds": "From asking to the last answer, opening the channel included.",
     "qubes_proxy_qube_up": "Whether the qube's service answered in this scrape.",
+    "qubes_proxy_scrape_timeout_seconds": "How long this scrape was allowed to take.",
 }
 
 
-def gauges(qubes: Sequence[QubeOutcome], reload: Reload) -> Reading:
-    """One scrape's outcomes as families of our own, to be merged with the others."""
+def gauges(qubes: Sequence[QubeOutcome], allowed: float, reload: Reload) -> Reading:
+    """One scrape's outcomes, and the time that it was allowed, as families of our own, to be merged with the others."""
     lines: dict[str, list[str]] = {name: [] for name in HELPS}
 
     def add(name: str, labels: Iterable[tuple[str, str]], value: float) -> None:
@@ -41,6 +42,7 @@ def gauges(qubes: Sequence[QubeOutcome], reload: Reload) -> Reading:
     add("qubes_proxy_build_info", build, 1)
     add("qubes_proxy_config_last_reload_successful", (), int(reload.successful))
     add("qubes_proxy_config_last_reload_success_timestamp_seconds", (), reload.at)
+    add("qubes_proxy_scrape_timeout_seconds", (), round(allowed, 6))
     for qube in qubes:
         labels = (("qube", qube.qube.name), *qube.qube.labels)
         add("qubes_proxy_qube_up", labels, int(qube.up))

@@ -76,7 +76,7 @@ class Pages:
         if self._departures != self._fleet.departures:
             self._departures = self._fleet.departures
             self._merger = Merger()  # the old one's plans hold what the departed had
-        ours = gauges(snapshot.qubes, reload)
+        ours = gauges(snapshot.qubes, snapshot.allowed, reload)
         theirs = [outcome.reading for outcome in snapshot.outcomes if outcome.reading]
         return await self._scheduler.run(self._merger.merge([ours, *theirs]), first=True)
 

@@ -63,7 +63,7 @@ def merged(texts: Mapping[str, bytes]) -> str:
         )
         for name, result in readings.items()
     ]
-    ours = gauges(outcomes, Reload(successful=True, at=1.0))
+    ours = gauges(outcomes, 1.0, Reload(successful=True, at=1.0))
     return page(ours, *(result for result in readings.values() if isinstance(result, Reading)))
 
 

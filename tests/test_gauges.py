@@ -17,7 +17,9 @@ def test_every_gauge_of_one_scrape() -> None:
         Outcome(target=up, seconds=0.25, body_size=100, reading=reading),
         Outcome(target=down, seconds=0.5, error=RefusedError("no")),
     )
-    ours = gauges([QubeOutcome(qube=qube, up=True, seconds=0.75, outcomes=outcomes)], Reload(successful=False, at=1.5))
+    ours = gauges(
+        [QubeOutcome(qube=qube, up=True, seconds=0.75, outcomes=outcomes)], 9.5, Reload(successful=False, at=1.5)
+    )
     of, node, app = (
         'qube="work"',
         'qube="work",exporter="node",owner="alice"',
@@ -39,6 +41,7 @@ def test_every_gauge_of_one_scrape() -> None:
         f"qubes_proxy_exporter_up{{{app}}} 0",
         f'qubes_proxy_qube_scrape_duration_seconds{{{of},owner="alice"}} 0.75',
         f'qubes_proxy_qube_up{{{of},owner="alice"}} 1',
+        "qubes_proxy_scrape_timeout_seconds 9.5",
     ]
     assert f'qubes_proxy_build_info{{version="{__version__}",pythonversion="' in page(ours)
 
@@ -53,12 +56,12 @@ def test_a_configured_label_is_escaped() -> None:
     """It comes from the operator, and may hold anything."""
     work = target("work", "node")
     qube = Qube(name="work", transport="qrexec", targets=(work,), labels=(("note", 'a"b\\c\nd'),))
-    ours = gauges([QubeOutcome(qube=qube, up=True, seconds=0.0, outcomes=())], Reload(successful=True, at=0.0))
+    ours = gauges([QubeOutcome(qube=qube, up=True, seconds=0.0, outcomes=())], 9.5, Reload(successful=True, at=0.0))
     assert r'qubes_proxy_qube_up{qube="work",note="a\"b\\c\nd"} 1' in page(ours)
 
 
 def test_the_families_are_the_same_objects_each_time() -> None:
     """By that the merger sees that it need not plan its page anew."""
-    first, second = (gauges([], Reload(successful=True, at=at)) for at in (1.0, 2.0))
+    first, second = (gauges([], 9.5, Reload(successful=True, at=at)) for at in (1.0, 2.0))
     assert first.families is second.families
     assert first.blocks != second.blocks
