@@ -42,6 +42,7 @@ def test_the_shipped_file_gives_each_qube_an_instance(
     prometheus = Prometheus(tmp_path, address)
     text = SHIPPED.read_text(encoding="utf-8").replace("10.137.0.5:8199", address)
     prometheus.config.write_text(re.sub(r"(scrape_(?:interval|timeout)): \d+s", r"\1: 1s", text), encoding="utf-8")
+    (tmp_path / "qubes-rules.yml").write_bytes((ROOT / "conf" / "qubes-rules.yml").read_bytes())
     checked = subprocess.run([debian_program("promtool"), "check", "config", prometheus.config], check=False)
     assert checked.returncode == 0
     with prometheus.running():
