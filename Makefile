@@ -111,7 +111,7 @@ install-proxy:
 	install -m 644 federator/text/*.py "$(DESTDIR)$(PRIVATE)/federator/text/"
 	install -m 644 federator/static/* "$(DESTDIR)$(PRIVATE)/federator/static/"
 	install -m 755 conf/$(NAME)-firewall "$(DESTDIR)$(PRIVATE)/"
-	install -m 644 conf/qubes-rules.yml "$(DESTDIR)$(PRIVATE)/"
+	install -m 644 conf/qubes-rules.yml conf/qubes-at-a-glance.json conf/qubes-at-a-glance.html "$(DESTDIR)$(PRIVATE)/"
 	sed 's|/usr/share/$(NAME)|$(PRIVATE)|' conf/launcher.py >"$(DESTDIR)$(PREFIX)/bin/$(NAME)"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
 	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' conf/$(NAME).service >"$(DESTDIR)$(UNITDIR)/$(NAME).service"
