@@ -313,13 +313,14 @@ class Prometheus:
         )
 
     @contextmanager
-    def running(self) -> Iterator[Self]:
-        """Run it."""
+    def running(self, *more: str) -> Iterator[Self]:
+        """Run it. `more`: further arguments."""
         words = [
             debian_program("prometheus"),
             f"--config.file={self.config}",
             f"--storage.tsdb.path={self._folder / 'tsdb'}",
             f"--web.listen-address={self.url.removeprefix('http://')}",
+            *more,
         ]
         with process(*words, log=self._folder / "prometheus.log"):
             yield self

@@ -28,6 +28,10 @@ PROXY = {
     "usr/share/prometheus-qubes-proxy/prometheus-qubes-proxy-firewall": 0o755,
     "usr/share/prometheus-qubes-proxy/qubes-rules.yml": 0o644,
     **{
+        f"usr/share/prometheus-qubes-proxy/qubes-{name}": 0o644
+        for name in ("rules.yml", "at-a-glance.json", "at-a-glance.html")
+    },
+    **{
         f"usr/share/prometheus-qubes-proxy/{path.relative_to(ROOT)}": 0o644
         for path in (*(ROOT / "federator").rglob("*.py"), *(ROOT / "federator" / "static").iterdir())
     },
