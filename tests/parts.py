@@ -136,7 +136,14 @@ def raw_server(answer: Callable[[socket.socket], None], address: str = "127.0.0.
                     connection.shutdown(socket.SHUT_RDWR)
             super().server_close()  # waits for the threads of the connections
 
-    with serving(server := Server((address, port), Handler)):
+    with ExitStack() as stack:
+        if address == "::1" and not port:  # the same port of 127.0.0.1 is nobody else's meanwhile
+            reserved = stack.enter_context(socket.socket())
+            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            reserved.bind(("127.0.0.1", 0))
+            port = reserved.getsockname()[1]
+        server = Server((address, port), Handler)
+        stack.enter_context(serving(server))
         bound: int = server.server_address[1]
         yield bound
 
