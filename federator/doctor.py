@@ -104,9 +104,7 @@ def _configuration(settings: Config, web_file: Path | None) -> list[Check]:
 
 def _listener(address: Address, settings: Config) -> Listener:
     name, port = host.written(address), None if isinstance(address, Path) else address[1]
-    try:
-        presence.connect(address, presence.CONNECT_SECONDS).close()
-    except OSError:
+    if not presence.answers(address):
         return Listener(name, port, "nothing")
     status, body = _get(address, "/-/healthy", settings, presence.CONNECT_SECONDS)
     if status == 0:

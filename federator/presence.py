@@ -41,13 +41,14 @@ def missing(addresses: Iterable[Address]) -> str | None:
             f"the daemon does not start in this qube: it has no service flag; in dom0: qvm-service --enable"
             f" {host.own_name()} {FLAG}, then restart the qube"
         )
-    silent = [host.written(address) for address in addresses if not _answers(address)]
+    silent = [host.written(address) for address in addresses if not answers(address)]
     if silent:
         return f"the daemon does not listen on {' and '.join(silent)}; start it: sudo systemctl restart {FLAG}"
     return None
 
 
-def _answers(address: Address) -> bool:
+def answers(address: Address) -> bool:
+    """Does anything take connections there?"""
     try:
         connect(address, CONNECT_SECONDS).close()
     except OSError:
