@@ -7,7 +7,7 @@ Must not know how a qube is asked, nor how a text is read.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 from federator import reasons, shares
@@ -41,9 +41,6 @@ class Asking:
         self.listeners: list[Told] = []
         self.task: asyncio.Task[None] | None = None
         self.waiting = 0  # how many scrapers want to know
-        self.weight = 0  # of the texts that were read: see cost.weight
-        self.page_size = 0  # of these texts
-        self.samples = 0
         self._started = started
         self._seconds: float | None = None  # that it took, once it is finished
         self._outcome: QubeOutcome | None = None
@@ -69,26 +66,22 @@ class Asking:
 
     def add(self, outcome: Outcome) -> None:
         """One target is done."""
-        self._count(outcome, 1)
+        self.outcomes[outcome.target] = outcome
         if outcome.reading:
             holder = self._holders[outcome.target] = _ReadText(self, outcome.target)
             self._budget.hold(holder, outcome.page_size)
         for listener in self.listeners:
             listener(self.outcomes[outcome.target])
 
-    def _count(self, outcome: Outcome, sign: int) -> None:
-        self.outcomes[outcome.target] = outcome
-        if outcome.reading:
-            self.page_size += sign * outcome.page_size
-            self.samples += sign * outcome.samples
-            self.weight += sign * weight(outcome.page_size, outcome.reading.heads)
+    @property
+    def weight(self) -> int:
+        """What its part of the page weighs by now."""
+        return page_weight(self.outcomes.values())
 
     def take_text(self, target: Target, error: ScrapeError) -> None:
         """The target is down: its text is too much beside the others."""
-        outcome = self.outcomes[target]
-        self._count(outcome, -1)
         self._budget.release(self._holders.pop(target))
-        self._count(replace(outcome, reading=None, error=error, page_size=0), 1)
+        self.outcomes[target] = replace(self.outcomes[target], reading=None, error=error, page_size=0)
         self._outcome = None
 
     def let_go(self) -> None:
@@ -139,17 +132,24 @@ class _ReadText:
         self._asking.take_text(self._target, reasons.too_much_at_once())
 
 
+def page_weight(outcomes: Iterable[Outcome]) -> int:
+    """What a page of these weighs: see cost.weight."""
+    return sum(weight(one.page_size, one.reading.heads) for one in outcomes if one.reading)
+
+
 def fit_on_page(askings: Collection[Asking], settings: Scrape) -> None:
     """Take texts out where they are too much for one page: see budget.surplus."""
-    if sum(asking.page_size for asking in askings) > (most := shares.page_size(settings)):
-        _take_surplus(askings, lambda outcome: outcome.page_size, most, reasons.page_too_large(most))
-    if sum(asking.samples for asking in askings) > (most := shares.page_samples(settings)):
-        _take_surplus(askings, lambda outcome: outcome.samples, most, reasons.page_of_too_many_samples(most))
+    most = shares.page_size(settings)
+    _take_surplus(askings, lambda outcome: outcome.page_size, most, reasons.page_too_large(most))
+    most = shares.page_samples(settings)
+    _take_surplus(askings, lambda outcome: outcome.samples, most, reasons.page_of_too_many_samples(most))
 
 
 def _take_surplus(
     askings: Collection[Asking], size_of: Callable[[Outcome], int], most: int, error: ScrapeError
 ) -> None:
+    if sum(size_of(outcome) for asking in askings for outcome in asking.outcomes.values()) <= most:
+        return
     askings_of = {outcome.target: asking for asking in askings for outcome in asking.outcomes.values()}
     sizes = {target: size_of(asking.outcomes[target]) for target, asking in askings_of.items()}
     for target in surplus({target: size for target, size in sizes.items() if size}, most):

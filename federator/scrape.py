@@ -20,7 +20,7 @@ from weakref import WeakValueDictionary
 from federator import reasons
 from federator.asking import Asking, TextBeingRead, Told, fit_on_page
 from federator.channel import Channel
-from federator.cost import PageCost, weight
+from federator.cost import PageCost
 from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
@@ -284,11 +284,6 @@ def _is_for_log(asking: Asking, seconds: float, settings: Scrape) -> bool:
     that waits so little that it is late for no other: less than half of what exporters have in any case.
     """
     return asking.waiting == 1 and (asking.finished or seconds >= min(LEAST_SECONDS, budget(None, settings)) / 2)
-
-
-def page_weight(snapshot: Snapshot) -> int:
-    """What the page of it weighs: see cost.weight."""
-    return sum(weight(one.page_size, one.reading.heads) for one in snapshot.outcomes if one.reading)
 
 
 def without_texts(snapshot: Snapshot) -> Snapshot:

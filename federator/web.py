@@ -20,6 +20,7 @@ from multidict import MultiMapping
 from federator import shares
 from federator.access import Access
 from federator.admission import Admission, Place
+from federator.asking import page_weight
 from federator.connections import Connection
 from federator.counters import Counters
 from federator.errors import BusyError, ScrapeError, StoppingError
@@ -31,7 +32,7 @@ from federator.network import network_of
 from federator.page import Page, Pages, at_once
 from federator.request import SHARE_SECONDS
 from federator.requestlog import RequestLog
-from federator.scrape import Scraper, budget, page_weight
+from federator.scrape import Scraper, budget
 from federator.statelog import StateLog
 from federator.status import STATIC_TYPES, Answer, Status
 from federator.targets import RUNNING, forwarded, service_discovery
@@ -184,7 +185,7 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
         served.admission.resize(place, _size(await page.plain()))
         headers, pieces = await _encoded(request, page)
         # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
-        scraper.cost.note(page_weight(snapshot), asyncio.get_running_loop().time() - collected)
+        scraper.cost.note(page_weight(snapshot.outcomes), asyncio.get_running_loop().time() - collected)
         del snapshot, page  # nor their memory
         return await _send(request, headers, pieces)
 

@@ -71,6 +71,7 @@ ALLOWED = {
     "web": {
         "access",
         "admission",
+        "asking",
         "connections",
         "counters",
         "errors",
