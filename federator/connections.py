@@ -366,7 +366,7 @@ class Connections:
         times = self._failed_handshakes.again()
         if times is not None:
             log.warning(
-                "a client failed at TLS; more of them are not told for a while",
+                "a client failed at TLS; further ones are not logged for 60 s",
                 extra={"error": str(error), "suppressed": times},
             )
 
@@ -375,7 +375,7 @@ class Connections:
         times = self._tls_on_plain_port.again()
         if times is not None:
             log.warning(
-                "TLS on a plain port; more of them are not told for a while: in Prometheus, write scheme: http, or set"
+                "TLS on a plain port; further ones are not logged for 60 s: in Prometheus, write scheme: http, or set"
                 " web.tls_server_config here",
                 extra={"client": client, "suppressed": times},
             )
@@ -437,7 +437,7 @@ class BadRequestFilter(logging.Filter):
         if times is None:
             return False
         record.levelno, record.levelname = logging.WARNING, "WARNING"
-        record.msg, record.args = "a request that is no HTTP; more of them are not told for a while", ()
+        record.msg, record.args = "a request that is no HTTP; further ones are not logged for 60 s", ()
         record.exc_info = record.exc_text = None
         vars(record).update(error=shown(str(error)), suppressed=times)
         return True

@@ -49,11 +49,14 @@ async def serve(
     Raises ConfigError or StartError where it cannot start.
     """
     host.watch_children()
+    loop = asyncio.get_running_loop()
+    early = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, early.set)  # what changes after the file was read is not lost
     sockets = _activated() if systemd_socket else []
     settings = config.load(path, web_file)
     host.check(settings)
     served = Served.of(settings, Counters(), own_name=host.own_name())
-    runner = web.AppRunner(application(served), access_log=None, logger=http_log())
+    runner = runner_of(served)
     stop = asyncio.Event()
 
     def hang_up() -> None:
@@ -61,7 +64,6 @@ async def serve(
             reload(path, served, watch_addresses=not addresses and not sockets, web_file=web_file)
             connections.limit(host.files_for_connections(_most_calls(served.fleet.config)))
 
-    loop = asyncio.get_running_loop()
     budgets = (served.fleet.texts, served.fleet.texts_read)
     loop.set_exception_handler(Unexpected(budgets).handle)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -70,6 +72,8 @@ async def serve(
     connections = _connections(runner, served)
     connections.limit(host.files_for_connections(_most_calls(settings)))
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    if early.is_set():
+        hang_up()
     try:
         for sock in sockets:
             await connections.take(sock)
@@ -77,18 +81,28 @@ async def serve(
         _log_serving(connections, settings)
         served.status.open_addresses = _beyond_loopback(connections)
         systemd.notify("READY=1", _status(settings))
-        tasks = [asyncio.create_task(systemd.feed_watchdog()), asyncio.create_task(_give_memory_back(budgets))]
-        await stop.wait()
-        for task in tasks:
-            task.cancel()
-        log.info("stopping")
-        systemd.notify("STOPPING=1", "STATUS=stopping")
+        await _run(stop, budgets)
     finally:
         stop.set()  # a reload that comes now would revive what is being closed
         # First, so that those who wait are told; aiohttp 3.8 would wait for them before it stops.
         await served.fleet.close()
         await connections.close(FAREWELL_SECONDS)
         await runner.cleanup()
+
+
+def runner_of(served: Served) -> web.AppRunner:
+    """The HTTP library, as the daemon uses it. Nothing that we serve needs a body, so none is waited for."""
+    return web.AppRunner(application(served), access_log=None, logger=http_log(), lingering_time=0)
+
+
+async def _run(stop: asyncio.Event, budgets: Collection[Budget]) -> None:
+    """What is done now and then, until the daemon is to stop."""
+    tasks = [asyncio.create_task(systemd.feed_watchdog()), asyncio.create_task(_give_memory_back(budgets))]
+    await stop.wait()
+    for task in tasks:
+        task.cancel()
+    log.info("stopping")
+    systemd.notify("STOPPING=1", "STATUS=stopping")
 
 
 async def _give_memory_back(budgets: Collection[Budget]) -> None:

@@ -32,4 +32,4 @@ class RequestLog:
             times = self._seldom.again()
             if times is not None:
                 extra = {**fields, "suppressed": times}
-                log.info("a request for what is not there; more of them are not told for a while", extra=extra)
+                log.info("a request for what is not there; further ones are not logged for 60 s", extra=extra)

@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from federator import config, connections, daemon, host
 from federator.connections import Connections
 from federator.counters import Counters
-from federator.web import Served, application
+from federator.web import Served
 from tests.helpers import Clock, soon
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, toml
 
@@ -41,7 +40,7 @@ async def served(tmp_path: Path, held: Exporter) -> AsyncIterator[Callable[..., 
     host.watch_children()
     settings = config.parse(toml({"work": {"x": held.port}}, transport="local"), tmp_path / "x.toml")
     of = Served.of(settings, Counters())
-    runner = web.AppRunner(application(of), access_log=None, logger=daemon.http_log())
+    runner = daemon.runner_of(of)
     await runner.setup()
     assert runner.server is not None
     made: list[Connections] = []
@@ -99,6 +98,19 @@ async def test_a_connection_without_a_request_is_cut(
     assert await is_cut(stream)
     await asyncio.to_thread(eventually, "it is gone", lambda: len(listening) == 0)
     stream[1].close()
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
+async def test_the_body_of_a_request_is_not_waited_for(
+    served: Callable[..., "asyncio.Task[Connections]"], framing: str
+) -> None:
+    """The answer comes at once, and then the connection ends: nobody keeps it by sending a body that nobody wants."""
+    reader, writer = stream = await connected(await served())
+    writer.write(HEALTHY.replace(b"\r\n\r\n", b"\r\n%s\r\n\r\n5\r\nfirst" % framing.encode()))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    await reader.readuntil(b"is healthy.\n")
+    assert await is_cut(stream)
+    writer.close()
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from federator.connections import Connections
 from federator.counters import Counters
 from federator.errors import StartError
 from federator.fleet import Fleet
+from federator.model import Config
 from federator.web import Served
 from tests.certificates import Authority
 from tests.helpers import ROOT, SERVICE, soon
@@ -374,6 +375,26 @@ async def test_file_descriptors_are_kept_back_for_the_calls_of_every_configurati
     await serving
     assert calls == [3, 5, 3 + 2 * daemon.MAX_DISCOVERED_QUBES]
     assert limits == [100 - number for number in calls]
+
+
+async def test_a_reload_that_is_asked_for_while_the_file_is_read_is_made(
+    served: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was written after the file was read would be missing until the next reload."""
+    caplog.set_level("INFO")
+    load = config.load
+
+    def load_slowly(path: Path, web_file: Path | None = None) -> Config:
+        settings = load(path, web_file)
+        if "serving" not in caplog.messages:
+            os.kill(os.getpid(), signal.SIGHUP)
+        return settings
+
+    monkeypatch.setattr(config, "load", load_slowly)
+    serving = asyncio.create_task(daemon.serve(served, [("127.0.0.1", 0)]))
+    await soon("it serves, and reloads", lambda: {"serving", "reloaded"} <= set(caplog.messages))
+    os.kill(os.getpid(), signal.SIGTERM)
+    await serving
 
 
 async def test_sighup_while_a_start_fails_does_not_revive_the_daemon(

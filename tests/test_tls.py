@@ -232,7 +232,7 @@ async def test_plain_http_is_one_line_without_a_traceback(
         writer.close()
     await asyncio.to_thread(eventually, "they are gone", lambda: len(listening) == 0)
     records = [record for record in caplog.records if record.levelno >= logging.INFO]
-    assert [record.message for record in records] == ["a client failed at TLS; more of them are not told for a while"]
+    assert [record.message for record in records] == ["a client failed at TLS; further ones are not logged for 60 s"]
     assert vars(records[0])["error"] == "it speaks plain HTTP; use https:// in its configuration"
 
 
