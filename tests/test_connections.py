@@ -102,15 +102,22 @@ async def test_a_connection_without_a_request_is_cut(
 
 @pytest.mark.parametrize("framing", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
 async def test_the_body_of_a_request_is_not_waited_for(
-    served: Callable[..., "asyncio.Task[Connections]"], framing: str
+    served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch, framing: str
 ) -> None:
     """The answer comes at once, and then the connection ends: nobody keeps it by sending a body that nobody wants."""
-    reader, writer = stream = await connected(await served())
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 3.0)
+    listening = await served()
+    silent = await connected(listening)
+    silent_is_cut = asyncio.create_task(is_cut(silent))
+    reader, writer = stream = await connected(listening)
     writer.write(HEALTHY.replace(b"\r\n\r\n", b"\r\n%s\r\n\r\n5\r\nfirst" % framing.encode()))
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     await reader.readuntil(b"is healthy.\n")
     assert await is_cut(stream)
-    writer.close()
+    assert not silent_is_cut.done()
+    assert await silent_is_cut
+    for one in (stream, silent):
+        one[1].close()
 
 
 @pytest.mark.slow

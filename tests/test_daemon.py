@@ -382,6 +382,7 @@ async def test_a_reload_that_is_asked_for_while_the_file_is_read_is_made(
 ) -> None:
     """What was written after the file was read would be missing until the next reload."""
     caplog.set_level("INFO")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as at the start of the process
     load = config.load
 
     def load_slowly(path: Path, web_file: Path | None = None) -> Config:
