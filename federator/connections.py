@@ -431,7 +431,7 @@ class BadRequestFilter(logging.Filter):
         """Is this record to be written?"""
         error = record.exc_info[1] if record.exc_info else None
         client_errors = HttpProcessingError | web.RequestPayloadError | ConnectionError
-        if not isinstance(error, client_errors) and not _says_client_is_gone(error):
+        if not isinstance(error, client_errors) and not says_client_is_gone(error):
             return True
         times = self._seldom.again()
         if times is None:
@@ -443,8 +443,12 @@ class BadRequestFilter(logging.Filter):
         return True
 
 
-def _says_client_is_gone(error: BaseException | None) -> bool:
-    """Aiohttp 3.8 asserts in web_protocol.py that it has a handler, where a client reset its connection just now."""
+def says_client_is_gone(error: BaseException | None) -> bool:
+    """
+    Does the HTTP library stumble over a connection that was reset just now?
+
+    In web_protocol.py, aiohttp 3.8 asserts that it has a handler, and all versions that they have a manager.
+    """
     if not isinstance(error, AssertionError) or error.__traceback__ is None:
         return False
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from typing import Any
 
 from federator.budget import Budget
-from federator.connections import Seldom
+from federator.connections import Seldom, says_client_is_gone
 
 # Between two lines of the log.
 TOLD_SECONDS = 10.0
@@ -36,6 +36,8 @@ class Unexpected:
         if isinstance(error, MemoryError):
             for budget in self._budgets:
                 budget.shed()
+        if says_client_is_gone(error):
+            return
         times = self._seldom.again()
         if times is None:
             return

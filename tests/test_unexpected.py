@@ -2,8 +2,11 @@
 """What nobody catches on the event loop."""
 
 import asyncio
+import gc
+from unittest.mock import Mock
 
 import pytest
+from aiohttp import web
 
 from federator.budget import Budget
 from federator.unexpected import Unexpected
@@ -51,3 +54,21 @@ async def test_a_bug_is_told_with_its_traceback(caplog: pytest.LogCaptureFixture
     (record,) = caplog.records
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+async def test_a_client_that_is_gone_at_once_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
+    """The HTTP library starts a task for a connection; where it is reset before the task runs, the task fails."""
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(Unexpected([]).handle)
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    assert runner.server is not None
+    connection = runner.server()
+    connection.connection_made(Mock(asyncio.Transport))
+    connection.connection_lost(None)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    gc.collect()
+    await runner.cleanup()
+    loop.set_exception_handler(None)
+    assert not caplog.records
