@@ -9,7 +9,7 @@ done, nor how a page is made.
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -183,11 +183,12 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
         collected = asyncio.get_running_loop().time()
         page = served.pages.of(snapshot, served.reload)
         served.admission.resize(place, _size(await page.plain()))
-        headers, pieces = await _encoded(request, page)
+        encoded = await encode(request, page)
         # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
         scraper.cost.note(page_weight(snapshot.outcomes), asyncio.get_running_loop().time() - collected)
-        del snapshot, page  # nor their memory
-        return await _send(request, headers, pieces)
+        sending = _send(request, *encoded)
+        del snapshot, page, encoded  # nor their memory
+        return await sending
 
 
 def _note_asked(served: Served, request: web.Request, seconds: float, allowed: float) -> None:
@@ -205,20 +206,31 @@ async def _send(request: web.Request, headers: Mapping[str, str], pieces: Sequen
     Send it here, where its time can be bounded; aiohttp would wait for a reader for ever.
 
     In parts that the socket takes at once: what it does not take of a large one, aiohttp copies, more than once.
+    An exception holds what its frames hold, for as long as the garbage collector likes: so none of them has the page.
     """
     response = web.StreamResponse(headers={**headers, "Content-Length": str(_size(pieces))})
+    parts = _parts(pieces if request.method != "HEAD" else ())
+    del pieces
     try:
         async with asyncio.timeout(SEND_SECONDS):
             await response.prepare(request)
-            if request.method != "HEAD":
-                for piece in pieces:
-                    for start in range(0, len(piece), SEND_BYTES):
-                        await response.write(piece[start : start + SEND_BYTES])
+            for part in parts:
+                await response.write(part)
             await response.write_eof()
     except TimeoutError:
         if request.transport is not None:
             request.transport.abort()
+    except ConnectionError:  # the client is gone
+        pass
+    finally:
+        parts.close()
     return response
+
+
+def _parts(pieces: Iterable[bytes]) -> Generator[bytes, None, None]:
+    for piece in pieces:
+        for start in range(0, len(piece), SEND_BYTES):
+            yield piece[start : start + SEND_BYTES]
 
 
 async def _forward(request: web.Request) -> web.StreamResponse:
@@ -232,7 +244,9 @@ async def _forward(request: web.Request) -> web.StreamResponse:
         except ScrapeError as error:
             return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")
         served.admission.resize(place, len(text))
-        return await _send(request, *await _encoded(request, Page(at_once(text)), content_type))
+        sending = _send(request, *await encode(request, Page(at_once(text)), content_type))
+        del text
+        return await sending
 
 
 def _forwarded(query: MultiMapping[str], fleet: Fleet) -> Target:
@@ -288,7 +302,7 @@ def accepts_gzip(untrusted_header: str) -> bool:
     return any(not re.fullmatch(r"\s*q\s*=\s*0(?:\.0*)?\s*", parameter) for parameter in parameters)
 
 
-async def _encoded(
+async def encode(
     request: web.Request, page: Page, content_type: str = TEXT_FORMAT
 ) -> tuple[dict[str, str], Sequence[bytes]]:
     """Headers and body of a page, compressed if the scraper likes that."""
@@ -300,7 +314,7 @@ async def _encoded(
 
 
 async def _metrics_proxy(request: web.Request) -> web.Response:
-    headers, pieces = await _encoded(request, Page(at_once(request.app[SERVED].counters.page())))
+    headers, pieces = await encode(request, Page(at_once(request.app[SERVED].counters.page())))
     return web.Response(body=b"".join(pieces), headers=headers)
 
 

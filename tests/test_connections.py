@@ -2,6 +2,7 @@
 """TCP connections: how many, and how long without a request; and what the log hears of bad ones."""
 
 import asyncio
+import gc
 import logging
 import re
 import socket
@@ -10,10 +11,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp.web import Request
 
-from federator import config, connections, daemon, host
+from federator import config, connections, daemon, host, web
 from federator.connections import Connections
 from federator.counters import Counters
 from federator.web import Served
@@ -512,3 +515,55 @@ async def test_the_end_lets_an_answer_out_that_was_just_made(
     assert (await reader.read()).startswith(b"HTTP/1.1 502 ")
     await closing
     writer.close()
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/forward?target=work&port={port}"])
+async def test_a_page_whose_client_is_gone_is_let_go(
+    served: Callable[..., "asyncio.Task[Connections]"], held: Exporter, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """At once: the exception of a broken connection held it until the garbage collector came, which may take hours."""
+    encode_it, is_reset = web.encode, False
+
+    async def reset_when_encoded(request: Request, *words: Any) -> Any:
+        encoded = await encode_it(request, *words)
+        if is_reset:
+            assert request.transport is not None
+            request.transport.abort()
+        return encoded
+
+    monkeypatch.setattr(web, "encode", reset_when_encoded)
+    held.body = b"".join(b'm{number="%d",filler="%s"} 1\n' % (number, b"x" * 600) for number in range(15_000))
+    held.hold.set()
+    listening = await served()
+
+    async def ask() -> None:
+        reader, writer = await connected(listening)
+        words = b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        writer.write(words % path.format(port=held.port).encode())
+        with suppress(ConnectionError):
+            assert bool(await reader.read()) != is_reset
+        writer.close()
+        await asyncio.to_thread(eventually, "it is gone", lambda: len(listening) == 0)
+
+    await ask()
+    is_reset = True
+    gc.collect()
+    gc.disable()
+    try:
+        before = _bytes_of_large_texts()
+        for _ in range(3):
+            await ask()
+        await soon("no page is left", lambda: _bytes_of_large_texts() <= before + len(held.body))
+    finally:
+        gc.enable()
+
+
+def _bytes_of_large_texts() -> int:
+    """All that there are in this process."""
+    texts = {
+        id(text): len(text)
+        for one in gc.get_objects()
+        for text in gc.get_referents(one)
+        if isinstance(text, bytes) and len(text) > 100_000
+    }
+    return sum(texts.values())
