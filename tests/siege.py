@@ -11,6 +11,7 @@ are called again at once.
 `make soak` does this for ten minutes.
 """
 
+import signal
 import sys
 import tempfile
 import time
@@ -42,6 +43,7 @@ def siege(folder: Path, seconds: float, calm: float = CALM_SECONDS) -> tuple[Hel
         with hostilities(world, AT_ONCE):
             scrapes(world, seconds)
             world.seen.wrong += verdicts(world, AT_ONCE)
+        world.daemon.process.send_signal(signal.SIGHUP)  # or hostile qubes would be called again after a minute only
         at_rest(world)
         time.sleep(calm)
         after = at_rest(world)
