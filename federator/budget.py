@@ -81,16 +81,16 @@ class Budget:
         else:
             self._held.pop(holder, None)
         self._peak = max(self._peak, self._total)
-        if self._total > self.limit:
-            for chosen in list(surplus(self._held, self.limit)):
-                self.release(chosen)
-                chosen.give_up()
+        self._take_back(self.limit)
 
     def shed(self) -> None:
-        """There is no memory: all give up."""
-        for holder in list(self._held):
-            self.release(holder)
-            holder.give_up()
+        """There is no memory: half of the bytes go, those of the qubes that have most."""
+        self._take_back(self._total // 2)
+
+    def _take_back(self, limit: int) -> None:
+        for chosen in list(surplus(self._held, limit)):
+            self.release(chosen)
+            chosen.give_up()
 
     def release(self, holder: Holder) -> None:
         """It has none any more."""

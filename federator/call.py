@@ -362,6 +362,9 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
                 self._pass_on(answers)
         except ScrapeError as error:
             self.end(error.bare())
+        except MemoryError as error:  # the wire may have a hole now
+            self.end(reasons.too_much_at_once())
+            self._loop.call_exception_handler({"message": "no memory for a text", "exception": error})
         except Exception:  # a bug of ours: it must not leave anybody waiting for this call
             log.exception("bug in a call", extra={"qube": self._callee.name})
             self.end(reasons.bug())

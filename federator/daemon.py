@@ -49,6 +49,7 @@ async def serve(
     Raises ConfigError or StartError where it cannot start.
     """
     host.watch_children()
+    host.keep_one_heap()
     loop = asyncio.get_running_loop()
     early = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, early.set)  # what changes after the file was read is not lost

@@ -27,6 +27,8 @@ FILES_PER_CALL = 4
 FILES_FOR_US = 64
 # As many files as the unit allows; no program gains from more.
 MAX_FILES = 8192
+# From glibc's malloc.h.
+_M_ARENA_MAX = -8
 
 
 def watch_children() -> None:
@@ -49,6 +51,16 @@ def files_for_connections(calls: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         soft = wanted
     return (MAX_FILES if soft == resource.RLIM_INFINITY else soft) - FILES_FOR_US - FILES_PER_CALL * calls
+
+
+def keep_one_heap() -> None:
+    """
+    All threads take their memory from one heap. Each with its own would reserve 64 MB of addresses for it.
+
+    Those who limit the daemon's memory by its addresses (RLIMIT_AS) would see it fail at half of the limit.
+    """
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def give_memory_back() -> None:

@@ -250,16 +250,16 @@ class Scraper:
             error = failed.bare()
         except TimeoutError:
             error = reasons.read_too_late()
+        except MemoryError as failed:
+            error = reasons.too_much_at_once()
+            asyncio.get_running_loop().call_exception_handler({"message": "no memory to read", "exception": failed})
         except Exception:
             # A bug of ours. It is shown as one; but a text that can trigger it must not cost the others their page.
             log.exception("bug in reading an exposition", extra={"qube": target.qube, "exporter": target.exporter.name})
             error = ExpositionError(str(reasons.bug()))
         if error is not None:
             self.fleet.forget_text(target)
-        body_size = len(answer.body) if answer.status else 0
-        # HELP texts are on the page, too. They are no larger than the rest of what the exporter sent.
-        page_size = max(body_size, sum(map(len, reading.blocks))) if reading else 0
-        asking.add(Outcome(target, seconds, body_size, reading, error, page_size))
+        asking.add(_outcome(target, seconds, answer, reading, error))
 
     async def _read_text(self, target: Target, reader: Reader, answer: Answer) -> Reading:
         """Read it in turns with others, unless there is too much to be read, and its qube has most of it."""
@@ -274,6 +274,15 @@ class Scraper:
             raise
         finally:
             self.fleet.texts.release(holder)
+
+
+def _outcome(
+    target: Target, seconds: float, answer: Answer, reading: Reading | None, error: ScrapeError | None
+) -> Outcome:
+    body_size = len(answer.body) if answer.status else 0
+    # HELP texts are on the page, too. They are no larger than the rest of what the exporter sent.
+    page_size = max(body_size, sum(map(len, reading.blocks))) if reading else 0
+    return Outcome(target, seconds, body_size, reading, error, page_size)
 
 
 def _is_for_log(asking: Asking, seconds: float, settings: Scrape) -> bool:

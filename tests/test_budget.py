@@ -79,6 +79,18 @@ def test_who_has_an_equal_share_keeps_it() -> None:
     assert list(surplus(held, 1000)) == []
 
 
+def test_where_memory_is_short_those_who_have_most_lose_half_of_all() -> None:
+    """What small ones have would not help."""
+    budget = Budget(1000)
+    small, large, larger = (Holder(budget) for _ in range(3))
+    for holder, size in ((small, 10), (large, 300), (larger, 500)):
+        budget.hold(holder, size)
+    budget.shed()
+    assert [one.gave_up for one in (small, large, larger)] == [False, False, True]
+    budget.shed()
+    assert [one.gave_up for one in (small, large)] == [False, True]
+
+
 def test_the_peak_is_since_it_was_asked_last() -> None:
     """It begins with what is held at that moment."""
     budget = Budget(100)

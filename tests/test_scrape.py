@@ -251,6 +251,30 @@ async def test_an_unexpected_exception_costs_one_scrape_of_one_qube(
     assert (await collect(of))["a"].reading is not None
 
 
+@pytest.mark.parametrize(("owner", "name"), [(Version2, "receive"), (Reader, "read")])
+async def test_a_lack_of_memory_costs_one_target(
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch, owner: type, name: str
+) -> None:
+    """It is told by who sees to it that memory is let go; and it is no bug, with a traceback for each text."""
+    of = scraper({"work": {"a": exporter(b"a 1\n").port}, "personal": {"b": exporter(b"b 1\n").port}})
+    loop = asyncio.get_running_loop()
+    told: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    work = getattr(owner, name)
+
+    def without_memory(self: Any, data: bytes, *more: Any) -> Any:
+        if b"a 1" in data:
+            raise MemoryError
+        return work(self, data, *more)
+
+    monkeypatch.setattr(owner, name, without_memory)
+    outcomes = await collect(of)
+    loop.set_exception_handler(None)
+    assert "scrape.memory_limit" in str(outcomes["a"].error)
+    assert outcomes["b"].reading is not None
+    assert [type(context["exception"]) for context in told] == [MemoryError]
+
+
 async def test_an_unexpected_exception_in_the_middle_of_a_call_ends_that_call(
     scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
