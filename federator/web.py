@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Itera
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 from multidict import MultiMapping
@@ -73,6 +74,7 @@ class Served:
     requests: RequestLog = field(default_factory=RequestLog)
     looks: Admission = field(default_factory=lambda: Admission(LOOKS_BYTES))
     status: Status = field(init=False)
+    _making: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)  # by network
 
     def __post_init__(self) -> None:
         """People see the same parts."""
@@ -84,6 +86,14 @@ class Served:
             is_busy=lambda: len(self.admission) > 0,
             own_name=self.own_name,
         )
+
+    def making_for(self, address: str) -> asyncio.Lock:
+        """
+        Hold it while a page for this client is made: its pages are made one after the other.
+
+        So one that asks for many pages at one time takes half of the time from another client, and no more.
+        """
+        return self._making.setdefault(network_of(address), asyncio.Lock())
 
     @classmethod
     def of(cls, config: Config, counters: Counters, *, own_name: str = "") -> "Served":
@@ -180,12 +190,13 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
     async with _place(request, expected_size(request.query, scraper.last)) as (served, place, seconds):
         snapshot = await scraper.collect(wanted(request.query, served.fleet.targets), seconds)
         _note_asked(served, request, snapshot.seconds, snapshot.allowed)
-        collected = asyncio.get_running_loop().time()
-        page = served.pages.of(snapshot, served.reload)
-        served.admission.resize(place, _size(await page.plain()))
-        encoded = await encode(request, page)
-        # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
-        scraper.cost.note(page_weight(snapshot.outcomes), asyncio.get_running_loop().time() - collected)
+        async with served.making_for(request.remote or ""):
+            started = asyncio.get_running_loop().time()
+            page = served.pages.of(snapshot, served.reload)
+            served.admission.resize(place, _size(await page.plain()))
+            encoded = await encode(request, page)
+            # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
+            scraper.cost.note(page_weight(snapshot.outcomes), asyncio.get_running_loop().time() - started)
         sending = _send(request, *encoded)
         del snapshot, page, encoded  # nor their memory
         return await sending
