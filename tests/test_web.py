@@ -4,7 +4,7 @@
 import asyncio
 import gzip
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,11 @@ from aiohttp.test_utils import TestClient
 
 from federator import config, host
 from federator.counters import Counters
+from federator.page import Page
 from federator.text.content_type import TEXT_FORMAT
 from federator.unexpected import Unexpected
 from federator.web import Served, application
+from tests.helpers import soon
 from tests.parts import PATIENCE_SECONDS, Exporter, eventually, free_port, toml
 
 if TYPE_CHECKING:
@@ -210,6 +212,54 @@ async def test_a_scraper_that_never_reads_is_cut_off(
     writer.close()
     async with client.get("/metrics") as answer:
         assert len(await answer.read()) > 12_000_000
+    await served.fleet.close()
+
+
+async def test_the_pages_of_one_client_are_made_one_after_the_other(
+    aiohttp_client: Callable[..., Any],
+    exporter: Callable[[bytes], Exporter],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One that asked for twenty pages at one time took the time in which another's page was to be made."""
+    host.watch_children()
+    ports = {f"e{number}": exporter(b"m 1\n").port for number in range(4)}
+    served = Served.of(config.parse(toml({"work": ports}, transport="local"), tmp_path / "x.toml"), Counters())
+    client = await aiohttp_client(application(served))
+    held, made, plain = asyncio.Event(), 0, Page.plain
+    collected: list[str] = []
+    making_for = Served.making_for
+
+    def noted(self: Served, address: str) -> asyncio.Lock:
+        collected.append(address)
+        return making_for(self, address)
+
+    monkeypatch.setattr(Served, "making_for", noted)
+
+    async def held_up(self: Page) -> Sequence[bytes]:
+        nonlocal made
+        made += 1
+        await held.wait()
+        return await plain(self)
+
+    monkeypatch.setattr(Page, "plain", held_up)
+
+    async def scrape(exporter_name: str, address: str) -> bytes:
+        reader, writer = await asyncio.open_connection(client.host, client.port, local_addr=(address, 0))
+        head = f"GET /metrics?exporter={exporter_name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        writer.write(head.encode())
+        try:
+            return await reader.read()
+        finally:
+            writer.close()
+
+    scrapes = [asyncio.create_task(scrape(f"e{number}", "127.0.0.1")) for number in range(3)]
+    await soon("all are to be made", lambda: len(collected) == 3)
+    assert made == 1
+    scrapes.append(asyncio.create_task(scrape("e3", "127.0.0.2")))
+    await soon("the other client's is made", lambda: made == 2)
+    held.set()
+    assert all(b"\nm{" in page for page in await asyncio.gather(*scrapes))
     await served.fleet.close()
 
 
