@@ -133,7 +133,7 @@ class Channel:
         part = Request(ports, deadline, request.max_body, tell, gives_way=request.gives_way)
         try:
             await self._keep_pace(part)
-            deadline.asked_at = deadline.asked_at or asyncio.get_running_loop().time()
+            deadline.begin(asyncio.get_running_loop().time())
             await self._ask(part)
         except Exception:
             part.tell_all(part.owed.copy(), reasons.bug())

@@ -62,6 +62,8 @@ MAX_TIMESTAMP_AGE_SECONDS = 100 * 31_536_000.0
 MAX_BUFFER_SIZE = 1 << 20
 # xenstore fails between 10 and 25 calls that are opened at the same time, as it is set up by default.
 MAX_CONNECT_LIMIT = 64
+# Prometheus takes a series for gone five minutes after its last sample; but some backups run once a day.
+MAX_SCRAPE_INTERVAL_SECONDS = 86_400.0
 # A qube that works again, or is started, is scraped on the same day.
 MAX_BACKOFF_SECONDS = 86_400.0
 MAX_REFRESH_SECONDS = 86_400.0
@@ -197,12 +199,20 @@ def _exporter(name: str, entry: Entry) -> Exporter | None:
     table = entry.as_table()
     port = table.entry("port")
     drop = _patterns(table, "drop", default=[])
+    timeout = table.duration("timeout", 0.0, 0.1, MAX_TIMEOUT_SECONDS) if table.entry("timeout") else None
+    interval = table.duration("interval", 0.0, 1.0, MAX_SCRAPE_INTERVAL_SECONDS) if table.entry("interval") else None
+    page = table.take("page", bool, True)  # noqa: FBT003 - the default, as of every key
     table.done()
     if port is None and table.faulty:
         return None
     if port is None:
         raise table.error("port", "missing; say on which port of the qube's loopback it listens")
-    return Exporter(name=name, port=port.port(), drop=drop)
+    if interval is not None and page and not table.faulty:
+        raise table.error(
+            "interval",
+            "/metrics asks every exporter each time; add page = false, and let Prometheus scrape it through /sd",
+        )
+    return Exporter(name, port.port(), drop, timeout, interval, page)
 
 
 def _qube(name: str, table: Table, exporters: Mapping[str, Exporter | None], limits: Limits) -> Qube:

@@ -113,11 +113,19 @@ class Qrexec:
 
 @dataclass(frozen=True, slots=True)
 class Exporter:
-    """[exporters]: a port on a qube's loopback, and the metric names not wanted from it."""
+    """
+    [exporters]: a port on a qube's loopback, and the metric names not wanted from it.
+
+    `timeout`: seconds that it may take, if they are not those of all. `interval`: seconds between two scrapes, for
+    /sd. `page`: is it on /metrics, without being asked for by its name?
+    """
 
     name: str
     port: int
     drop: tuple[Pattern, ...] = ()
+    timeout: float | None = None
+    interval: float | None = None
+    page: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,11 +29,25 @@ class Deadline:
     `asked_at`: when the qube was asked; None while the request waits for its turn.
     """
 
-    def __init__(self, wanted_by: float, ends_at: float) -> None:
+    def __init__(self, wanted_by: float, ends_at: float, whole: "Deadline | None" = None) -> None:
         self.wanted_by = wanted_by
         self.ends_at = max(ends_at, wanted_by)
         self.asked_at: float | None = None
+        self._whole = whole  # of which this is a part
+        self._parts: list[tuple[Deadline, float]] = []
         self._timeouts: list[asyncio.Timeout] = []  # one for the call, and one for each text that is read
+
+    def part(self, most: float) -> "Deadline":
+        """The same, for something that nobody wants after `most`, however long they wait for the rest."""
+        part = Deadline(min(self.wanted_by, most), self.ends_at, self)
+        self._parts.append((part, most))
+        return part
+
+    def begin(self, now: float) -> None:
+        """The qube is asked now, if it was not before."""
+        self.asked_at = self.asked_at or now
+        if self._whole is not None:
+            self._whole.begin(now)
 
     def answers_are_new(self, now: float) -> bool:
         """For somebody who comes now: will the answers be no older than SHARE_SECONDS?"""
@@ -43,6 +57,8 @@ class Deadline:
         """Somebody waits until then, too."""
         self.wanted_by = max(self.wanted_by, wanted_by)
         self.ends_at = max(self.ends_at, wanted_by)
+        for part, most in self._parts:
+            part.extend(min(wanted_by, most))
         for timeout in self._timeouts:
             with suppress(RuntimeError):  # what it limits is over already
                 timeout.reschedule(self.ends_at)

@@ -112,7 +112,8 @@ def _target(sight: Sight, target: Target, whole: ScrapeError | None) -> TargetLi
     words = f"{target.qube} {name} {WORDS[state]} {f'{error.reason} {error}' if error else ''}".lower()
     cells = [tag("th", name, scope="row"), tag("td", _state(state, _for(row)))]
     if row is None:
-        return TargetLines(state, words, tag("tr", cells, tag("td", colspan=len(COLUMNS) - 2), class_=state))
+        why = None if target.exporter.page else "page = false: for /forward, and for those who ask for it by its name"
+        return TargetLines(state, words, tag("tr", cells, tag("td", why, colspan=len(COLUMNS) - 2), class_=state))
     up = error is None
     cells += [
         tag("td", _took(sight, row) if row.state != "not_running" else None, class_="n"),

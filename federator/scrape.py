@@ -13,7 +13,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Container
+from collections import defaultdict
+from collections.abc import Container, Iterable
 from dataclasses import replace
 from weakref import WeakValueDictionary
 
@@ -26,7 +27,7 @@ from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeEr
 from federator.fleet import Fleet
 from federator.history import History
 from federator.model import Answer, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
-from federator.request import Deadline, Request
+from federator.request import Deadline, Request, Tell
 from federator.scheduler import Scheduler
 from federator.statelog import StateLog
 from federator.targets import RUNNING
@@ -190,7 +191,7 @@ class Scraper:
         snapshot = self._snapshots.get(key) if shared else None
         if snapshot is None:
             snapshot = self._snapshots[key] = Snapshot(time.time(), seconds, allowed, qubes)
-            if len(snapshot.outcomes) == len(self.fleet.targets):
+            if _on_page(outcome.target for outcome in snapshot.outcomes) == _on_page(self.fleet.targets):
                 self.last = without_texts(snapshot)
         return snapshot
 
@@ -221,7 +222,7 @@ class Scraper:
 
             try:
                 max_body = self.fleet.config.scrape.limits.body_size
-                await channel.ask(Request(targets, asking.deadline, max_body, tell))
+                await _ask_all(channel, asking, max_body, tell)
             except Exception:  # a bug of ours: it costs this scrape of this qube, and no other
                 log.exception("bug in asking a qube", extra={"qube": asking.qube.name})
                 self._add_missing(asking, reasons.bug())
@@ -274,6 +275,23 @@ class Scraper:
             raise
         finally:
             self.fleet.texts.release(holder)
+
+
+async def _ask_all(channel: Channel, asking: Asking, max_body: int, tell: Tell) -> None:
+    """Ask together for the exporters that may take as long as each other."""
+    now = asyncio.get_running_loop().time()
+    ports: defaultdict[float | None, list[int]] = defaultdict(list)
+    for target in asking.targets:
+        ports[target.exporter.timeout].append(target.exporter.port)
+    async with asyncio.TaskGroup() as requests:
+        for seconds, of_time in ports.items():
+            deadline = asking.deadline if seconds is None else asking.deadline.part(now + seconds)
+            requests.create_task(channel.ask(Request(of_time, deadline, max_body, tell)))
+
+
+def _on_page(targets: Iterable[Target]) -> int:
+    """How many of them are on /metrics without being asked for by name."""
+    return sum(target.exporter.page for target in targets)
 
 
 def _outcome(

@@ -69,9 +69,15 @@ def _tls(tls: Tls) -> Iterator[str]:
 
 
 def _exporter(exporter: Exporter) -> str:
-    if not exporter.drop:
+    usual = Exporter(exporter.name, exporter.port)
+    keys = [
+        f"{field.name} = {_value(getattr(exporter, field.name))}"
+        for field in fields(exporter)
+        if getattr(exporter, field.name) != getattr(usual, field.name)
+    ]
+    if not keys:
         return f"{_text(exporter.name)} = {exporter.port}"
-    return f"{_text(exporter.name)} = {{ port = {exporter.port}, drop = {_value(exporter.drop)} }}"
+    return f"{_text(exporter.name)} = {{ {', '.join([f'port = {exporter.port}', *keys])} }}"
 
 
 def _value(value: Any) -> str:

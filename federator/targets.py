@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 
 from federator.errors import ProtocolError, shown
-from federator.model import Config, Qube, Target
+from federator.model import Config, Exporter, Qube, Target
 
 DOM0 = "dom0"
 RUNNING = "Running"
@@ -137,7 +137,14 @@ def service_discovery(targets: Sequence[Target], address: str) -> list[dict[str,
                 "instance": target.name,
                 "qube": target.qube,
                 "exporter": target.exporter.name,
+                **_own_times(target.exporter),
             },
         }
         for target in targets
     ]
+
+
+def _own_times(exporter: Exporter) -> dict[str, str]:
+    """What Prometheus takes instead of the job's scrape_interval and scrape_timeout."""
+    times = {"__scrape_interval__": exporter.interval, "__scrape_timeout__": exporter.timeout}
+    return {name: f"{seconds * 1000:.0f}ms" for name, seconds in times.items() if seconds is not None}

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -28,7 +28,7 @@ from federator.errors import BusyError, ScrapeError, StoppingError
 from federator.fleet import Fleet
 from federator.forward import Forwarder
 from federator.history import Asked
-from federator.model import Config, Reload, Snapshot, Target
+from federator.model import Config, Reload, Scrape, Snapshot, Target
 from federator.network import network_of
 from federator.page import Page, Pages, at_once
 from federator.request import SHARE_SECONDS
@@ -131,6 +131,7 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Tar
     """
     The targets that `?qube=NAME` and `?exporter=NAME`, both repeatable, ask for; all of them without either.
 
+    An exporter with `page = false` is there only if it is asked for by its name.
     Raises HTTPBadRequest for a name nobody configured: an empty page would hide the mistake.
     """
     known = {
@@ -143,7 +144,7 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Tar
         if untrusted_name not in known[untrusted_key]:
             raise web.HTTPBadRequest(text=f"no {untrusted_key} {untrusted_name!a} is configured\n")
     qubes = set(query.getall("qube", known["qube"]))
-    exporters = set(query.getall("exporter", known["exporter"]))
+    exporters = set(query.getall("exporter", [target.exporter.name for target in targets if target.exporter.page]))
     found = frozenset(target for target in targets if target.qube in qubes and target.exporter.name in exporters)
     if query and not found:
         raise web.HTTPBadRequest(text="none of these qubes has any of these exporters; `check` lists what there is\n")
@@ -167,27 +168,31 @@ async def _place(request: web.Request, size: int = 0) -> AsyncIterator[tuple[Ser
     """
     A place among the requests that ask qubes, for a page of about so many bytes.
 
-    The fleet knows by then what runs. So many seconds are left.
+    The fleet knows by then what runs. It is told when the request came.
     """
     served: Served = request.app[SERVED]
     loop = asyncio.get_running_loop()
     started = loop.time()
-    untrusted_timeout = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
-    seconds = budget(untrusted_timeout, served.fleet.config.scrape)
     # Requests of one moment for the same page get the same one.
     page = (request.path, frozenset(request.query.items()), int(started / SHARE_SECONDS))
     try:
         with served.admission.place(network_of(request.remote or ""), page, size) as place:
             # A dom0 that is silent must not make the page late.
-            await served.fleet.refresh(seconds / 4)
-            yield served, place, seconds - (loop.time() - started)
+            await served.fleet.refresh(_seconds_left(request, started, served.fleet.config.scrape) / 4)
+            yield served, place, started
     except (BusyError, StoppingError) as error:
         raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
 
 
+def _seconds_left(request: web.Request, started: float, settings: Scrape) -> float:
+    untrusted_timeout = request.headers.get("X-Prometheus-Scrape-Timeout-Seconds")
+    return budget(untrusted_timeout, settings) - (asyncio.get_running_loop().time() - started)
+
+
 async def _metrics(request: web.Request) -> web.StreamResponse:
     scraper: Scraper = request.app[SERVED].scraper
-    async with _place(request, expected_size(request.query, scraper.last)) as (served, place, seconds):
+    async with _place(request, expected_size(request.query, scraper.last)) as (served, place, came):
+        seconds = _seconds_left(request, came, served.fleet.config.scrape)
         snapshot = await scraper.collect(wanted(request.query, served.fleet.targets), seconds)
         _note_asked(served, request, snapshot.seconds, snapshot.allowed)
         async with served.making_for(request.remote or ""):
@@ -246,8 +251,11 @@ def _parts(pieces: Iterable[bytes]) -> Generator[bytes, None, None]:
 
 async def _forward(request: web.Request) -> web.StreamResponse:
     """As upstream's proxy answers it: 400 for bad input, 403 for what qrexec refuses, 500 for most of the rest."""
-    async with _place(request) as (served, place, seconds):
-        target = _forwarded(request.query, served.fleet)
+    async with _place(request) as (served, place, came):
+        target, settings = _forwarded(request.query, served.fleet), served.fleet.config.scrape
+        # An exporter that takes longer than all others may be given more time here, where nobody else waits for it.
+        own = replace(settings, timeout=target.exporter.timeout or settings.timeout)
+        seconds = _seconds_left(request, came, own)
         started = asyncio.get_running_loop().time()
         try:
             content_type, text = await served.forwarder.fetch(target, seconds)

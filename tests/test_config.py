@@ -207,6 +207,12 @@ FAULTS = {
         WORK.replace("9100", "{ port = 1, drop = ['('] }"),
         "exporters.node.drop[0]: '(' is not a regular",
     ),
+    "an interval on the page": (
+        WORK.replace("9100", "{ port = 1, interval = '1h' }"),
+        "exporters.node.interval: /metrics asks every exporter each time; add page = false, and let Prometheus scrape",
+    ),
+    "a timeout of nothing": (WORK.replace("9100", "{ port = 1, timeout = '0s' }"), "exporters.node.timeout: too short"),
+    "a page that is a text": (WORK.replace("9100", "{ port = 1, page = 'no' }"), "exporters.node.page: expected true"),
     "a bad exporter name": ("[exporters]\n'a b' = 1\n", "exporters.'a b': not a name for an exporter"),
     "an exporter nobody defined": (
         WORK.replace('["node"]', '["nod"]'),

@@ -2,6 +2,7 @@
 """Scrapes over the local transport: deadlines, who shares what with whom, and what the log is told."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from federator.statelog import StateLog
 from federator.text.exposition import Reader
 from federator.wire import Version2
 from tests.helpers import SERVICE, Clock, soon
-from tests.parts import Exporter, eventually, free_port, toml
+from tests.parts import PATIENCE_SECONDS, Exporter, eventually, free_port, toml
 
 MakeExporter = Callable[[bytes], Exporter]
 MakeScraper = Callable[..., "CountedScraper"]
@@ -49,8 +50,12 @@ async def scraper(tmp_path: Path) -> AsyncIterator[MakeScraper]:
     host.watch_children()
     made: list[CountedScraper] = []
 
-    def make(of: dict[str, dict[str, int]], scrape: str = "", service: Path = SERVICE) -> CountedScraper:
+    def make(
+        of: dict[str, dict[str, int]], scrape: str = "", service: Path = SERVICE, own: dict[str, str] | None = None
+    ) -> CountedScraper:
         text = toml(of, transport="local", scrape=scrape).replace(str(SERVICE), str(service))
+        for name, keys in (own or {}).items():
+            text = re.sub(rf'^"{name}" = (\d+)$', rf'"{name}" = {{ port = \1, {keys} }}', text, flags=re.MULTILINE)
         counters = Counters()
         fleet = Fleet(config.parse(text, tmp_path / "x.toml"), counters)
         made.append(CountedScraper(fleet, counters))
@@ -189,6 +194,24 @@ async def test_a_scraper_that_waits_when_the_daemon_stops_is_told(scraper: MakeS
     with pytest.raises(StoppingError):
         await collect(of)
     assert len(slow.requests) == 1, "nothing is asked any more"
+
+
+async def test_an_exporter_with_a_time_of_its_own_does_not_make_the_page_wait(
+    scraper: MakeScraper, exporter: MakeExporter
+) -> None:
+    """The others have the whole time, and the call stays: its service said in time that it was late."""
+    quick, slow = exporter(b"q 1\n"), exporter(b"s 1\n")
+    slow.hold.clear()
+    of = scraper({"work": {"slow": slow.port, "quick": quick.port}}, own={"slow": 'timeout = "300ms"'})
+    for _ in range(2):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            outcomes = await collect(of, 1000.0)
+        assert outcomes["quick"].reading is not None
+        assert isinstance(outcomes["slow"].error, TimedOutError)
+    slow.hold.set()
+    slow.body = b"s 2\n"
+    assert (await collect(of, 1000.0))["slow"].reading is not None
+    assert [(call.opened, call.failures) for call in of.fleet.channel("work").calls()] == [(1, 0)]
 
 
 async def test_a_bug_in_reading_costs_one_target(
@@ -564,7 +587,7 @@ class ToldQubes:
 
     async def _ask(self, qube: str, request: Request) -> None:
         self.asked.append(qube)
-        request.deadline.asked_at = asyncio.get_running_loop().time()
+        request.deadline.begin(asyncio.get_running_loop().time())
         for port, said in zip(sorted(request.owed), self.said.get(qube, []), strict=False):
             request.tell(port, said)
         await self.goes_on[qube].wait()

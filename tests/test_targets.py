@@ -187,3 +187,12 @@ def test_service_discovery_needs_no_relabelling() -> None:
             "exporter": "node",
         },
     }
+
+
+def test_service_discovery_tells_prometheus_the_times_of_an_exporter() -> None:
+    """In the place of the job's scrape_interval and scrape_timeout."""
+    slow = Exporter("slow", 9100, timeout=30.0, interval=3600.0, page=False)
+    group, *_ = service_discovery([Target("work", slow)], "10.1.1.1:8199")
+    labels = group["labels"]
+    assert isinstance(labels, dict)
+    assert (labels["__scrape_interval__"], labels["__scrape_timeout__"]) == ("3600000ms", "30000ms")

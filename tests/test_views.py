@@ -321,10 +321,12 @@ def test_the_configuration_in_force_is_a_configuration() -> None:
         '[web]\nlisten_addresses = ["0.0.0.0:8199", "[::1]:9", "unix:/run/x"]\nhosts = ["nv"]\n'
         '[web.rate_limit]\ninterval = "1s"\n[scrape]\ntimeout = "7s"\nlabel_limit = 12\nbody_size_limit = "1MiB"\n'
         '[qrexec]\nclient = "/bin/x"\n'
-        f'{SETTINGS}\n[discovery]\nexporters = ["node"]\nexclude = ["sys-.*"]\n'
+        '[exporters.slow]\nport = 1\ninterval = "1h"\ntimeout = "1500ms"\npage = false\ndrop = ["a.*"]\n'
+        f'{SETTINGS}\n[discovery]\nexporters = ["node", "slow"]\nexclude = ["sys-.*"]\n'
     )
     before = settings(text)
     assert settings("\n".join(setting_lines(before))) == before
+    assert "page = false" in "\n".join(setting_lines(before))
 
 
 def test_secrets_are_not_shown() -> None:

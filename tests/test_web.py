@@ -66,6 +66,29 @@ async def test_the_page_is_the_text_format_for_everybody(client: Client) -> None
     assert page.endswith(b"\n")
 
 
+async def test_an_exporter_that_is_not_for_the_page(
+    aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
+) -> None:
+    """It is asked by its name only; and who sees the rest sees the page as whole."""
+    host.watch_children()
+    slow = exporter(b"slow 1\n")
+    text = toml({"work": {"node": exporter(b"n 1\n").port, "slow": slow.port}}, transport="local")
+    text = text.replace(f'"slow" = {slow.port}', f'"slow" = {{ port = {slow.port}, page = false }}')
+    served = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
+    client = await aiohttp_client(application(served), auto_decompress=False)
+    for query in ("", "?qube=work"):
+        page = (await asked(client, "/metrics" + query))[1]
+        assert b'n{qube="work",exporter="node"} 1\n' in page
+        assert b"slow" not in page
+    assert served.scraper.last is not None
+    assert not slow.requests
+    assert b"page = false: for /forward" in (await asked(client, "/"))[1]
+    assert b'slow{qube="work",exporter="slow"} 1\n' in (await asked(client, "/metrics?exporter=slow"))[1]
+    assert (await asked(client, f"/forward?target=work&port={slow.port}"))[1] == b"slow 1\n"
+    assert b'"exporter": "slow"' in (await asked(client, "/sd"))[1]
+    await served.fleet.close()
+
+
 @pytest.mark.parametrize(
     ("query", "count", "gauges"),
     [
