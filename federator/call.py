@@ -329,6 +329,11 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             _signal(self._transport, signal.SIGKILL)
         self._transport.close()
 
+    def count_held(self) -> None:
+        """So many bytes of texts it has now."""
+        if self._texts is not None:
+            self._texts.hold(self, self._wire.held)
+
     def give_up(self) -> None:
         """Too many bytes of texts are in memory, and this call's qube has most of them."""
         self.end(reasons.too_much_at_once())
@@ -357,8 +362,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             else:
                 self._spoke = True
                 answers = self._wire.receive(data)
-                if self._texts is not None:
-                    self._texts.hold(self, self._wire.held)
+                self.count_held()
                 self._pass_on(answers)
         except ScrapeError as error:
             self.end(error.bare())

@@ -38,6 +38,7 @@ class Caller:
         self.settings = settings
         self.limiter = limiter
         self._counter = counter
+        self.patience = 0.0  # seconds for which a call is kept whose answers are late; may be replaced at any time
         self._ends: set[asyncio.Task[None]] = set()
 
     def new(self, wire: PortWire) -> Call[Answer]:
@@ -81,6 +82,7 @@ class Slot:
         self._last_error: ScrapeError | None = None
         self._opened = 0
         self._open_since = 0.0
+        self._late_since: float | None = None  # since then its call owes answers for which nobody waits
 
     @property
     def is_open(self) -> bool:
@@ -111,6 +113,7 @@ class Slot:
         """What went wrong says nothing of the next call, which may be made now."""
         self.backoff.reset()
         self._last_error = None
+        self._late_since = None
 
     def speak(self, version: type[PortWire]) -> None:
         """Greet in this version from now on. The call that showed that it has to be is not held against the qube."""
@@ -143,6 +146,7 @@ class Slot:
                 self.accepted = True
             else:
                 call = self._call
+                ports = self._without_late(ports, request)
             await self._converse(call, ports, request, turn)
         except OnlyVersion1Error:
             raise
@@ -151,9 +155,9 @@ class Slot:
         except ScrapeError as failed:
             error = failed.bare()
         except asyncio.CancelledError:
-            # The deadline, or the end of the daemon. A call that is late is never used again; one that was still
-            # waiting for its turn to be made is not the qube's fault.
-            if call is not None:
+            # The deadline, or the end of the daemon. A call that is late is never used again, unless it is kept; one
+            # that was still waiting for its turn to be made is not the qube's fault.
+            if call is not None and not self._keeps(call, ports, request):
                 self._failed(call, reasons.late(self._caller.callee.name), ports, request)
             raise
         except BaseException:  # a bug of ours: nobody knows what the service would say next
@@ -170,6 +174,38 @@ class Slot:
         """Its call was of no use: it is as if it had failed."""
         self._failed(self._call, error, frozenset(request.owed.intersection(self.ports)), request)
 
+    def _keeps(self, call: Call[Answer], ports: Collection[int], request: Request) -> bool:
+        """
+        Is a late call kept? Where dom0 says which qubes run, this qube may be paused: it says so a moment later.
+
+        What the service says late is dropped, and its port is not asked before that: no answer is taken for another.
+        """
+        if not (self._caller.patience and call is self._call and call.lives and self._wire.overlaps):
+            return False
+        self._wire.give_up(ports)
+        call.count_held()
+        self._late_since = self._late_since or asyncio.get_running_loop().time()
+        request.tell_all(ports, reasons.late(self._caller.callee.name))
+        return True
+
+    def _without_late(self, ports: frozenset[int], request: Request) -> frozenset[int]:
+        """
+        The ports that may be asked: the others owe an answer. Raises TimedOutError where they owe it for too long.
+
+        A qube that is paused is not asked at all, and what it owed before is forgiven when it runs again.
+        """
+        late = ports & self._wire.pending
+        if not late:
+            self._late_since = None
+            return ports
+        now = asyncio.get_running_loop().time()
+        self._late_since = self._late_since or now
+        error = reasons.late(self._caller.callee.name)
+        if now - self._late_since >= self._caller.patience:
+            raise error
+        request.tell_all(late, error)
+        return ports - late
+
     def _clear(self) -> None:
         """Make way for a new call. Raises ScrapeError where it is too early for one."""
         now = asyncio.get_running_loop().time()
@@ -184,6 +220,7 @@ class Slot:
 
     def _new(self) -> Call[Answer]:
         self._wire = self.version()
+        self._late_since = None
         self._call = self._caller.new(self._wire)
         self._opened += 1
         self._open_since = asyncio.get_running_loop().time()

@@ -168,13 +168,17 @@ class _Framed(Wire[A], Generic[A, H]):
                 self._take_line(untrusted_line)
             elif self._missing:
                 piece = untrusted if start == 0 and end <= self._missing else untrusted[start : start + self._missing]
-                self._body.append(piece)
+                if self._is_wanted(self._header):
+                    self._body.append(piece)
                 self._missing -= len(piece)
                 start += len(piece)
             else:
                 body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
                 header, self._header, self._body = self._header, None, []
-                answers.append(self._answer(header, body))
+                is_wanted = self._is_wanted(header)
+                answer = self._answer(header, body)
+                if is_wanted:
+                    answers.append(answer)
         return answers
 
     def let_go(self) -> None:
@@ -195,6 +199,11 @@ class _Framed(Wire[A], Generic[A, H]):
         else:
             raise ProtocolError(f"did not greet with {self._welcome.decode()}: {shown(untrusted_line)}")
 
+    def _is_wanted(self, header: H) -> bool:
+        """Does anybody still wait for this answer?"""
+        del header
+        return True
+
     @abstractmethod
     def _parse(self, untrusted_line: bytes) -> tuple[H, int]:
         """A header, and the length of its body; or ProtocolError."""
@@ -210,6 +219,7 @@ class PortWire(_Framed[Answer, Answer], ABC):
     def __init__(self) -> None:
         super().__init__()
         self._pending: dict[int, int] = {}  # the ports that are not answered yet, and the largest body for each
+        self._unwanted: set[int] = set()  # those of them for which nobody waits any more
         self._overlaps = False
 
     @property
@@ -236,6 +246,12 @@ class PortWire(_Framed[Answer, Answer], ABC):
         """Ports that were asked for and not answered yet."""
         return frozenset(self._pending)
 
+    def give_up(self, ports: Collection[int]) -> None:
+        """Nobody waits any more for the answers that these ports owe: they are dropped as they come."""
+        self._unwanted.update(self._pending.keys() & ports)
+        if self._header is not None and not self._is_wanted(self._header):
+            self._body.clear()
+
     def ask(self, *, milliseconds: int, max_body: int, ports: Collection[int]) -> bytes:
         """The request for these ports. The service is told the limits, and held to them by `receive`."""
         assert self.idle or self._overlaps, "a request while answers are owed"
@@ -243,8 +259,12 @@ class PortWire(_Framed[Answer, Answer], ABC):
         self._pending.update(dict.fromkeys(ports, max_body))
         return self._request(milliseconds, max_body, ports)
 
+    def _is_wanted(self, header: Answer) -> bool:
+        return header.port not in self._unwanted
+
     def _answer(self, header: Answer, body: bytes) -> Answer:
         del self._pending[header.port]
+        self._unwanted.discard(header.port)
         return Answer(header.port, header.status, body, header.seconds, header.content_type, header.whole)
 
     @abstractmethod

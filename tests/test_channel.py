@@ -1049,6 +1049,57 @@ async def test_a_call_that_fails_fails_for_all_that_share_it(
     assert len(qubes.calls()) == 1
 
 
+# Says that requests overlap; answers the second request late, when it is told to, and then all others.
+LATE = """#!/bin/sh
+read -r greeting
+printf '=2\\n'
+read -r request
+printf '9100 200 4 0.1  -;overlaps\\nm 1\\n'
+read -r request
+while [ ! -e %s ]; do sleep 0.01; done
+printf '9100 200 4 0.1  -;\\nm 2\\n'
+while read -r request; do printf '9100 200 4 0.1  -;\\nm 3\\n'; done
+"""
+
+
+async def test_a_late_answer_is_dropped_where_the_call_is_kept(qubes: Qubes, line: MakeLine, tmp_path: Path) -> None:
+    """Until it has come, its port is late without being asked; and then it is asked again, over the same call."""
+    qubes.service = tmp_path / "late"
+    qubes.service.write_text(LATE % (tmp_path / "now"), encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    work = line(qube("work", 9100))
+    work.channel.keep_late_calls(30.0)
+    assert bodies(await work.ask(9100)) == {9100: b"m 1\n"}
+    for _ in range(2):
+        assert (await work.fails(seconds=IMPATIENT))[0] == "timeout"
+    (tmp_path / "now").touch()
+    async with asyncio.timeout(PATIENT):
+        while not (heard := bodies(await work.ask(9100))):
+            pass
+    assert heard == {9100: b"m 3\n"}
+    assert [(call.opened, call.failures) for call in work.channel.calls()] == [(1, 0)]
+
+
+async def test_a_call_that_is_late_for_too_long_is_ended(
+    qubes: Qubes, line: MakeLine, tmp_path: Path, clock: Clock
+) -> None:
+    """dom0 has not said that the qube is paused: so its service hangs. It counts as one failure."""
+    qubes.service = tmp_path / "late"
+    qubes.service.write_text(LATE % (tmp_path / "end"), encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    work = line(qube("work", 9100))
+    work.channel.keep_late_calls(30.0)
+    await work.ask(9100)
+    assert (await work.fails(seconds=IMPATIENT))[0] == "timeout"
+    assert [(call.open_seconds is None, call.failures) for call in work.channel.calls()] == [(False, 0)]
+    clock.advance(31.0)
+    assert (await work.fails())[0] == "timeout"
+    assert [(call.open_seconds is None, call.failures) for call in work.channel.calls()] == [(True, 1)]
+    (tmp_path / "end").touch()
+
+
 async def test_places_of_the_limiter_are_given_in_the_order_of_waiting() -> None:
     """One that comes when a place becomes free does not overtake those that wait."""
     limiter = ConnectionLimiter(1)

@@ -112,6 +112,40 @@ def test_what_runs_is_scraped_and_what_does_not_is_not_called(
     assert len(qubes.calls()) == calls
 
 
+def test_a_pause_costs_no_call(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
+    """
+    Neither one that dom0 has told, nor one that it tells after a scrape ran into it; and what the qube says late is no
+    answer to the next scrape.
+
+    After a pause dom0 may refuse each call for a long time, so the one that is open is precious.
+    """
+    qubes, exporter = machine
+    proxy = daemon(
+        {"work": {"x": exporter.port}},
+        scrape="timeout = '1s'\ntimeout_offset = '100ms'\nmin_interval = '0s'",
+        rest="[discovery]\nrefresh_interval = '2s'\n",
+    )
+    exporter.body = b"m 1\n"
+    assert up(proxy.get().text) == {"work": "1"}  # and the service says that requests may overlap
+    qubes.set_policy("work", "deny")
+    for number in (2, 3):
+        qubes.set_state("work", "Paused")
+        seen: set[str] = set()
+
+        def is_told(seen: set[str] = seen) -> bool:
+            seen.update(found(proxy.get().text, "exporter_failure").values())
+            return "not_running" in seen
+
+        eventually("dom0 tells", is_told)
+        assert seen <= {"timeout", "not_running"}
+        exporter.body = b"m %d\n" % number
+        qubes.set_state("work", "Running")
+        eventually("it is back", lambda: 'm{qube="work",exporter="x"}' in proxy.get().text)
+        assert f'm{{qube="work",exporter="x"}} {number}\n' in proxy.get().text
+    assert len(qubes.calls("work")) == 1
+    assert "refused" not in proxy.log
+
+
 def test_a_qube_in_backoff_is_called_at_once_when_it_starts(
     machine: tuple[Qubes, Exporter], daemon: MakeDaemon
 ) -> None:
