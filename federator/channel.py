@@ -83,10 +83,6 @@ class Channel:
             slot.backoff.initial, slot.backoff.maximum = settings.backoff_initial, settings.backoff_max
         self.forget()
 
-    def keep_late_calls(self, seconds: float) -> None:
-        """Keep a call whose answers are late for so long: the qube may be paused, and dom0 will say so by then."""
-        self._caller.patience = seconds if self.qube.transport == "qrexec" else 0.0
-
     async def ask(self, request: Request) -> None:
         """
         Ask the qube for the exporters of a request, which hears of each port exactly once, until its deadline.

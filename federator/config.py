@@ -10,6 +10,7 @@ A fault raises a ConfigError that names the file, the key and what to do. Nothin
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -145,6 +146,7 @@ def from_table(top: Table, path: Path, web_top: Table | None = None) -> Config:
     if entry_of_discovery:
         with top.noting():
             discovery = _discovery(entry_of_discovery.as_table(), exporters)
+            qrexec = replace(qrexec, patience=discovery.refresh_interval)
     top.finish(web_top)
     if not qubes and not (discovery and discovery.exporters):
         raise top.error("qubes", "there is nothing to scrape; add a table such as [qubes.work]")

@@ -11,8 +11,8 @@ from collections import deque
 REMEMBERED = 20
 MARGIN = 1.5
 # What a unit of weight takes at least, whatever was measured: the next page may be of another kind than the last ones.
-# Merging and compressing a byte takes 5 to 10 ns on a laptop of 2020.
-LEAST_SECONDS = 20e-9
+# Merging and compressing a byte takes 5 to 10 ns on a laptop of 2020, and another client's page may be made meanwhile.
+LEAST_SECONDS = 40e-9
 # A block has to be put in its place. It takes as long as so many bytes take to be compressed, where the page is planned
 # anew.
 BLOCK_WEIGHT = 500

@@ -96,9 +96,7 @@ class Fleet:
         self._reconfigure_discovery(config)
         self._follow()
         for qube in self.qubes:
-            channel = self._members[qube.name].channel
-            channel.reconfigure(qube, config.qrexec)
-            channel.keep_late_calls(self._patience)
+            self._members[qube.name].channel.reconfigure(qube, config.qrexec)
 
     # -- what there is ------------------------------------------------------------------------------------------
 
@@ -206,11 +204,6 @@ class Fleet:
         else:
             self._discoverer.reconfigure(config.discovery, config.qrexec)
 
-    @property
-    def _patience(self) -> float:
-        """In this time dom0 says that a qube is paused, if it is."""
-        return self.config.discovery.refresh_interval if self.config.discovery else 0.0
-
     def _follow(self) -> None:
         """Have a channel and readers for every qube that there is now, and none for those that went."""
         states = self._discoverer.states if self._discoverer else _NO_STATES
@@ -225,7 +218,6 @@ class Fleet:
             member = self._members.get(qube.name)
             if member is None:
                 channel = Channel(qube, self.config.qrexec, self._limiter, self._counters, self.texts, self._pace)
-                channel.keep_late_calls(self._patience)
                 member = self._members[qube.name] = _Member(channel)
             elif qube.name in started:
                 member.channel.forget()

@@ -101,7 +101,11 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Qrexec:
-    """[qrexec]: how qubes are called. Times in seconds, sizes in bytes."""
+    """
+    [qrexec]: how qubes are called. Times in seconds, sizes in bytes.
+
+    `patience` is no key: in this time dom0 says that a qube is paused, if it does; see [discovery].
+    """
 
     client: str = "qrexec-client-vm"
     local_service: Path = Path("/etc/qubes-rpc/ruddo.PrometheusProxy")
@@ -109,6 +113,7 @@ class Qrexec:
     connect_limit: int = 4
     backoff_initial: float = 5.0
     backoff_max: float = 300.0
+    patience: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

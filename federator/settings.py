@@ -24,7 +24,7 @@ _NAMES = {
     "prefer_server_ciphers": "prefer_server_cipher_suites",
 }
 # What is written as a table of its own, or is no key.
-_APART = frozenset({"limits", "tls", "users", "rate_limit", "where", "cert", "key", "client_ca"})
+_APART = frozenset({"limits", "tls", "users", "rate_limit", "where", "cert", "key", "client_ca", "patience"})
 
 
 def setting_lines(config: Config) -> Iterator[str]:

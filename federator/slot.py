@@ -38,8 +38,12 @@ class Caller:
         self.settings = settings
         self.limiter = limiter
         self._counter = counter
-        self.patience = 0.0  # seconds for which a call is kept whose answers are late; may be replaced at any time
         self._ends: set[asyncio.Task[None]] = set()
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a call is kept whose answers are late: dom0 says by then whether the qube is paused."""
+        return self.settings.patience if self.callee.transport == "qrexec" else 0.0
 
     def new(self, wire: PortWire) -> Call[Answer]:
         """A call that is not open yet."""
@@ -175,25 +179,16 @@ class Slot:
         self._failed(self._call, error, frozenset(request.owed.intersection(self.ports)), request)
 
     def _keeps(self, call: Call[Answer], ports: Collection[int], request: Request) -> bool:
-        """
-        Is a late call kept? Where dom0 says which qubes run, this qube may be paused: it says so a moment later.
-
-        What the service says late is dropped, and its port is not asked before that: no answer is taken for another.
-        """
+        """Is a late call kept? What the service says late is dropped, and its port is not asked before that."""
         if not (self._caller.patience and call is self._call and call.lives and self._wire.overlaps):
             return False
         self._wire.give_up(ports)
         call.count_held()
-        self._late_since = self._late_since or asyncio.get_running_loop().time()
         request.tell_all(ports, reasons.late(self._caller.callee.name))
         return True
 
     def _without_late(self, ports: frozenset[int], request: Request) -> frozenset[int]:
-        """
-        The ports that may be asked: the others owe an answer. Raises TimedOutError where they owe it for too long.
-
-        A qube that is paused is not asked at all, and what it owed before is forgiven when it runs again.
-        """
+        """The ports that may be asked: the others owe an answer. Raises TimedOutError where they do so for too long."""
         late = ports & self._wire.pending
         if not late:
             self._late_since = None
