@@ -18,7 +18,6 @@ import asyncio
 import logging
 import re
 import socket
-import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -31,6 +30,7 @@ from aiohttp.http import HttpProcessingError
 
 from federator.errors import HandshakeError, shown
 from federator.network import network_of
+from federator.seldom import Seldom
 from federator.tls import ServerTls
 
 log = logging.getLogger(__name__)
@@ -395,25 +395,6 @@ class Connections:
 
 def _open_to_group(path: Path) -> None:
     path.chmod(UNIX_SOCKET_MODE)
-
-
-class Seldom:
-    """What is told once in so many seconds, however often it happens."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._not_before = 0.0
-        self._suppressed = 0
-
-    def again(self) -> int | None:
-        """It happened again: how often it was not told since the last time; None where it is not to be told."""
-        now = time.monotonic()
-        if now < self._not_before:
-            self._suppressed += 1
-            return None
-        self._not_before = now + self._seconds
-        times, self._suppressed = self._suppressed, 0
-        return times
 
 
 class BadRequestFilter(logging.Filter):

@@ -7,8 +7,8 @@ Owns these lines and their rate. Must not know what is served.
 
 import logging
 
-from federator.connections import Seldom
 from federator.errors import shown
+from federator.seldom import Seldom
 
 # Prometheus asks every 30 seconds, and asks as wrongly each time.
 WRONG_REQUEST_SECONDS = 60.0

@@ -14,7 +14,8 @@ from collections.abc import Collection
 from typing import Any
 
 from federator.budget import Budget
-from federator.connections import Seldom, says_client_is_gone
+from federator.connections import says_client_is_gone
+from federator.seldom import Seldom
 
 # Between two lines of the log.
 TOLD_SECONDS = 10.0
