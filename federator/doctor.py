@@ -20,7 +20,7 @@ from federator.daemonview import Listener, Pages, daemon_checks, listener_checks
 from federator.errors import ConfigError, StartError
 from federator.findings import HERE, Check
 from federator.model import Address, Config
-from federator.policy import numbered_disposables, policy_lines
+from federator.policy import numbered_disposables, rules
 from federator.terminal import Progress, say
 
 # How the daemon answers /-/healthy, which anybody may ask.
@@ -82,8 +82,8 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
 
 
 def _discovery(settings: Config, found: once.Found) -> list[Check]:
-    lines = tuple(line for line in policy_lines(settings, host.own_name()) if not line.startswith("#"))
-    what, copy = ("dom0's policy needs these lines:", lines) if settings.discovery else ("", ())
+    lines = rules(settings, host.own_name())
+    what, copy = ("dom0's policy needs these lines:", tuple(lines)) if settings.discovery else ("", ())
     if found.discovery_error is not None:
         says = f"dom0 does not say which qubes run: {found.discovery_error}"
     elif not found.snapshot.qubes:

@@ -15,15 +15,16 @@ from typing import Literal
 
 from federator.errors import ScrapeError
 from federator.model import Address, Config, Outcome, Qube, QubeOutcome, Snapshot
-from federator.policy import policy_lines
+from federator.policy import single_port_rules
 from federator.reasons import OnePortError
 from federator.remedies import lines_for_policy, remedy
 from federator.targets import DOM0
-from federator.wire import SERVICE
 
 Result = Literal["ok", "warning", "failed", "skipped"]
 # Checks that are not of a target are of this.
 HERE = "this qube"
+# Why the daemon does not start in a NetVM that has everything else.
+NO_FLAG = "the daemon does not start in this qube: it has no service flag"
 # The hops of a target, in the order in which a scrape passes them; and on which of them each reason is.
 HOPS = ("policy", "qube", "service", "exporter", "text", "time")
 BROKEN: Mapping[str, str] = {
@@ -99,10 +100,15 @@ def _flag(place: Place) -> Check:
         "service flag",
         HERE,
         "failed",
-        "the daemon does not start in this qube: it has no service flag",
+        NO_FLAG,
         "In dom0, run this, then restart the qube:",
-        (f"qvm-service --enable {place.own_name} prometheus-qubes-proxy",),
+        (set_flag(place.own_name),),
     )
+
+
+def set_flag(own_name: str) -> str:
+    """The command that gives this qube the daemon's service flag."""
+    return f"qvm-service --enable {own_name} prometheus-qubes-proxy"
 
 
 def _run_qubes(place: Place) -> Check:
@@ -193,9 +199,8 @@ def _broken(
 def _remedy(settings: Config, qube: Qube, error: ScrapeError, own_name: str) -> tuple[str, tuple[str, ...]]:
     start = () if qube.name == DOM0 else (f"qvm-start {qube.name}",)  # dom0 always runs
     if isinstance(error, OnePortError):
-        lines = policy_lines(replace(settings, qubes=(qube,), discovery=None), own_name)
-        start_of_rule = f"# {SERVICE}"
-        return ONE_LINE_A_PORT, tuple(line.removeprefix("# ") for line in lines if line.startswith(start_of_rule))
+        only_it = replace(settings, qubes=(qube,), discovery=None)
+        return ONE_LINE_A_PORT, tuple(single_port_rules(only_it, own_name))
     if error.reason == "refused":
         return remedy(error), (*lines_for_policy(settings, qube, own_name), *start)
     return remedy(error), start if error.reason == "not_running" else ()

@@ -23,27 +23,41 @@ _NUMBERED = re.compile(r"disp[0-9]+")
 
 def policy_lines(config: Config, own_name: str) -> list[str]:
     """Lines for a file in /etc/qubes/policy.d. Their order counts: dom0 takes the first one that fits a call."""
-    us = own_name if is_qube_name(own_name) else USUAL_NETVM
-    discovery = config.discovery
-    called = [(_in_policy(qube.name), qube.ports) for qube in config.qubes if qube.transport == "qrexec"]
+    us, discovery, called = _us(own_name), config.discovery, _called(config)
+    found = any(name == TAGGED for name, _ in called)
     if not called and not discovery:
         return ["# nothing is called over qrexec, so dom0 needs no line"]
-    found = discovery.exporters if discovery else ()
-    if found:
-        called.append((TAGGED, _ports(found)))
-    rules = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
+    allowed = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
     if discovery:
         # dom0 lists only the qubes that a line allows, and itself.
         listed = [name for name, _ in called if name != ADMIN_QUBE] if discovery.source == "admin.vm.List" else []
-        rules += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
+        allowed += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
+    single = single_port_rules(config, own_name)
     return [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
         "# dom0 takes the first line that fits; in a file sorted after 90-prometheus-proxy.policy, they do nothing",
         f"# {us} may read these ports of these qubes; halted ones are not started",
         *(f"# {line}" for line in numbered_disposables(config)),
-        *_aligned(rules),
+        *_aligned(allowed),
         *(["# tag the qubes that may be found: qvm-tags QUBE add monitored"] if found else []),
-        *_lines_for_upstream(called, us),
+        # Commented out, because with them each port is allowed in a call of its own, too.
+        *(["# only while upstream's service is in these qubes, which takes one port per call:"] if single else []),
+        *(f"# {rule}" for rule in single),
+    ]
+
+
+def rules(config: Config, own_name: str) -> list[str]:
+    """The same without comments."""
+    return [line for line in policy_lines(config, own_name) if not line.startswith("#")]
+
+
+def single_port_rules(config: Config, own_name: str) -> list[str]:
+    """What upstream's service needs in a qube with several ports, as it takes one port per call."""
+    return [
+        f"{SERVICE}  +{port}  {_us(own_name)}  {name}  {_allow(name)}"
+        for name, ports in _called(config)
+        if len(ports) > 1
+        for port in ports
     ]
 
 
@@ -57,16 +71,11 @@ def numbered_disposables(config: Config) -> list[str]:
     ]
 
 
-def _lines_for_upstream(called: Sequence[tuple[str, Sequence[int]]], us: str) -> list[str]:
-    """Commented out, because with them each port is allowed in a call of its own, too."""
-    rules = [
-        f"# {SERVICE}  +{port}  {us}  {name}  {_allow(name)}"
-        for name, ports in called
-        if len(ports) > 1
-        for port in ports
-    ]
-    words = "# only while upstream's service is in these qubes, which takes one port per call:"
-    return [words, *rules] if rules else []
+def _called(config: Config) -> list[tuple[str, tuple[int, ...]]]:
+    """What is called over qrexec, by its name in dom0's policy, with its ports."""
+    called = [(_in_policy(qube.name), qube.ports) for qube in config.qubes if qube.transport == "qrexec"]
+    found = config.discovery.exporters if config.discovery else ()
+    return [*called, (TAGGED, _ports(found))] if found else called
 
 
 def _aligned(rules: Sequence[tuple[str, str, str, str, str]]) -> list[str]:
@@ -77,6 +86,10 @@ def _aligned(rules: Sequence[tuple[str, str, str, str, str]]) -> list[str]:
 
 def _ports(exporters: Sequence[Exporter]) -> tuple[int, ...]:
     return tuple(sorted(exporter.port for exporter in exporters))
+
+
+def _us(own_name: str) -> str:
+    return own_name if is_qube_name(own_name) else USUAL_NETVM
 
 
 def _in_policy(name: str) -> str:

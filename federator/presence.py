@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from federator import host
-from federator.findings import Place
+from federator.findings import NO_FLAG, Place, set_flag
 from federator.model import Address, Config
 
 # Made at the start of a qube, with an empty file for each service flag that dom0 gave it.
@@ -37,10 +37,7 @@ def missing(addresses: Iterable[Address]) -> str | None:
     if not SERVICE_FLAGS.is_dir():
         return None
     if not (SERVICE_FLAGS / FLAG).exists():
-        return (
-            f"the daemon does not start in this qube: it has no service flag; in dom0: qvm-service --enable"
-            f" {host.own_name()} {FLAG}, then restart the qube"
-        )
+        return f"{NO_FLAG}; in dom0: {set_flag(host.own_name())}, then restart the qube"
     silent = [host.written(address) for address in addresses if not answers(address)]
     if silent:
         return f"the daemon does not listen on {' and '.join(silent)}; start it: sudo systemctl restart {FLAG}"

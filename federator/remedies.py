@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from federator.errors import ScrapeError
 from federator.model import Config, Qube
-from federator.policy import policy_lines
+from federator.policy import rules
 
 REMEDIES: Mapping[str, str] = {
     "refused": "Add this line to dom0's policy, in /etc/qubes/policy.d/30-user.policy, or start the qube. In dom0,"
@@ -40,5 +40,4 @@ def remedy(error: ScrapeError) -> str:
 
 def lines_for_policy(config: Config, qube: Qube, own_name: str) -> Sequence[str]:
     """What dom0's policy has to say so that this qube can be scraped; nothing where it is not called over qrexec."""
-    lines = policy_lines(replace(config, qubes=(qube,), discovery=None), own_name)
-    return [line for line in lines if not line.startswith("#")]
+    return rules(replace(config, qubes=(qube,), discovery=None), own_name)

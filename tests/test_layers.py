@@ -209,7 +209,7 @@ ALLOWED = {
     "toml_reader": {"errors"},
     "targets": {"errors", "model"},
     "policy": {"model", "targets", "wire"},
-    "findings": {"errors", "model", "policy", "reasons", "remedies", "targets", "wire"},
+    "findings": {"errors", "model", "policy", "reasons", "remedies", "targets"},
     "daemonview": {"findings", "model"},
     "remedies": {"errors", "model", "policy"},
     "gauges": {"model", "text.escaping"},
