@@ -109,8 +109,10 @@ def _who_listens(one: Listener) -> str:
 
 def daemon_checks(pages: Pages, snapshot: Snapshot, now: float) -> list[Check]:
     """What the daemon sees, beside what doctor saw itself; and whether anybody scrapes it. `now`: since 1970."""
-    if pages.status in {401, 403}:
-        return [Check("daemon's view", HERE, "skipped", "the daemon asks for a password, which doctor does not know")]
+    if pages.status == 401:
+        says = "not known, nor who scrapes: the daemon asks for a password, which doctor does not have"
+        what = "Open its status page with a user of web.basic_auth_users: it says what the daemon sees, and who asked."
+        return [Check("daemon's view", HERE, "skipped", says, what)]
     if pages.status != 200:
         how = f"with status {pages.status}" if pages.status else "in time, or wants a client's certificate"
         says = f"the daemon does not answer {how}" if not pages.status else f"the daemon answers /metrics {how}"

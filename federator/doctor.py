@@ -6,10 +6,12 @@ Owns where its facts come from, its table, its JSON and its exit status. Must no
 and `daemonview` do.
 """
 
-import http.client
+import asyncio
 import json
+import re
 import ssl
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import time as now
@@ -26,7 +28,8 @@ from federator.terminal import Progress, say
 # How the daemon answers /-/healthy, which anybody may ask.
 _OURS = b"prometheus-qubes-proxy"
 _MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped": "skipped"}
-# The time to send a page in, beside that to make it.
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b")
+# The time to send the daemon's pages in, beside that to make them.
 _SEND_SECONDS = 5.0
 
 
@@ -57,7 +60,7 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
         return [*faults, *findings.place_checks(place, calls=True)]
     calls = settings.discovery is not None or any(qube.transport == "qrexec" for qube in settings.qubes)
     checks = [*_configuration(settings, web_file), *findings.place_checks(place, calls=calls)]
-    listeners = [_listener(address, settings) for address in settings.web.listen_addresses]
+    listeners = [await _listener(address, settings) for address in settings.web.listen_addresses]
     checks += listener_checks(listeners)
     checks.append(findings.firewall_check(place, settings.web.listen_addresses))
     try:
@@ -76,7 +79,7 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
     for address, listener in zip(settings.web.listen_addresses, listeners, strict=True):
         if listener.there == "daemon":
             progress.show(f"asking the daemon on {listener.address}")
-            checks += daemon_checks(_pages(address, settings), found.snapshot, now())
+            checks += daemon_checks(await _pages(address, settings), found.snapshot, now())
             break
     return checks
 
@@ -102,39 +105,57 @@ def _configuration(settings: Config, web_file: Path | None) -> list[Check]:
     ]
 
 
-def _listener(address: Address, settings: Config) -> Listener:
+async def _listener(address: Address, settings: Config) -> Listener:
     name, port = host.written(address), None if isinstance(address, Path) else address[1]
     if not presence.answers(address):
         return Listener(name, port, "nothing")
-    status, body = _get(address, "/-/healthy", settings, presence.CONNECT_SECONDS)
+    status, body = 0, b""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(presence.CONNECT_SECONDS):
+            status, body = await _get(address, "/-/healthy", settings)
     if status == 0:
         # A daemon that wants a client's certificate says nothing to those without one.
-        return Listener(name, port, "mute" if settings.web.tls is None else "daemon")
+        wants_certificate = settings.web.tls is not None and settings.web.tls.client_ca is not None
+        return Listener(name, port, "daemon" if wants_certificate else "mute")
     return Listener(name, port, "daemon" if status == 200 and body.startswith(_OURS) else "other")
 
 
-def _pages(address: Address, settings: Config) -> Pages:
+async def _pages(address: Address, settings: Config) -> Pages:
     """The counters first, so that they do not count this request for /metrics."""
-    seconds = settings.scrape.timeout + _SEND_SECONDS
-    _, proxy = _get(address, "/metrics/proxy", settings, seconds)
-    status, metrics = _get(address, "/metrics", settings, seconds)
+    try:
+        async with asyncio.timeout(settings.scrape.timeout + _SEND_SECONDS):
+            _, proxy = await _get(address, "/metrics/proxy", settings)
+            status, metrics = await _get(address, "/metrics", settings)
+    except TimeoutError:
+        return Pages(0)
     return Pages(status, metrics.decode("ascii", "replace"), proxy.decode("ascii", "replace"))
 
 
-def _get(address: Address, path: str, settings: Config, seconds: float) -> tuple[int, bytes]:
-    """HTTP status and body. Status 0 if there was no answer."""
-    client = http.client.HTTPConnection("localhost", timeout=seconds)
+async def _get(address: Address, path: str, settings: Config) -> tuple[int, bytes]:
+    """
+    HTTP status and body. Status 0 if there was no answer.
+
+    It may be another program, whose answer never ends: who calls this has one deadline for all of it.
+    """
+    context = None if settings.web.tls is None else _unverified()
     try:
-        client.sock = presence.connect(address, seconds)
-        if settings.web.tls is not None:
-            client.sock = _unverified().wrap_socket(client.sock)
-        client.request("GET", path)
-        answer = client.getresponse()
-        return answer.status, answer.read(settings.scrape.memory_limit)
-    except (OSError, http.client.HTTPException):
+        sock = presence.connect(address, presence.CONNECT_SECONDS)
+        name = "localhost" if context else None
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=name)
+    except OSError:
+        return 0, b""
+    try:
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        untrusted = bytearray()
+        while len(untrusted) < settings.scrape.memory_limit and (piece := await reader.read(1 << 16)):
+            untrusted += piece
+    except OSError:
         return 0, b""
     finally:
-        client.close()
+        writer.transport.abort()
+    head, _, body = untrusted.partition(b"\r\n\r\n")
+    status = _STATUS.match(head)
+    return (int(status[1]), bytes(body)) if status else (0, b"")
 
 
 def _unverified() -> ssl.SSLContext:

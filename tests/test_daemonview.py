@@ -51,6 +51,7 @@ def test_a_page_that_there_is_not(status: int, result: str) -> None:
     """Nothing is said of what it would have shown."""
     (check,) = daemon_checks(Pages(status), snapshot(UP), NOW)
     assert check.result == result
+    assert check.remedy or check.copy
 
 
 @pytest.mark.parametrize(

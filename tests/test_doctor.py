@@ -293,14 +293,53 @@ def test_what_hangs_is_not_called_another_program(scene: Scene, examine: Says) -
     assert "gives no HTTP answer" in said
 
 
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\nprometheus-qubes-proxy"])
+def test_what_drips_for_ever_does_not_hold_doctor_up(scene: Scene, examine: Says, begin: bytes) -> None:
+    """A byte now and then, in the head or in the body, is no answer: there is one deadline for all of it."""
+    scene.patch.setattr(presence, "CONNECT_SECONDS", 0.3)
+
+    def answer(sock: socket.socket) -> None:
+        sock.sendall(begin)
+        while True:
+            sock.sendall(b"x")
+            time.sleep(0.05)
+
+    scene.stack.enter_context(raw_server(answer, port=scene.port))
+    (said,) = (check["says"] for check in examine()[1] if check["hop"] == "daemon")
+    assert "gives no HTTP answer" in said
+
+
+@pytest.mark.parametrize("dripping", ["/metrics/proxy", "/metrics"])
+def test_a_page_of_the_daemon_that_drips_does_not_hold_doctor_up(scene: Scene, examine: Says, dripping: str) -> None:
+    """The daemon is there, and what it sees is not known."""
+    scene.patch.setattr(doctor, "_SEND_SECONDS", 0.3)
+    scene.more["scrape"] = 'timeout = "1s"'
+
+    def answer(sock: socket.socket) -> None:
+        path = sock.recv(1000).split()[1].decode()
+        sock.sendall(b"HTTP/1.0 200 OK\r\n\r\nprometheus-qubes-proxy is healthy.\n")
+        while path == dripping:
+            sock.sendall(b"x")
+            time.sleep(0.05)
+        sock.shutdown(socket.SHUT_WR)
+
+    scene.stack.enter_context(raw_server(answer, port=scene.port))
+    checks = examine()[1]
+    assert [check["result"] for check in checks if check["hop"] == "daemon"] == ["ok"]
+    (view,) = (check for check in checks if check["hop"] == "daemon's view")
+    assert (view["result"], "does not answer in time" in view["says"]) == ("skipped", True)
+
+
 def test_a_daemon_behind_a_password_is_there(scene: Scene, examine: Says) -> None:
-    """What it sees is not known to doctor, and that is no failure."""
+    """What it sees is not known to doctor, and that is no failure; a person can look with the password."""
     scene.more["rest"] = f'[web.basic_auth_users]\nprometheus = "{hashed(b"secret")}"'
     scene.serve()
     status, checks = examine()
     assert status == 0
     (view,) = (check for check in checks if check["hop"] == "daemon's view")
     assert (view["result"], "password" in view["says"]) == ("skipped", True)
+    assert "web.basic_auth_users" in view["remedy"]
+    assert [check["result"] for check in checks if check["hop"] == "daemon"] == ["ok"]
 
 
 @pytest.mark.parametrize("running", [True, False])
@@ -328,6 +367,34 @@ def test_discovery_that_names_nobody_is_explained(scene: Scene, examine: Says) -
     (check,) = (check for check in examine()[1] if check["hop"] == "discovery")
     assert check["result"] == "failed"
     assert any("@tag:monitored" in line for line in check["copy"])
+
+
+def test_all_is_well_where_qubes_are_found_and_none_is_configured(scene: Scene, examine: Says) -> None:
+    """Only [discovery]: what dom0 names is looked at like what the configuration names."""
+    scene.qubes.add("dom0")
+    dom0 = scene.qubes.service_of("dom0").with_name("admin.vm.List")
+    listed = r"0\000dom0 class=AdminVM state=Running\nwork class=AppVM state=Running\n"
+    dom0.write_text(f"#!/bin/sh\nprintf '{listed}'\n", encoding="utf-8")
+    dom0.chmod(0o755)
+    rest = f'[web]\nlisten_addresses = ["127.0.0.1:{scene.port}"]\n[discovery]\nexporters = ["node"]\n'
+    text = f'qrexec.client = "{CLIENT}"\nexporters.node = {scene.exporter.port}\n{rest}'
+    scene.patch.setattr(scene, "text", lambda: text)
+    scene.start().get()
+    status, checks = examine()
+    assert (status, [check for check in checks if check["result"] == "failed"]) == (0, [])
+    assert {check["hop"] for check in checks if check["subject"] == "work:node"} == {
+        *("policy", "qube", "service", "exporter", "text", "time"),
+    }
+
+
+@pytest.mark.parametrize("text", ["", "exporters.node = 9100\n"])
+def test_a_configuration_without_qubes_and_discovery_is_explained(scene: Scene, examine: Says, text: str) -> None:
+    """The file, and what to add."""
+    scene.patch.setattr(scene, "text", lambda: text)
+    status, checks = examine()
+    (said,) = (check["says"] for check in checks if check["result"] == "failed")
+    assert said == f"{scene.folder / 'proxy.toml'}: qubes: there is nothing to scrape; add a table such as [qubes.work]"
+    assert status == 1
 
 
 def test_the_documentation_has_these_mistakes() -> None:
