@@ -43,6 +43,12 @@ A = TypeVar("A")
 log = logging.getLogger(__name__)
 
 
+def note(event: str, fields: Mapping[str, object], **more: object) -> None:
+    """A line of the log at `debug`: what became of a call. What it has is put together only where it is written."""
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug(event, extra={key: value for key, value in {**fields, **more}.items() if value is not None})
+
+
 class CallCounter(Protocol):
     """Counts calls: see counters.Counters."""
 
@@ -229,12 +235,11 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         self._stderr = _Stderr()
         self._pipes_open = {1, 2}
         self._exited = asyncio.Event()
-        self._greeted: asyncio.Future[None] = (
-            self._loop.create_future()
-        )  # done when the service greeted, or the call failed
+        self._greeted: asyncio.Future[None] = self._loop.create_future()  # or the call failed
         self.asks = _Asks[A]()
         self._error: ScrapeError | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._fields: dict[str, object] = {"qube": callee.name, "call": callee.service}  # for the log
 
     def __repr__(self) -> str:
         process = f"pid {self._transport.get_pid()}" if self._transport else "no process"
@@ -268,12 +273,15 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             await self._loop.subprocess_exec(lambda: self, *command, env=dict(environment), start_new_session=True)
         except OSError as error:
             raise reasons.not_started(command[0], error.strerror) from None
+        self._fields["call"] = command[-1]
+        note("a call was opened", self._fields)
         if self._error is None:  # it may have ended already
             self._write(self._wire.greeting)
             # What is waited for may be here already: a service may greet before it is greeted.
             await self._greeted
         if self._error is not None:
             raise self._error.bare()
+        note("a call was greeted", self._fields, wire=type(self._wire).__name__)
 
     async def ask(self, request: bytes, tell: Callable[[A], None], ports: Collection[int] = (0,)) -> None:
         """
@@ -285,6 +293,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         if self._error is None:
             self.asks.add(asked)
             self._stderr.allowance = STDERR_LIMIT
+            note("a call was asked", self._fields, request=request.decode().strip())
             self._write(request)
             if self._wire.asks_once:
                 self._pipe(0).close()
@@ -307,6 +316,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             _wake(self._greeted)
             self.asks.wake()
         if self._ending is None:
+            note("a call was ended", self._fields, reason=error and error.reason, error=error)
             self.asks.let_go()
             self._wire.let_go()  # a process that does not end keeps this object for seconds
             if self._texts is not None:
@@ -350,6 +360,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The process runs."""
         self._transport = cast("asyncio.SubprocessTransport", transport)
+        self._fields["pid"] = self._transport.get_pid()
         self._counter.call_started()
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
@@ -389,6 +400,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
     def process_exited(self) -> None:
         """The process is gone, and reaped; what it wrote last may still come."""
         self._counter.call_ended()
+        note("a call's process is gone", self._fields, status=self._transport and self._transport.get_returncode())
         self._exited.set()
         if self._pipes_open:
             self._loop.call_later(LAST_WORDS_SECONDS, self._gone)

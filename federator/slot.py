@@ -14,7 +14,7 @@ from collections.abc import Collection
 from federator import reasons
 from federator.backoff import Backoff
 from federator.budget import Budget
-from federator.call import Call, CallCounter, ConnectionLimiter, command
+from federator.call import Call, CallCounter, ConnectionLimiter, command, note
 from federator.errors import RefusedError, ScrapeError
 from federator.model import Answer, Callee, CallState, Qrexec
 from federator.reasons import OnePortError, OnlyVersion1Error
@@ -207,7 +207,7 @@ class Slot:
         if self._call is not None and self._call.error is not None:
             self._last_error = self._call.error
             if self._call.asks:  # else it ended while nobody asked
-                self.backoff.failed(now)
+                self._back_off(self._call.error)
         self.drop()
         wait = self.backoff.wait(now)
         if self._last_error is not None and wait:
@@ -229,7 +229,7 @@ class Slot:
         The service is told how long the scrapers wait. If one joins meanwhile that waits longer, exporters that were
         late for the others are asked again.
         """
-        loop, deadline, wire = asyncio.get_running_loop(), request.deadline, self._wire
+        loop, deadline, wire, fields = asyncio.get_running_loop(), request.deadline, self._wire, self._fields
         while ports:
             if wire.overlaps:
                 turn.pass_on()
@@ -243,6 +243,8 @@ class Slot:
             def take(answer: Answer, wanted_by: float = wanted_by, again: set[int] = again) -> None:
                 if wire.overlaps:
                     turn.pass_on()
+                said = {"status": answer.status, "bytes": len(answer.body), "seconds": answer.seconds}
+                note("a call was answered", fields, port=answer.port, **said)
                 if is_late(answer) and deadline.wanted_by > wanted_by:
                     again.add(answer.port)
                 else:
@@ -256,7 +258,17 @@ class Slot:
     def _failed(self, call: Call[Answer] | None, error: ScrapeError, ports: Collection[int], request: Request) -> None:
         # Without a call nothing was tried: it is backing off. And of all that wait for one call, the first counts.
         if call is not None and call is self._call:
-            self.backoff.failed(asyncio.get_running_loop().time())
+            self._back_off(error)
             self._last_error = error
             self.drop(error)
         request.tell_all(ports, error)
+
+    def _back_off(self, error: ScrapeError) -> None:
+        now = asyncio.get_running_loop().time()
+        self.backoff.failed(now)
+        wait, failures = round(self.backoff.wait(now), 3), self.backoff.failures
+        note("calls wait", self._fields, wait=wait, failures=failures, reason=error.reason, error=error)
+
+    @property
+    def _fields(self) -> dict[str, object]:
+        return {"qube": self._caller.callee.name, "ports": argument(self.ports)}

@@ -195,6 +195,7 @@ class Daemon:
         *,
         python: str = sys.executable,
         memory: int = resource.RLIM_INFINITY,
+        arguments: Sequence[str] = (),
     ) -> None:
         self.config = folder / "proxy.toml"
         self.config.write_text(text, encoding="utf-8")
@@ -204,11 +205,12 @@ class Daemon:
         self._environment = {**os.environ, **(environment or {})}
         self._python = python
         self._memory = memory
+        self._arguments = arguments
         self.process: subprocess.Popen[bytes]
 
     def __enter__(self) -> Self:
         listen = f"--web.listen-address=127.0.0.1:{self.port}"
-        words = federator("serve", f"--config.file={self.config}", listen, python=self._python)
+        words = federator("serve", f"--config.file={self.config}", listen, *self._arguments, python=self._python)
         limited = ["prlimit", f"--as={self._memory}", *words] if self._memory != resource.RLIM_INFINITY else words
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(limited, cwd=ROOT, env=self._environment, stderr=log)
