@@ -26,7 +26,7 @@ export SOURCE_DATE_EPOCH ?= $(shell date -u -d '$(DATE)' +%s)
 .PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-service install-dom0 source srpm rpm deb
 
 help:
-	@echo "make run         try it: the daemon on 127.0.0.1:8199, three demo qubes, real exporters (Ctrl-C ends it)"
+	@echo "make run         try it: the daemon on 127.0.0.1:8199, eight demo qubes, real exporters (Ctrl-C ends it)"
 	@echo "make test-fast   the tests that are not slow, in less than 30 seconds"
 	@echo "make test        all tests; with PYTEST_ARGS='-k wire' those whose names contain wire"
 	@echo "make coverage    all tests, and what they do not cover"
@@ -49,7 +49,7 @@ help:
 	@{ $(PIP_INSTALL) --require-hashes --requirement requirements-dev.lock && \
 	    $(PIP_INSTALL) --no-deps --no-build-isolation --editable .; } >.venv/pip.log 2>&1 || { \
 	    echo "This needs PyPI: .venv/pip.log says what pip found. Without it, with the distribution's packages" \
-	    "(Debian: python3-aiohttp python3-prometheus-client python3-tomli): /usr/bin/python3 tests/demo/run.py" >&2; exit 1; }
+	    "(Debian: python3-aiohttp python3-prometheus-client python3-tomli): /usr/bin/python3 -m tests.demo.run" >&2; exit 1; }
 	@touch $@
 
 # The newest versions that pyproject.toml allows, for every supported Python. uv itself is not needed for anything else.
@@ -61,7 +61,7 @@ lock:
 	rm -rf dist/lock
 
 run: .venv/installed
-	@exec $(BIN)/python tests/demo/run.py
+	@exec $(BIN)/python -m tests.demo.run
 
 test: .venv/installed
 	PYTHONASYNCIODEBUG=1 $(BIN)/python -m pytest $(PYTEST_ARGS)

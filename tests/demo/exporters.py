@@ -10,9 +10,11 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from socketserver import ThreadingMixIn
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import (
@@ -28,8 +30,15 @@ from prometheus_client import (
 )
 
 TICK_SECONDS = 1.0
+# How long the transcoder takes to answer: a scrape is allowed 2.5 s, less 0.25 for the way.
+SLOW_SECONDS = 2.05
 # How long the sensor can be read, and how long it then cannot be read.
 UP_SECONDS, DOWN_SECONDS = 30.0, 10.0
+
+# What the printer sends beside good lines.
+BAD_LINES = b"""printer_toner_percent{color='black'} 40
+printer-jobs 3
+"""
 
 # Called at each tick, to change the numbers.
 Tick = Callable[[], None]
@@ -45,9 +54,16 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def listening(port: int, registry: CollectorRegistry) -> Iterator[None]:
+def listening(port: int, registry: CollectorRegistry, kind: str) -> Iterator[None]:
     """Serve /metrics on the loopback."""
-    server = make_server("127.0.0.1", port, make_wsgi_app(registry), server_class=_Server, handler_class=_Quiet)
+    app = make_wsgi_app(registry)
+
+    def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if kind == "transcoder":
+            time.sleep(SLOW_SECONDS)
+        return [*app(environ, start_response), *([BAD_LINES] if kind == "printer" else [])]
+
+    server = make_server("127.0.0.1", port, answer, server_class=_Server, handler_class=_Quiet)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -95,7 +111,17 @@ def sensor(registry: CollectorRegistry) -> Tick:
     return tick
 
 
-KINDS = {"shop": shop, "process": process, "sensor": sensor}
+def transcoder(registry: CollectorRegistry) -> Tick:
+    """A program that has better things to do than to answer."""
+    return Counter("transcoder_frames", "Frames encoded.", registry=registry).inc
+
+
+def printer(registry: CollectorRegistry) -> Tick:
+    """A program whose author did not read how Prometheus' texts are written."""
+    return Counter("printer_pages", "Pages printed.", registry=registry).inc
+
+
+KINDS = {"shop": shop, "process": process, "sensor": sensor, "transcoder": transcoder, "printer": printer}
 
 
 def run(kind: str, port: int) -> None:
@@ -105,7 +131,7 @@ def run(kind: str, port: int) -> None:
     flaky = kind == "sensor"
     is_up, ended = True, False
     while not ended:
-        server: AbstractContextManager[None] = listening(port, registry) if is_up else nullcontext()
+        server: AbstractContextManager[None] = listening(port, registry, kind) if is_up else nullcontext()
         with server:
             left = (UP_SECONDS if is_up else DOWN_SECONDS) if flaky else float("inf")
             while left > 0 and not ended:

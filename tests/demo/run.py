@@ -2,10 +2,13 @@
 """
 What `make run` runs: the demo's exporters, and the real daemon with conf/demo.toml, until Ctrl-C.
 
+A stand-in for qrexec says that `vault` is halted, and refuses calls to `banking`.
+
 Where a port is in use, a copy of the configuration has a free one. Nothing stays behind: the exporters end with their
 stdin, which this process holds, the daemon is told to stop, and the copy is deleted.
 """
 
+import os
 import re
 import shlex
 import signal
@@ -21,22 +24,27 @@ from pathlib import Path
 
 import tomli
 
+from tests.demo import exporters
+from tests.standin.qubes import Qubes
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "conf" / "demo.toml"
 
-WELCOME = """
-Three demo qubes are being served. In a browser:
+# As dom0 says it of the two qubes that are called; the others are local.
+STATES = {"banking": "Running", "vault": "Halted"}
+WELCOME = """{url}/   <- open this in a browser: what is up, what is not, why, and what to do
 
-    {url}/                                  what is up, what is not, why, and what to do
-
-In another terminal:
+Eight demo qubes are being served. Nobody has scraped yet, so the page is empty until you do, in another terminal:
 
     curl {url}/metrics                      all of them, merged
     curl '{url}/metrics?qube=work'          one qube
     curl -s {url}/metrics | grep _up        which exporters are up; sys-usb's sensor is down for 10 s now and then
     curl {url}/metrics/proxy                the proxy itself
 
-    {python} -m federator scrape --config.file={config}
+    {machine} {python} -m federator scrape --config.file={config}
+
+work and personal are up, media is slow, sys-print sends bad lines, mail's exporter does not run, banking is refused by
+dom0, vault is halted.
 
 Ctrl-C ends it.
 """
@@ -65,12 +73,24 @@ def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
     ports = {name: free_port(port) for name, port in wanted.items()}
     config = DEMO
     if ports != wanted:
-        print(f"Some ports of {DEMO.name} are in use; free ones replace them.")
         new = {str(port): str(ports[name]) for name, port in wanted.items()}
         text = re.sub(r"\b\d+\b", lambda number: new.get(number[0], number[0]), text)
         config = folder / DEMO.name
         config.write_text(text.replace('"../vmside', f'"{ROOT}/vmside'), encoding="utf-8")
     return config, ports.pop("web"), ports
+
+
+def make_machine(folder: Path) -> Qubes:
+    """What the stand-in for qrexec has instead of dom0 and the two qubes that are called."""
+    machine = Qubes(folder / "machine", ROOT / "vmside" / "ruddo.PrometheusProxy")
+    for name, state in STATES.items():
+        machine.add(name, state=state, policy="deny")
+    machine.add("dom0", install=False)
+    said = "".join(f"{name} class=AppVM state={state}\\n" for name, state in STATES.items())
+    service = machine.service_of("dom0").with_name("admin.vm.List")
+    service.write_text(f"#!/bin/sh\nprintf '0\\0dom0 class=AdminVM state=Running\\n{said}'\n", encoding="utf-8")
+    service.chmod(0o755)
+    return machine
 
 
 def wait_until_ready(url: str, daemon: "subprocess.Popen[bytes]") -> bool:
@@ -90,20 +110,26 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prometheus-qubes-proxy-")))
-        config, port, exporters = prepare(folder)
-        for kind, exporter_port in exporters.items():
-            words = [sys.executable, str(Path(__file__).with_name("exporters.py")), kind, str(exporter_port)]
+        config, port, ports = prepare(folder)
+        machine = make_machine(folder)
+        for kind in exporters.KINDS:
+            words = [sys.executable, exporters.__file__, kind, str(ports[kind])]
             exporter = stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE))
             assert exporter.stdin is not None
             stack.callback(exporter.stdin.close)
         # In a session of its own the daemon does not get Ctrl-C from the terminal. This process ends it.
         words = [sys.executable, "-m", "federator", f"--config.file={config}"]
-        daemon = stack.enter_context(subprocess.Popen(words, cwd=ROOT, start_new_session=True))
+        daemon = stack.enter_context(
+            subprocess.Popen(words, cwd=ROOT, env={**os.environ, **machine.env}, start_new_session=True)
+        )
         try:
             url = f"http://127.0.0.1:{port}"
             if wait_until_ready(url, daemon):
                 python, file = shlex.quote(sys.executable), shlex.quote(str(config))
-                print(WELCOME.format(url=url, python=python, config=file), flush=True)
+                print(
+                    WELCOME.format(url=url, python=python, config=file, machine=f"STANDIN_QUBES={machine.root}"),
+                    flush=True,
+                )
                 daemon.wait()
             print(f"The daemon ended by itself, with status {daemon.returncode}; its last messages are above.")
         except KeyboardInterrupt:
