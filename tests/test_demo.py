@@ -47,7 +47,7 @@ STATES = {
     "work": r"shop\s+up",
     "personal": r"process\s+up",
     "sys-usb": r"sensor\s+(?:up|down)",
-    "media": r"transcoder\s+up.* 2\.\d s",
+    "media": r"encoder\s+up.* 2\.\d s",
     "sys-print": r"up, drops lines.*label values stand in double quotes",
     "mail": r"imap\s+down.*Connection refused.*Start the exporter",
     "banking": r"refused.*ruddo.PrometheusProxy  \+\d+  \S+  banking  allow",

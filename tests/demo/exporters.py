@@ -30,7 +30,7 @@ from prometheus_client import (
 )
 
 TICK_SECONDS = 1.0
-# How long the transcoder takes to answer: a scrape is allowed 2.5 s, less 0.25 for the way.
+# How long the encoder takes to answer: a scrape is allowed 2.5 s, less 0.25 for the way.
 SLOW_SECONDS = 2.05
 # How long the sensor can be read, and how long it then cannot be read.
 UP_SECONDS, DOWN_SECONDS = 30.0, 10.0
@@ -59,7 +59,7 @@ def listening(port: int, registry: CollectorRegistry, kind: str) -> Iterator[Non
     app = make_wsgi_app(registry)
 
     def answer(environ: dict[str, Any], start_response: Any) -> list[bytes]:
-        if kind == "transcoder":
+        if kind == "encoder":
             time.sleep(SLOW_SECONDS)
         return [*app(environ, start_response), *([BAD_LINES] if kind == "printer" else [])]
 
@@ -111,9 +111,9 @@ def sensor(registry: CollectorRegistry) -> Tick:
     return tick
 
 
-def transcoder(registry: CollectorRegistry) -> Tick:
+def encoder(registry: CollectorRegistry) -> Tick:
     """A program that has better things to do than to answer."""
-    return Counter("transcoder_frames", "Frames encoded.", registry=registry).inc
+    return Counter("encoder_frames", "Frames encoded.", registry=registry).inc
 
 
 def printer(registry: CollectorRegistry) -> Tick:
@@ -121,7 +121,7 @@ def printer(registry: CollectorRegistry) -> Tick:
     return Counter("printer_pages", "Pages printed.", registry=registry).inc
 
 
-KINDS = {"shop": shop, "process": process, "sensor": sensor, "transcoder": transcoder, "printer": printer}
+KINDS = {"shop": shop, "process": process, "sensor": sensor, "encoder": encoder, "printer": printer}
 
 
 def run(kind: str, port: int) -> None:
