@@ -242,9 +242,8 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         self._fields: dict[str, object] = {"qube": callee.name, "call": callee.service}  # for the log
 
     def __repr__(self) -> str:
-        process = f"pid {self._transport.get_pid()}" if self._transport else "no process"
         state = "ending" if self._ending else "failed" if self._error else "usable" if self.usable else "busy"
-        return f"<Call {self._callee.service} of {self._callee.name}: {process}, {state}>"
+        return f"<Call {self._callee.service} of {self._callee.name}: pid {self._fields.get('pid')}, {state}>"
 
     @property
     def qube(self) -> str:
@@ -276,9 +275,8 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         self._fields["call"] = command[-1]
         note("a call was opened", self._fields)
         if self._error is None:  # it may have ended already
-            self._write(self._wire.greeting)
-            # What is waited for may be here already: a service may greet before it is greeted.
-            await self._greeted
+            self._pipe(0).write(self._wire.greeting)
+            await self._greeted  # perhaps done: a service may greet before it is greeted
         if self._error is not None:
             raise self._error.bare()
         note("a call was greeted", self._fields, wire=type(self._wire).__name__)
@@ -294,7 +292,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             self.asks.add(asked)
             self._stderr.allowance = STDERR_LIMIT
             note("a call was asked", self._fields, request=request.decode().strip())
-            self._write(request)
+            self._pipe(0).write(request)
             if self._wire.asks_once:
                 self._pipe(0).close()
             try:
@@ -351,11 +349,6 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
     def _pipe(self, fd: int) -> asyncio.WriteTransport:
         assert self._transport is not None, "no process yet"
         return cast("asyncio.WriteTransport", self._transport.get_pipe_transport(fd))
-
-    def _write(self, request: bytes) -> None:
-        self._pipe(0).write(request)
-
-    # -- the event loop's side ----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The process runs."""
