@@ -65,6 +65,13 @@ class Caller:
             await asyncio.wait(self._ends)
 
 
+def _back_off(backoff: Backoff, error: ScrapeError, fields: dict[str, str]) -> None:
+    now = asyncio.get_running_loop().time()
+    backoff.failed(now)
+    wait = round(backoff.wait(now), 3)
+    note("calls wait", fields, wait=wait, failures=backoff.failures, reason=error.reason, error=error)
+
+
 class Slot:
     """
     One set of ports, and the version that is spoken for it.
@@ -82,6 +89,7 @@ class Slot:
         self.backoff = Backoff(settings.backoff_initial, settings.backoff_max, failures)
         self._caller = caller
         self._wire = version()
+        self._fields = {"qube": caller.callee.name, "ports": argument(ports)}  # for the log
         self._call: Call[Answer] | None = None
         self._last_error: ScrapeError | None = None
         self._opened = 0
@@ -207,7 +215,7 @@ class Slot:
         if self._call is not None and self._call.error is not None:
             self._last_error = self._call.error
             if self._call.asks:  # else it ended while nobody asked
-                self._back_off(self._call.error)
+                _back_off(self.backoff, self._call.error, self._fields)
         self.drop()
         wait = self.backoff.wait(now)
         if self._last_error is not None and wait:
@@ -258,17 +266,7 @@ class Slot:
     def _failed(self, call: Call[Answer] | None, error: ScrapeError, ports: Collection[int], request: Request) -> None:
         # Without a call nothing was tried: it is backing off. And of all that wait for one call, the first counts.
         if call is not None and call is self._call:
-            self._back_off(error)
+            _back_off(self.backoff, error, self._fields)
             self._last_error = error
             self.drop(error)
         request.tell_all(ports, error)
-
-    def _back_off(self, error: ScrapeError) -> None:
-        now = asyncio.get_running_loop().time()
-        self.backoff.failed(now)
-        wait, failures = round(self.backoff.wait(now), 3), self.backoff.failures
-        note("calls wait", self._fields, wait=wait, failures=failures, reason=error.reason, error=error)
-
-    @property
-    def _fields(self) -> dict[str, object]:
-        return {"qube": self._caller.callee.name, "ports": argument(self.ports)}
