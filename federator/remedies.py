@@ -14,8 +14,9 @@ from federator.policy import rules
 
 REMEDIES: Mapping[str, str] = {
     "refused": "Add this line to dom0's policy, in /etc/qubes/policy.d/30-user.policy, or start the qube. In dom0,"
-    " journalctl -t qrexec-policy-daemon says which of the two it is. If it says `would require autostart` of a qube that"
-    " runs, the qube was paused: dom0 does not notice that it goes on, until some qube is started, stopped or tagged.",
+    " journalctl -t qrexec-policy-daemon says which of the two it is. If it says `would require autostart` of a qube"
+    " that runs, the qube was paused: dom0 does not notice that it goes on, until some qube is started, stopped or"
+    " tagged.",
     "no_service": "Install the package prometheus-qubes-proxy-service in the qube's template, and restart the qube.",
     "not_running": "Nothing, if the qube may be off. Otherwise start it.",
     "closed": "Look at the qube: was it shut down, or killed? Otherwise its service failed; the daemon's log has the"
