@@ -89,6 +89,27 @@ async def test_what_a_reload_takes_away_is_let_go(make: MakeFleet, exporter: Mak
     assert fleet.departures == 1
 
 
+async def test_a_reload_that_drops_a_port_or_a_qube_ends_its_call(
+    make: MakeFleet, exporter: MakeExporter, qubes: Qubes
+) -> None:
+    """Issue 13, 6: dom0 does not end a call whose permission it takes away, so we end what we do not need any more."""
+    a, b = exporter(b"a 1\n"), exporter(b"b 1\n")
+    for name in ("work", "personal"):
+        qubes.add(name)
+
+    def wanting(of: dict[str, dict[str, int]]) -> Config:
+        return config.parse(toml(of, client=qubes.client), Path("x.toml"))
+
+    fleet, scraper = make(wanting({"work": {"a": a.port, "b": b.port}, "personal": {"a": a.port}}))
+    await scraper.collect(fleet.targets, 20.0)
+    assert qubes.left_behind()
+    fleet.reconfigure(wanting({"work": {"a": a.port}}))
+    await soon("both calls have ended", lambda: not qubes.left_behind())
+    await scraper.collect(fleet.targets, 20.0)
+    assert qubes.calls("work")[-1][1] == f"ruddo.PrometheusProxy+{a.port}"
+    assert len(qubes.calls("personal")) == 1
+
+
 async def test_other_limits_are_another_judgement(make: MakeFleet, exporter: MakeExporter) -> None:
     """What was judged by the old limits is not remembered under the new ones, but calls stay."""
     fleet, scraper = make(local({"work": {"node": exporter(b'm{a="12345"} 1\n').port}}))
