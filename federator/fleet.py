@@ -20,7 +20,7 @@ from federator.discovery import Discoverer
 from federator.errors import ScrapeError, StoppingError
 from federator.model import Config, Qube, Scrape, Target
 from federator.pace import Pace
-from federator.targets import DOM0, RUNNING, qubes_with_discovered
+from federator.targets import DOM0, PAUSED, RUNNING, qubes_with_discovered
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
 
@@ -220,14 +220,14 @@ class Fleet:
                 channel = Channel(qube, self.config.qrexec, self._limiter, self._counters, self.texts, self._pace)
                 member = self._members[qube.name] = _Member(channel)
             elif qube.name in started:
-                member.channel.forget()
+                member.channel.reconfigure(qube, self.config.qrexec)
             for target in qube.targets:
                 if target not in member.readers:
                     member.readers[target] = Reader(target, self.config.scrape.limits, self._memory)
 
     def _leave(self, before: Iterable[Target]) -> None:
         """Let go of channels and readers that are not for the qubes of now."""
-        now = {qube.name: qube for qube in self.qubes}
+        now = {qube.name: qube for qube in _with_paused(self.config, self._states, self._own_name)}
         for name, member in list(self._members.items()):
             if name not in now or not member.channel.serves(now[name], self.config.qrexec):
                 self._end(asyncio.get_running_loop().create_task(member.channel.retire()))
@@ -244,6 +244,12 @@ class Fleet:
     def _end(self, end: asyncio.Task[None]) -> None:
         self._ends.add(end)
         end.add_done_callback(self._ends.discard)
+
+
+def _with_paused(config: Config, states: Mapping[str, str], own_name: str) -> tuple[Qube, ...]:
+    """With the paused qubes that discovery would find. They keep their calls: dom0 may refuse new ones later."""
+    as_running = {name: RUNNING if state == PAUSED else state for name, state in states.items()}
+    return qubes_with_discovered(config, as_running, own_name)
 
 
 def _memory_of(settings: Scrape) -> Memory:

@@ -14,6 +14,7 @@ from federator.model import Config, Exporter, Qube, Target
 
 DOM0 = "dom0"
 RUNNING = "Running"
+PAUSED = "Paused"
 # In the place of a state: dom0 says of each RemoteVM that it runs, whether it does or not.
 REMOTE = "remote"
 _REMOTE_CLASS = "RemoteVM"

@@ -112,6 +112,22 @@ def test_what_runs_is_scraped_and_what_does_not_is_not_called(
     assert len(qubes.calls()) == calls
 
 
+@pytest.mark.parametrize("configured", [True, False])
+def test_a_call_is_kept_while_dom0_says_that_the_qube_is_paused(
+    machine: tuple[Qubes, Exporter], daemon: MakeDaemon, *, configured: bool
+) -> None:
+    """That of a configured qube, and that of one that discovery found."""
+    qubes, exporter = machine
+    names = ["work", "extra"] if configured else ["work"]
+    proxy = daemon({name: {"x": exporter.port} for name in names}, rest=f"[discovery]\nexporters = ['x']\n{SECONDS}")
+    assert up(proxy.get().text)["extra"] == "1"
+    qubes.set_state("extra", "Paused")
+    eventually("dom0 has said so", lambda: up(proxy.get().text).get("extra") == ("0" if configured else None))
+    qubes.set_state("extra", "Running")
+    eventually("it is back", lambda: up(proxy.get().text).get("extra") == "1")
+    assert [call[0] for call in qubes.calls()].count("extra") == 1
+
+
 def test_a_pause_costs_no_call(machine: tuple[Qubes, Exporter], daemon: MakeDaemon) -> None:
     """
     Neither one that dom0 has told, nor one that it tells after a scrape ran into it; and what the qube says late is no

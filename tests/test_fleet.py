@@ -90,9 +90,9 @@ async def test_what_a_reload_takes_away_is_let_go(make: MakeFleet, exporter: Mak
 
 
 async def test_a_reload_that_drops_a_port_or_a_qube_ends_its_call(
-    make: MakeFleet, exporter: MakeExporter, qubes: Qubes
+    qubes: Qubes, make: MakeFleet, exporter: MakeExporter
 ) -> None:
-    """Issue 13, 6: dom0 does not end a call whose permission it takes away, so we end what we do not need any more."""
+    """dom0 does not end a call whose permission it takes away, so we end what we do not need any more."""
     a, b = exporter(b"a 1\n"), exporter(b"b 1\n")
     for name in ("work", "personal"):
         qubes.add(name)
