@@ -41,6 +41,9 @@ MAX_CONNECTIONS = 512
 LEAST_CONNECTIONS = 4
 # A pair of Prometheus, a browser and a few scripts, each with some connections, come from one address.
 MAX_PER_ADDRESS = 64
+# Connections that wait to be accepted. Where there are more, the system drops one, and its client tries again after a
+# second: one that opens connections all the time made others late by that.
+MAX_WAITING = 4096
 # Bytes of further requests that wait for the answer of one. Prometheus sends none; some clients send a few.
 MAX_HELD = 64 << 10
 # A scraper sends its request at once. The head of one that has begun must be complete in this time, too.
@@ -303,18 +306,25 @@ class Connections:
     async def listen(self, name: str, port: int) -> None:
         """Take connections at this address; an empty name is every address. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_server(self._connection, name or None, port))
+        self._serve(await loop.create_server(self._connection, name or None, port))
 
     async def listen_unix(self, path: Path) -> None:
         """Take connections on a new Unix socket, from processes of this user and group. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_unix_server(self._connection, path))
+        self._serve(await loop.create_unix_server(self._connection, path))
         _open_to_group(path)
 
     async def take(self, sock: socket.socket) -> None:
         """Take connections on a socket that systemd made."""
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_server(self._connection, sock=sock))
+        self._serve(await loop.create_server(self._connection, sock=sock))
+
+    def _serve(self, server: asyncio.Server) -> None:
+        """The event loop accepts as many in a turn as it lets wait: so it is told of fewer than the system is."""
+        self._servers.append(server)
+        for shared in server.sockets:
+            with shared.dup() as sock:
+                sock.listen(MAX_WAITING)
 
     def _connection(self) -> Connection:
         return Connection(self._make_protocol(), self)

@@ -103,6 +103,31 @@ async def test_a_connection_without_a_request_is_cut(
     stream[1].close()
 
 
+async def test_a_flood_of_connections_does_not_make_another_wait(
+    served: Callable[..., "asyncio.Task[Connections]"],
+) -> None:
+    """There are more than asyncio lets wait. The system drops what is too many, whose client waits a second then."""
+    listening = await served()
+    clients = []
+    for _ in range(400):  # while the event loop does something else
+        clients.append(socket.socket())
+        clients[-1].settimeout(0)
+        with suppress(BlockingIOError):
+            clients[-1].connect(listening.addresses[0])
+    waiting = _waiting(listening.addresses[0][1])
+    for client in clients:
+        client.close()
+    assert waiting == 400
+
+
+def _waiting(port: int) -> int:
+    """Connections that wait to be accepted, by /proc/net/tcp; 0A is the state of a socket that listens."""
+    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    fields = [line.split() for line in lines]
+    (queues,) = [queues for _, local, _, state, queues, *_ in fields if (local[-4:], state) == (f"{port:04X}", "0A")]
+    return int(queues.partition(":")[2], 16)
+
+
 @pytest.mark.parametrize("framing", ["Content-Length: 1000000000", "Transfer-Encoding: chunked"])
 async def test_the_body_of_a_request_is_not_waited_for(
     served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch, framing: str
