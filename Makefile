@@ -18,12 +18,15 @@ NAME := prometheus-qubes-proxy
 VERSION := $(subst .dev,~dev,$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' federator/__init__.py))
 # The day of the release; today where CHANGELOG.md does not have this version yet.
 DATE := $(shell sed -n 's/^## $(VERSION) (\(.*\))$$/\1/p' CHANGELOG.md)
+# How often packages of this version were made, in the file that Qubes' builder wants.
+REL := $(shell cat rel)
+MAINTAINER := $(NAME) <$(NAME)@example.org>
 SPEC := dist/$(NAME).spec
 # The time that files in packages have.
 export SOURCE_DATE_EPOCH ?= $(shell date -u -d '$(DATE)' +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-service install-dom0 source srpm rpm deb
+.PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-service install-dom0 source srpm rpm deb version
 
 help:
 	@echo "make run         try it: the daemon on 127.0.0.1:8199, eight demo qubes, real exporters (Ctrl-C ends it)"
@@ -38,7 +41,7 @@ help:
 	@echo "make attacks     what hostile clients and qubes do to honest scrapers; takes some fifteen minutes"
 	@echo "make bench       what a scrape costs, compared with other programs; takes some ten minutes"
 	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
-	@echo "make rpm, srpm, deb    the three packages, into dist/"
+	@echo "make rpm, srpm, deb    the packages, into dist/"
 	@echo "make clean       remove everything that these created"
 
 .venv/installed: pyproject.toml requirements-dev.lock
@@ -143,9 +146,9 @@ source:
 	    tar --create --null --files-from=- --transform='s|^|$(NAME)-$(VERSION)/|' --owner=0 --group=0 --mtime=@$(SOURCE_DATE_EPOCH) \
 	    --mode=u=rwX,go=rX | gzip --no-name --best >dist/$(NAME)-$(VERSION).tar.gz
 
-# The source package has this spec file, with nothing left to put in.
+# The same as Qubes' builder puts into the template; the source package has this spec file.
 $(SPEC): source
-	sed "s/@VERSION@/$(VERSION)/; s/@DATE@/$$(LC_ALL=C date -u -d '$(DATE)' '+%a %b %d %Y')/" rpm/$(NAME).spec.in >$@
+	sed "s/@VERSION@/$(VERSION)/; s/@REL@/$(REL)/; s/@CHANGELOG@/* $$(LC_ALL=C date -u -d '$(DATE)' '+%a %b %d %Y') $(MAINTAINER) - $(VERSION)-$(REL)\n- See CHANGELOG.md/" rpm/$(NAME).spec.in >$@
 
 # In a folder of its own, since rpmbuild takes no blank in a path. Two builds of the same sources give the same bytes.
 RPMBUILD = folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && cp dist/$(NAME)-$(VERSION).tar.gz $(SPEC) "$$folder" && \
@@ -161,5 +164,16 @@ srpm: $(SPEC)
 rpm: $(SPEC)
 	$(RPMBUILD) -bb "$$folder/$(NAME).spec" && mv "$$folder"/out/*.rpm dist/
 
-deb:
-	rpm/build-debs $(VERSION) '$(DATE)' dist
+# Where debhelper is. The version is written first: in the source it is the one of the last `make version`.
+deb: source
+	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	    tar --extract --directory="$$folder" --file=dist/$(NAME)-$(VERSION).tar.gz && cd "$$folder/$(NAME)-$(VERSION)" && \
+	    $(MAKE) --silent version DATE='$(DATE)' && \
+	    { dpkg-buildpackage --build=binary --no-sign >"$$folder/log" 2>&1 || { cat "$$folder/log" >&2; exit 1; }; } && \
+	    mv "$$folder"/*.deb "$(CURDIR)/dist/"
+
+# What Qubes' builder reads the version from. A release needs it; a test compares it with the version.
+version:
+	echo $(VERSION) >version
+	printf '%s\n' '$(NAME) ($(VERSION)-$(REL)) unstable; urgency=medium' '' '  * See CHANGELOG.md.' '' \
+	    " -- $(MAINTAINER)  $$(LC_ALL=C date -u -R -d '$(DATE)')" >debian/changelog
