@@ -12,6 +12,8 @@ SCRIPTS := vmside/ruddo.PrometheusProxy vmside/ruddo.PrometheusDiscover tests/st
 PREFIX ?= /usr
 UNITDIR ?= $(PREFIX)/lib/systemd/system
 PRESETDIR ?= $(PREFIX)/lib/systemd/system-preset
+MANDIR ?= $(PREFIX)/share/man
+COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
 PRIVATE := $(PREFIX)/share/prometheus-qubes-proxy
 NAME := prometheus-qubes-proxy
 # Packages write 0.3.0.dev0 as 0.3.0~dev0, which is older than 0.3.0 for them, too.
@@ -26,7 +28,7 @@ SPEC := dist/$(NAME).spec
 export SOURCE_DATE_EPOCH ?= $(shell date -u -d '$(DATE)' +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-service install-dom0 source srpm rpm deb version
+.PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-service install-dom0 source srpm rpm deb repo version
 
 help:
 	@echo "make run         try it: the daemon on 127.0.0.1:8199, eight demo qubes, real exporters (Ctrl-C ends it)"
@@ -41,7 +43,7 @@ help:
 	@echo "make attacks     what hostile clients and qubes do to honest scrapers; takes some fifteen minutes"
 	@echo "make bench       what a scrape costs, compared with other programs; takes some ten minutes"
 	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
-	@echo "make rpm, srpm, deb    the packages, into dist/"
+	@echo "make rpm, srpm, deb    the packages, into dist/; make repo: folders for apt and dnf, into dist/repo/"
 	@echo "make clean       remove everything that these created"
 
 .venv/installed: pyproject.toml requirements-dev.lock
@@ -112,7 +114,7 @@ install: install-proxy install-service install-dom0
 
 # The daemon, for the NetVM. It runs with the distribution's python3 and libraries, from a folder of its own.
 install-proxy:
-	install -d "$(DESTDIR)$(PRIVATE)/federator/text" "$(DESTDIR)$(PRIVATE)/federator/static" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)/etc"
+	install -d "$(DESTDIR)$(PRIVATE)/federator/text" "$(DESTDIR)$(PRIVATE)/federator/static" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)/etc" "$(DESTDIR)$(MANDIR)/man1" "$(DESTDIR)$(MANDIR)/man5" "$(DESTDIR)$(COMPLETIONDIR)"
 	install -m 644 federator/*.py "$(DESTDIR)$(PRIVATE)/federator/"
 	install -m 644 federator/text/*.py "$(DESTDIR)$(PRIVATE)/federator/text/"
 	install -m 644 federator/static/* "$(DESTDIR)$(PRIVATE)/federator/static/"
@@ -123,16 +125,22 @@ install-proxy:
 	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' conf/$(NAME).service >"$(DESTDIR)$(UNITDIR)/$(NAME).service"
 	chmod 644 "$(DESTDIR)$(UNITDIR)/$(NAME).service"
 	install -m 644 conf/70-$(NAME).preset "$(DESTDIR)$(PRESETDIR)/"
+	install -m 644 conf/man/$(NAME).1 "$(DESTDIR)$(MANDIR)/man1/"
+	$(PYTHON) conf/man/configuration.py >"$(DESTDIR)$(MANDIR)/man5/$(NAME).toml.5"
+	chmod 644 "$(DESTDIR)$(MANDIR)/man5/$(NAME).toml.5"
+	install -m 644 conf/completion.bash "$(DESTDIR)$(COMPLETIONDIR)/$(NAME)"
 	[ -e "$(DESTDIR)/etc/$(NAME).toml" ] || install -m 644 conf/$(NAME).toml "$(DESTDIR)/etc/"
 
 # The service, for the scraped qubes.
 install-service:
-	install -d "$(DESTDIR)/etc/qubes-rpc"
+	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)$(MANDIR)/man8"
+	install -m 644 conf/man/ruddo.PrometheusProxy.8 "$(DESTDIR)$(MANDIR)/man8/"
 	install -m 755 vmside/ruddo.PrometheusProxy "$(DESTDIR)/etc/qubes-rpc/"
 
 # The policy and the service that lists the running qubes, for dom0.
 install-dom0:
-	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)/etc/qubes/policy.d"
+	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)/etc/qubes/policy.d" "$(DESTDIR)$(MANDIR)/man8"
+	install -m 644 conf/man/ruddo.PrometheusDiscover.8 "$(DESTDIR)$(MANDIR)/man8/"
 	install -m 755 vmside/ruddo.PrometheusDiscover "$(DESTDIR)/etc/qubes-rpc/"
 	for name in 90-prometheus-proxy.policy 90-prometheus-discover.policy; do \
 	    [ -e "$(DESTDIR)/etc/qubes/policy.d/$$name" ] || install -m 644 conf/$$name "$(DESTDIR)/etc/qubes/policy.d/" || exit 1; \
@@ -171,6 +179,22 @@ deb: source
 	    $(MAKE) --silent version DATE='$(DATE)' && \
 	    { dpkg-buildpackage --build=binary --no-sign >"$$folder/log" 2>&1 || { cat "$$folder/log" >&2; exit 1; }; } && \
 	    mv "$$folder"/*.deb "$(CURDIR)/dist/"
+
+# Folders that apt and dnf take packages from, to be served over HTTP or copied. They hold what is in dist/ of this
+# version. Who publishes them signs them; the last lines say how.
+repo: rpm deb
+	rm -rf dist/repo && mkdir -p dist/repo/apt dist/repo/dnf
+	cp dist/*_$(VERSION)-$(REL)_all.deb dist/repo/apt/
+	cp dist/*-$(VERSION)-$(REL)*.noarch.rpm dist/repo/dnf/
+	cd dist/repo/apt && apt-ftparchive packages . >Packages && gzip --keep --no-name --best Packages
+	cd dist/repo && apt-ftparchive -o APT::FTPArchive::Release::Origin=$(NAME) -o APT::FTPArchive::Release::Suite=stable release apt >Release && \
+	    mv Release apt/
+	createrepo_c --quiet --revision=$(SOURCE_DATE_EPOCH) --set-timestamp-to-revision dist/repo/dnf
+	@echo
+	@echo "To sign them:"
+	@echo "  gpg --clearsign --output dist/repo/apt/InRelease dist/repo/apt/Release"
+	@echo "  rpmsign --addsign dist/repo/dnf/*.rpm && createrepo_c --update dist/repo/dnf"
+	@echo "  gpg --detach-sign --armor dist/repo/dnf/repodata/repomd.xml"
 
 # What Qubes' builder reads the version from. A release needs it; a test compares it with the version.
 version:

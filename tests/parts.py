@@ -266,7 +266,9 @@ class Daemon:
 DEBIAN_PACKAGES = {
     "promtool": "prometheus",
     "rpmbuild": "rpm",
-    "dpkg-deb": "dpkg",
+    "dpkg-buildpackage": "dpkg-dev",
+    "dh": "debhelper",
+    "dh_python3": "dh-python",
     "systemd-analyze": "systemd",
     "deb-systemd-helper": "init-system-helpers",
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """`make install`, the RPMs and the debs: where files lie, and that they run with the libraries of the distribution."""
 
+import datetime as dt
 import os
 import re
 import shutil
@@ -26,7 +27,9 @@ PROXY = {
     "usr/lib/systemd/system/prometheus-qubes-proxy.service": 0o644,
     "usr/lib/systemd/system-preset/70-prometheus-qubes-proxy.preset": 0o644,
     "usr/share/prometheus-qubes-proxy/prometheus-qubes-proxy-firewall": 0o755,
-    "usr/share/prometheus-qubes-proxy/qubes-rules.yml": 0o644,
+    "usr/share/bash-completion/completions/prometheus-qubes-proxy": 0o644,
+    "usr/share/man/man1/prometheus-qubes-proxy.1": 0o644,
+    "usr/share/man/man5/prometheus-qubes-proxy.toml.5": 0o644,
     **{
         f"usr/share/prometheus-qubes-proxy/qubes-{name}": 0o644
         for name in ("rules.yml", "at-a-glance.json", "at-a-glance.html")
@@ -38,11 +41,15 @@ PROXY = {
 }
 PACKAGES = {
     "prometheus-qubes-proxy": PROXY,
-    "prometheus-qubes-proxy-service": {"etc/qubes-rpc/ruddo.PrometheusProxy": 0o755},
+    "prometheus-qubes-proxy-service": {
+        "etc/qubes-rpc/ruddo.PrometheusProxy": 0o755,
+        "usr/share/man/man8/ruddo.PrometheusProxy.8": 0o644,
+    },
     "prometheus-qubes-proxy-dom0": {
         "etc/qubes-rpc/ruddo.PrometheusDiscover": 0o755,
         "etc/qubes/policy.d/90-prometheus-proxy.policy": 0o644,
         "etc/qubes/policy.d/90-prometheus-discover.policy": 0o644,
+        "usr/share/man/man8/ruddo.PrometheusDiscover.8": 0o644,
     },
 }
 ALL = {path: mode for files in PACKAGES.values() for path, mode in files.items()}
@@ -62,13 +69,18 @@ def make(*words: str | Path) -> None:
 
 
 # Files of the package managers, documentation, and the link that enables the unit.
-NOT_OURS = ("usr/share/doc/", "usr/share/licenses/", "var/", "etc/systemd/")
+NOT_OURS = ("usr/share/doc/", "usr/share/licenses/", "usr/share/python3/", "var/", "etc/systemd/")
 
 
 def files(root: Path) -> dict[str, int]:
-    """Every file of ours in a folder, with its mode."""
+    """Every file of ours in a folder, with its mode, by the path that it has in all packages."""
     found = {str(path.relative_to(root)): path.stat().st_mode & 0o7777 for path in root.rglob("*") if path.is_file()}
-    return {path: mode for path, mode in found.items() if not path.startswith(NOT_OURS)}
+    # The packages' manual pages are compressed, and Debian 12 has units in /lib, which is /usr/lib.
+    return {
+        re.sub(r"^lib/", "usr/lib/", path.removesuffix(".gz")): mode
+        for path, mode in found.items()
+        if not path.startswith(NOT_OURS)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +96,18 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Packages = dict[str, Path]
 
 
-def built(source: Path, kind: str) -> Packages:
-    """Build packages; their files by name. Debian's rpm builds the same as Fedora's."""
-    debian_program({"rpm": "rpmbuild", "deb": "dpkg-deb"}[kind])
+def built(source: Path, kind: str, *under: str, day: dt.date | None = None) -> Packages:
+    """
+    Build packages; their files by name. Debian's rpm builds the same as Fedora's.
+
+    `under`: a program that runs make. `day`: the day that they have, if not today.
+    """
+    for program in {"rpm": ["rpmbuild"], "deb": ["dpkg-buildpackage", "dh", "dh_python3"]}[kind]:
+        debian_program(program)
     shutil.rmtree(source / "dist", ignore_errors=True)
-    make("-C", source, kind)
+    words = [*under, debian_program("make"), "-C", source, kind, *([f"DATE={day}"] if day else [])]
+    done = run(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
     return {re.split(r"[-_](?=\d)", path.name)[0]: path for path in (source / "dist").glob(f"*.{kind}")}
 
 
@@ -180,14 +199,45 @@ def test_the_packages_hold_what_make_install_does(packages: Packages, kind: str,
 
 
 def test_two_builds_are_the_same(packages: Packages, copy: Path, kind: str, tmp_path: Path) -> None:
-    """To the last byte, from sources with other times in another folder. RPMs had the build's time and host in them."""
+    """To the last byte, from sources with other times in another folder, three days later by the clock."""
     other = tmp_path / "other"
     shutil.copytree(copy, other, copy_function=shutil.copyfile)
-    (other / "rpm" / "build-debs").chmod(0o755)
-    again = built(other, kind)
+    (other / "debian" / "rules").chmod(0o755)
+    # Between releases, the packages have the day on which they are built.
+    again = built(other, kind, debian_program("faketime"), "+3 days", day=dt.datetime.now(dt.UTC).date())
     assert {name: package.read_bytes() for name, package in again.items()} == {
         name: package.read_bytes() for name, package in packages.items()
     }
+
+
+def test_the_version_is_newer_than_that_of_upstream(packages: Packages, kind: str) -> None:
+    """Who has 0.1.0-1 of Rudd-O/prometheus-qubes-proxy gets this package as an update; the next release is newer."""
+    package = packages["prometheus-qubes-proxy"]
+    if kind == "deb":
+        version = run("dpkg-deb", "--field", package, "Version").stdout.strip()
+        order = [("0.1.0-1", "lt"), ("99-1", "gt"), (f"{__version__.partition('.dev')[0]}-2", "gt")]
+        for other, how in order:
+            assert run("dpkg", "--compare-versions", other, how, version).returncode == 0, (other, how, version)
+        return
+    query = ["-qp", "--nosignature", "--queryformat", "%{VERSION}-%{RELEASE}"]
+    version = run("rpm", *query, package).stdout
+    for older, newer in (("0.1.0-1", version), (version, f"{__version__.partition('.dev')[0]}-2"), (version, "99-1")):
+        assert run("rpm", "--eval", f'%{{lua:print(rpm.vercmp("{older}", "{newer}"))}}').stdout == "-1\n"
+
+
+def test_the_builder_of_qubes_finds_what_it_wants() -> None:
+    """The files that qubes-skeleton names; and their version is the program's."""
+    version = __version__.replace(".dev", "~dev")
+    release = (ROOT / "rel").read_text(encoding="utf-8").strip()
+    assert (ROOT / "version").read_text(encoding="utf-8") == f"{version}\n", "run `make version`"
+    first = (ROOT / "debian" / "changelog").read_text(encoding="utf-8").splitlines()[0]
+    assert first == f"prometheus-qubes-proxy ({version}-{release}) unstable; urgency=medium", "run `make version`"
+    named = re.findall(r"^    - (\S+)$", (ROOT / ".qubesbuilder").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named) == {"rpm/prometheus-qubes-proxy.spec", "debian"}
+    spec = (ROOT / "rpm" / "prometheus-qubes-proxy.spec.in").read_text(encoding="utf-8")
+    assert set(re.findall(r"@\w+@", spec)) == {"@VERSION@", "@REL@", "@CHANGELOG@"}
+    assert "Source0:        %{name}-%{version}.tar.gz\n" in spec
+    assert (ROOT / "debian" / "source" / "format").read_text(encoding="utf-8") == "3.0 (quilt)\n"
 
 
 def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> None:
@@ -203,6 +253,7 @@ def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> Non
     libraries = {
         "rpm": {"python3 >= 3.11", "python3-aiohttp", "python3-prometheus_client", "python3-tomli"},
         "deb": {
+            "python3:any",
             "python3 (>= 3.11)",
             "python3-aiohttp (>= 3.8)",
             "python3-prometheus-client (>= 0.16)",
@@ -260,24 +311,51 @@ def test_an_update_keeps_what_the_operator_wrote(
     assert set(files(root)) == (left if kind == "rpm" else set())
 
 
-def test_nothing_compiled_is_left(copy: Path, tmp_path: Path) -> None:
-    """Where root ran a command, a purge left __pycache__. rpm does it in the same words, in %preun."""
-    root = install(tmp_path / "root", built(copy, "deb"))
-    library = root / "usr/share/prometheus-qubes-proxy"
-    for folder in ("federator", "federator/text"):
-        (library / folder / "__pycache__").mkdir()
-        (library / folder / "__pycache__" / "cli.cpython-311.pyc").touch()
-    tool("deb", root, "--purge", *PACKAGES)
-    assert not library.exists()
+def test_rpm_leaves_nothing_compiled(copy: Path, tmp_path: Path) -> None:
+    """Where root ran a command there was __pycache__. What Debian's package leaves: tests/test_debian_root.py."""
+    library = tmp_path / "usr/share/prometheus-qubes-proxy"
     package = built(copy, "rpm")["prometheus-qubes-proxy"]
     text = run(debian_program("rpm"), "-qp", "--nosignature", "--queryformat", "%{PREUN}", package).stdout
     (library / "federator" / "__pycache__").mkdir(parents=True)
     for count, left in (("1", True), ("0", False)):
-        moved = text.replace("/usr/share", str(root / "usr/share")).replace(
+        moved = text.replace("/usr/share", str(tmp_path / "usr/share")).replace(
             "/usr/lib/systemd/systemd-update-helper", "x"
         )
         assert run("/bin/sh", "-c", moved, "scriptlet", count).returncode == 0
         assert (library / "federator" / "__pycache__").exists() == left
+
+
+# What Fedora's rpm knows, in short: enough to see that the spec file uses it.
+FEDORA = """\
+%_unitdir /usr/lib/systemd/system
+%_presetdir /usr/lib/systemd/system-preset
+%systemd_ordering Suggests: systemd
+%systemd_post() echo fedora post %*
+%systemd_preun() echo fedora preun %*
+%systemd_postun_with_restart() echo fedora postun %*
+%py_byte_compile() /usr/bin/python3 -m compileall -q -f -s %{buildroot} %2
+"""
+
+
+def test_the_spec_file_uses_the_macros_of_fedora(copy: Path, tmp_path: Path) -> None:
+    """Where rpm has them, the scriptlets are systemd's and the package is compiled for that Python."""
+    debian_program("rpmbuild")
+    if not PYTHON.exists():
+        debian_program("python3")
+    make("-C", copy, "srpm")
+    (source,) = (copy / "dist").glob("*.src.rpm")
+    macros = tmp_path / "macros.fedora"
+    macros.write_text(FEDORA, encoding="utf-8")
+    known = run("rpm", "--showrc").stdout.partition("Macro path: ")[2].split("\n")[0]
+    done = run("rpmbuild", f"--macros={known}:{macros}", "--rebuild", "--nodeps", f"-D_topdir {tmp_path}", source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (package,) = tmp_path.rglob("prometheus-qubes-proxy-[0-9]*.noarch.rpm")
+    scripts = run("rpm", "-qp", "--nosignature", "--scripts", package).stdout
+    for step in ("post", "preun", "postun"):
+        assert re.search(rf"^echo fedora {step} prometheus-qubes-proxy.service", scripts, re.MULTILINE)
+    assert "systemd-update-helper" not in scripts
+    listed = run("rpm", "-qp", "--nosignature", "--list", package).stdout
+    assert re.search(r"federator/text/__pycache__/merge\.cpython-\d+\.pyc", listed)
 
 
 def test_the_source_package_builds_by_itself(copy: Path, tmp_path: Path) -> None:
@@ -311,9 +389,10 @@ def test_rpmlint_has_nothing_to_say(copy: Path) -> None:
 
 
 def test_lintian_has_nothing_to_say(copy: Path) -> None:
-    """Except that there is no manual page: --help and README have its content."""
+    """Except that no bug of Debian asks for the package."""
     debs = built(copy, "deb")
-    done = run(debian_program("lintian"), "--allow-root", "--suppress-tags", "no-manual-page", *debs.values())
+    not_in_debian = "initial-upload-closes-no-bugs"
+    done = run(debian_program("lintian"), "--allow-root", "--suppress-tags", not_in_debian, *debs.values())
     assert (done.stdout, done.returncode) == ("", 0), done.stdout + done.stderr
 
 
@@ -363,7 +442,7 @@ def test_the_unit_is_what_systemd_takes(packages: Packages, tmp_path: Path) -> N
     """The unit is valid for systemd, it is as confined as qrexec allows, and each setting that is off has a reason."""
     analyze = debian_program("systemd-analyze")
     install(tmp_path, packages)
-    unit = tmp_path / "usr/lib/systemd/system/prometheus-qubes-proxy.service"
+    (unit,) = tmp_path.rglob("system/prometheus-qubes-proxy.service")
     text = unit.read_text(encoding="utf-8")
     # Here the program is in another root.
     unit.write_text(text.replace("=/usr/bin", f"={tmp_path}/usr/bin"), encoding="utf-8")
