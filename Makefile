@@ -28,7 +28,7 @@ SPEC := dist/$(NAME).spec
 export SOURCE_DATE_EPOCH ?= $(shell date -u -d '$(DATE)' +%s)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-service install-dom0 source srpm rpm deb repo version
+.PHONY: help run test test-fast test-debian coverage lint lock check soak attacks bench clean install install-proxy install-monitor install-service install-dom0 source srpm rpm deb repo version
 
 help:
 	@echo "make run         try it: the daemon on 127.0.0.1:8199, eight demo qubes, real exporters (Ctrl-C ends it)"
@@ -42,7 +42,7 @@ help:
 	@echo "                 the daemon holds before and after"
 	@echo "make attacks     what hostile clients and qubes do to honest scrapers; takes some fifteen minutes"
 	@echo "make bench       what a scrape costs, compared with other programs; takes some ten minutes"
-	@echo "make install-proxy, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
+	@echo "make install-proxy, install-monitor, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
 	@echo "make rpm, srpm, deb    the packages, into dist/; make repo: folders for apt and dnf, into dist/repo/"
 	@echo "make clean       remove everything that these created"
 
@@ -110,7 +110,7 @@ clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-install: install-proxy install-service install-dom0
+install: install-proxy install-monitor install-service install-dom0
 
 # The daemon, for the NetVM. It runs with the distribution's python3 and libraries, from a folder of its own.
 install-proxy:
@@ -130,6 +130,14 @@ install-proxy:
 	chmod 644 "$(DESTDIR)$(MANDIR)/man5/$(NAME).toml.5"
 	install -m 644 conf/completion.bash "$(DESTDIR)$(COMPLETIONDIR)/$(NAME)"
 	[ -e "$(DESTDIR)/etc/$(NAME).toml" ] || install -m 644 conf/$(NAME).toml "$(DESTDIR)/etc/"
+
+# Prometheus beside the daemon, for the monitoring qube.
+install-monitor:
+	install -d "$(DESTDIR)$(PRIVATE)" "$(DESTDIR)$(UNITDIR)/prometheus.service.d" "$(DESTDIR)$(PRESETDIR)"
+	install -m 644 conf/monitor.yml conf/monitor.toml "$(DESTDIR)$(PRIVATE)/"
+	install -m 644 conf/$(NAME)-monitor.service "$(DESTDIR)$(UNITDIR)/"
+	install -m 644 conf/prometheus-flag.conf "$(DESTDIR)$(UNITDIR)/prometheus.service.d/30_$(NAME)-monitor.conf"
+	install -m 644 conf/70-$(NAME)-monitor.preset "$(DESTDIR)$(PRESETDIR)/"
 
 # The service, for the scraped qubes.
 install-service:

@@ -41,6 +41,13 @@ PROXY = {
 }
 PACKAGES = {
     "prometheus-qubes-proxy": PROXY,
+    "prometheus-qubes-proxy-monitor": {
+        "usr/lib/systemd/system/prometheus-qubes-proxy-monitor.service": 0o644,
+        "usr/lib/systemd/system/prometheus.service.d/30_prometheus-qubes-proxy-monitor.conf": 0o644,
+        "usr/lib/systemd/system-preset/70-prometheus-qubes-proxy-monitor.preset": 0o644,
+        "usr/share/prometheus-qubes-proxy/monitor.toml": 0o644,
+        "usr/share/prometheus-qubes-proxy/monitor.yml": 0o644,
+    },
     "prometheus-qubes-proxy-service": {
         "etc/qubes-rpc/ruddo.PrometheusProxy": 0o755,
         "usr/share/man/man8/ruddo.PrometheusProxy.8": 0o644,
@@ -171,8 +178,8 @@ def install(root: Path, packages: Packages) -> Path:
 
 
 def test_make_install_puts_everything_where_it_belongs(tmp_path: Path) -> None:
-    """Each of the three parts can be installed alone, and existing configuration files stay."""
-    for target, package in (("proxy", ""), ("service", "-service"), ("dom0", "-dom0")):
+    """Each of the parts can be installed alone, and existing configuration files stay."""
+    for target, package in (("proxy", ""), ("monitor", "-monitor"), ("service", "-service"), ("dom0", "-dom0")):
         root = tmp_path / target
         make(f"install-{target}", f"DESTDIR={root}")
         assert files(root) == PACKAGES[f"prometheus-qubes-proxy{package}"]
@@ -190,7 +197,7 @@ def test_make_install_puts_everything_where_it_belongs(tmp_path: Path) -> None:
 
 
 def test_the_packages_hold_what_make_install_does(packages: Packages, kind: str, tmp_path: Path) -> None:
-    """Each of the three packages, installed into an empty root, has the files that `make install` puts there."""
+    """Each of the packages, installed into an empty root, has the files that `make install` puts there."""
     assert set(packages) == set(PACKAGES)
     for name, package in packages.items():
         # Debian does not use presets.
@@ -264,13 +271,19 @@ def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> Non
     query = ["rpm", "-qp", "--nosignature", "--recommends"] if kind == "rpm" else ["dpkg-deb", "--field"]
     words = [*query[1:], packages["prometheus-qubes-proxy"], *(() if kind == "rpm" else ("Recommends",))]
     assert run(debian_program(query[0]), *words).stdout.strip() == "python3-bcrypt"
+    monitor = {
+        "rpm": {"prometheus-qubes-proxy = ", "/usr/bin/prometheus"},
+        "deb": {"prometheus-qubes-proxy (= ", "prometheus"},
+    }[kind]
+    assert {re.split(r"(?<== )", need)[0] for need in needs("prometheus-qubes-proxy-monitor")} - {"/bin/sh"} == monitor
     assert needs("prometheus-qubes-proxy-service") <= {"python3", "/usr/bin/python3"}
     assert needs("prometheus-qubes-proxy-dom0") <= {"python3", "/usr/bin/python3"}
 
 
-def test_rpm_scriptlets_leave_it_to_systemd(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["prometheus-qubes-proxy", "prometheus-qubes-proxy-monitor"])
+def test_rpm_scriptlets_leave_it_to_systemd(copy: Path, name: str, tmp_path: Path) -> None:
     """Built anywhere, they do what Fedora's macros do: the preset at the installation, a restart at an update."""
-    package = built(copy, "rpm")["prometheus-qubes-proxy"]
+    package = built(copy, "rpm")[name]
     # Never the helper of this machine, which would change its units.
     helper, told = tmp_path / "helper", tmp_path / "told"
     for tag, step, when in (
@@ -279,7 +292,7 @@ def test_rpm_scriptlets_leave_it_to_systemd(copy: Path, tmp_path: Path) -> None:
         ("POSTUN", "mark-restart-system-units", {"1", "2"}),
     ):
         text = run(debian_program("rpm"), "-qp", "--nosignature", "--queryformat", f"%{{{tag}}}", package).stdout
-        assert f"/usr/lib/systemd/systemd-update-helper {step} prometheus-qubes-proxy.service || :" in text
+        assert f"/usr/lib/systemd/systemd-update-helper {step} {name}.service || :" in text
         text = text.replace("/usr/lib/systemd/systemd-update-helper", str(helper))
         for count in ("0", "1", "2"):  # how many versions of the package there are after the step; rpm passes it
             helper.unlink(missing_ok=True)  # where there is no systemd
@@ -289,7 +302,7 @@ def test_rpm_scriptlets_leave_it_to_systemd(copy: Path, tmp_path: Path) -> None:
             told.unlink(missing_ok=True)
             assert run("/bin/sh", "-c", text, "scriptlet", count).returncode == 0
             assert told.exists() == (count in when)
-            assert not told.exists() or told.read_text() == f"{step} prometheus-qubes-proxy.service\n"
+            assert not told.exists() or told.read_text() == f"{step} {name}.service\n"
 
 
 def test_an_update_keeps_what_the_operator_wrote(
@@ -366,7 +379,7 @@ def test_the_source_package_builds_by_itself(copy: Path, tmp_path: Path) -> None
     (source,) = (copy / "dist").glob("*.src.rpm")
     done = run("rpmbuild", "--rebuild", "--nodeps", "--define", f"_topdir {tmp_path}", source)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(list(tmp_path.rglob(f"*-{__version__.replace('.dev', '~dev')}-*.noarch.rpm"))) == 3
+    assert len(list(tmp_path.rglob(f"*-{__version__.replace('.dev', '~dev')}-*.noarch.rpm"))) == len(PACKAGES)
 
 
 def test_a_unit_that_was_disabled_stays_so(tmp_path: Path, copy: Path) -> None:
