@@ -145,7 +145,8 @@ install-service:
 	install -m 644 conf/man/ruddo.PrometheusProxy.8 "$(DESTDIR)$(MANDIR)/man8/"
 	install -m 755 vmside/ruddo.PrometheusProxy "$(DESTDIR)/etc/qubes-rpc/"
 
-# The policy and the service that lists the running qubes, for dom0.
+# The policy, the service that lists the running qubes, and the Salt formula, for dom0.
+FORMULA := /srv/formulas/base/$(NAME)-formula/$(NAME)
 install-dom0:
 	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)/etc/qubes/policy.d" "$(DESTDIR)$(MANDIR)/man8"
 	install -m 644 conf/man/ruddo.PrometheusDiscover.8 "$(DESTDIR)$(MANDIR)/man8/"
@@ -153,6 +154,14 @@ install-dom0:
 	for name in 90-prometheus-proxy.policy 90-prometheus-discover.policy; do \
 	    [ -e "$(DESTDIR)/etc/qubes/policy.d/$$name" ] || install -m 644 conf/$$name "$(DESTDIR)/etc/qubes/policy.d/" || exit 1; \
 	done
+
+	install -d "$(DESTDIR)$(FORMULA)/files" "$(DESTDIR)/srv/pillar/base/$(NAME)" "$(DESTDIR)/etc/salt/minion.d"
+	install -m 644 conf/salt/FORMULA "$(DESTDIR)$(dir $(FORMULA))"
+	install -m 644 conf/salt/$(NAME)/*.* "$(DESTDIR)$(FORMULA)/"
+	install -m 644 conf/salt/$(NAME)/files/* "$(DESTDIR)$(FORMULA)/files/"
+	install -m 644 conf/salt/minion.conf "$(DESTDIR)/etc/salt/minion.d/formula-$(NAME).conf"
+	install -m 644 conf/salt/pillar/init.top "$(DESTDIR)/srv/pillar/base/$(NAME)/"
+	[ -e "$(DESTDIR)/srv/pillar/base/$(NAME)/init.sls" ] || install -m 644 conf/salt/pillar/init.sls "$(DESTDIR)/srv/pillar/base/$(NAME)/"
 
 # The files that git tracks, or all files where this is not a clone.
 source:

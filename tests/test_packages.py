@@ -39,6 +39,7 @@ PROXY = {
         for path in (*(ROOT / "federator").rglob("*.py"), *(ROOT / "federator" / "static").iterdir())
     },
 }
+SALT = ROOT / "conf" / "salt"
 PACKAGES = {
     "prometheus-qubes-proxy": PROXY,
     "prometheus-qubes-proxy-monitor": {
@@ -57,6 +58,14 @@ PACKAGES = {
         "etc/qubes/policy.d/90-prometheus-proxy.policy": 0o644,
         "etc/qubes/policy.d/90-prometheus-discover.policy": 0o644,
         "usr/share/man/man8/ruddo.PrometheusDiscover.8": 0o644,
+        "etc/salt/minion.d/formula-prometheus-qubes-proxy.conf": 0o644,
+        "srv/pillar/base/prometheus-qubes-proxy/init.sls": 0o644,
+        "srv/pillar/base/prometheus-qubes-proxy/init.top": 0o644,
+        "srv/formulas/base/prometheus-qubes-proxy-formula/FORMULA": 0o644,
+        **{
+            f"srv/formulas/base/prometheus-qubes-proxy-formula/{path.relative_to(SALT)}": 0o644
+            for path in (SALT / "prometheus-qubes-proxy").rglob("*.*")
+        },
     },
 }
 ALL = {path: mode for files in PACKAGES.values() for path, mode in files.items()}
@@ -147,6 +156,7 @@ def newer(packages: Packages, copy: Path, kind: str, tmp_path_factory: pytest.Te
 
 # Files that an operator may edit. An update keeps them.
 EDITED = ("etc/prometheus-qubes-proxy.toml", "etc/qubes/policy.d/90-prometheus-proxy.policy")
+PILLAR = "srv/pillar/base/prometheus-qubes-proxy/init.sls"
 
 
 def tool(kind: str, root: Path, *words: str | Path) -> str:
@@ -185,10 +195,10 @@ def test_make_install_puts_everything_where_it_belongs(tmp_path: Path) -> None:
         assert files(root) == PACKAGES[f"prometheus-qubes-proxy{package}"]
     make("install", f"DESTDIR={tmp_path}/all")
     assert files(tmp_path / "all") == ALL
-    for name in EDITED:
+    for name in (*EDITED, PILLAR):
         (tmp_path / "all" / name).write_text("mine", encoding="utf-8")
     make("install", f"DESTDIR={tmp_path}/all")
-    assert [(tmp_path / "all" / name).read_text(encoding="utf-8") for name in EDITED] == ["mine", "mine"]
+    assert {(tmp_path / "all" / name).read_text(encoding="utf-8") for name in (*EDITED, PILLAR)} == {"mine"}
     make("install-proxy", f"DESTDIR={tmp_path}/local", "PREFIX=/usr/local")
     launcher = (tmp_path / "local/usr/local/bin/prometheus-qubes-proxy").read_text(encoding="utf-8")
     assert '"/usr/local/share/prometheus-qubes-proxy"' in launcher
@@ -200,8 +210,9 @@ def test_the_packages_hold_what_make_install_does(packages: Packages, kind: str,
     """Each of the packages, installed into an empty root, has the files that `make install` puts there."""
     assert set(packages) == set(PACKAGES)
     for name, package in packages.items():
-        # Debian does not use presets.
-        expected = {path: mode for path, mode in PACKAGES[name].items() if kind == "rpm" or "preset" not in path}
+        # Debian does not use presets, and no dom0 is Debian.
+        fedora_only = re.compile(r".*preset/|srv/|etc/salt/")
+        expected = {path: mode for path, mode in PACKAGES[name].items() if kind == "rpm" or not fedora_only.match(path)}
         assert files(install(tmp_path / name, {name: package})) == expected
 
 
