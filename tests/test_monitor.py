@@ -83,7 +83,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     unit.write_text(UNIT.read_text(encoding="utf-8").replace("/usr/bin/prometheus", "/bin/true"), encoding="utf-8")
     done = subprocess.run([analyze, "verify", "--man=no", unit], capture_output=True, text=True, check=False)
     assert UNIT.name not in done.stderr
-    exposed = [analyze, "security", "--offline=true", "--threshold=25", "--no-pager", unit]
+    exposed: list[str | Path] = [analyze, "security", "--offline=true", "--threshold=25", "--no-pager", unit]
     done = subprocess.run(exposed, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-500:] + done.stderr
 
@@ -102,7 +102,7 @@ def test_from_the_flag_to_a_graph(qubes: Qubes, exporter: Callable[[bytes], Expo
     with Daemon(folder, text, qubes.env) as proxy:
         monitor = Prometheus(tmp_path, "")
         monitor.config = prometheus_files(tmp_path, proxy.url.removeprefix("http://"))
-        checked = [debian_program("promtool"), "check", "config", monitor.config]
+        checked: list[str | Path] = [debian_program("promtool"), "check", "config", monitor.config]
         assert subprocess.run(checked, check=False).returncode == 0
         with process(*words(tmp_path, monitor.url.removeprefix("http://")), log=tmp_path / "prometheus.log"):
             monitor.waits_for("m{instance=~'work|vault',job='node'}", {"work": 1.0, "vault": 1.0})

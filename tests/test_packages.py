@@ -121,7 +121,7 @@ def built(source: Path, kind: str, *under: str, day: dt.date | None = None) -> P
     for program in {"rpm": ["rpmbuild"], "deb": ["dpkg-buildpackage", "dh", "dh_python3"]}[kind]:
         debian_program(program)
     shutil.rmtree(source / "dist", ignore_errors=True)
-    words = [*under, debian_program("make"), "-C", source, kind, *([f"DATE={day}"] if day else [])]
+    words: list[str | Path] = [*under, debian_program("make"), "-C", source, kind, *([f"DATE={day}"] if day else [])]
     done = run(*words)
     assert done.returncode == 0, done.stdout + done.stderr
     return {re.split(r"[-_](?=\d)", path.name)[0]: path for path in (source / "dist").glob(f"*.{kind}")}
