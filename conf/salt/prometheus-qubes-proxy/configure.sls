@@ -10,6 +10,7 @@ prometheus-qubes-proxy-configure:
     - mode: '0644'
     - makedirs: True
   cmd.run:
-    - name: systemctl restart prometheus-qubes-proxy
+    # If the template got the package only now, the qube has it after its next start.
+    - name: systemctl restart prometheus-qubes-proxy || true
     - onchanges:
       - file: prometheus-qubes-proxy-configure
