@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 # What our packages need: Debian's own libraries and Prometheus.
-INCLUDED = ("python3-aiohttp", "python3-prometheus-client", "python3-tomli", "prometheus", "ca-certificates")
+INCLUDED = ("python3-aiohttp", "python3-prometheus-client", "python3-tomli", "prometheus", "ca-certificates", "rpm")
 # Debian's packages start no services in a root with this file.
 POLICY_RC = "#!/bin/sh\nexit 101\n"
 # A process id namespace of its own: nothing that a package starts outlives the command.
@@ -32,9 +32,10 @@ class Root:
         self.folder = folder
         self.venv: Path | None = None
 
-    def run(self, *words: str | Path, env: Mapping[str, str] | None = None) -> str:
+    def run(self, *words: str | Path, env: Mapping[str, str] | None = None, network: bool = True) -> str:
         """Run a program in it, as root, to its end, which must be a good one; what it printed."""
         entering = ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={self.folder}/proc"]
+        entering += [] if network else ["--net"]
         done = subprocess.run(
             [*entering, "sh", "-c", ENTER, "sh", self.folder, self.venv or "", *words],
             env={
@@ -54,7 +55,7 @@ class Root:
 
     def files(self) -> set[str]:
         """Every file and link that is there to stay: none of apt's and dpkg's own, and no logs."""
-        passing = ("var/lib/apt/", "var/lib/dpkg/", "var/cache/", "var/log/", "proc/", "tmp/", "run/")
+        passing = ("var/lib/apt/", "var/lib/dpkg/", "var/lib/rpm/", "var/cache/", "var/log/", "proc/", "tmp/", "run/")
         found = {
             str(path.relative_to(self.folder))
             for path in self.folder.rglob("*")

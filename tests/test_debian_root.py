@@ -17,6 +17,8 @@ from federator.host import own_name
 from tests.debian_root import Root, made
 from tests.helpers import ROOT
 from tests.parts import debian_program
+from tests.standin.qubes import Qubes
+from tests.test_discovery import ADMIN_VM_LIST, dom0
 from tests.test_packages import POLICY_LINE
 
 # `make coverage` runs them once; what runs in the root is not measured.
@@ -47,6 +49,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Root]:
     folder = tmp_path_factory.mktemp("debian") / "root"
     yield made(folder)
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def salt_call(root: Root) -> Path:
+    """The program of Salt, from PyPI; Debian 12 has none."""
+    program = shutil.which("salt-call")
+    if program is None:
+        why = (
+            "salt-call is not on the PATH (/usr/bin/python3 -m venv FOLDER,"
+            " FOLDER/bin/python -m pip install --require-hashes --requirement tests/salt.lock)"
+        )
+        if os.environ.get("REQUIRE_SALT"):
+            pytest.fail(why)
+        pytest.skip(why)
+    found = Path(program).resolve()
+    root.venv = found.parent.parent
+    return found
 
 
 def test_dnf_reads_the_repository(repository: Path, tmp_path: Path) -> None:
@@ -83,6 +102,127 @@ def test_apt_installs_and_purges(repository: Path, root: Root) -> None:
     assert root.files() == before
 
 
+def minion(root: Root, **more: object) -> None:
+    """Configure Salt as Qubes does; `more` are further keys."""
+    keys = {
+        "id": "dom0",
+        "file_client": "local",
+        "file_roots": {"base": ["/srv/salt"]},
+        "pillar_roots": {"base": ["/srv/pillar/base"]},
+        "state_events": False,
+        "fileserver_list_cache_time": 0,  # Salt remembers for 20 s which files there are; tests are faster
+        **more,
+    }
+    folder = root.folder / "etc/salt/minion.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    # The formula has such a file, too: Salt adds up the lists of all of them.
+    (folder / "f_defaults.conf").write_text(json.dumps(keys), encoding="utf-8")
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What a person writes: this test has one template, and one file that is theirs.
+TARGETS = "debian-12-xfce,sys-monitor"
+EDITED = """
+prometheus-qubes-proxy:
+  templates: [debian-12-xfce]
+  watch: [work, personal]
+"""
+NODE_EXPORTER = "lib/systemd/system/prometheus-node-exporter.service"
+# They watch a whole machine; this one has no other network.
+QUERY = "http://127.0.0.1:9090/api/v1/query?query=count%20by%20(instance)%20(node_uname_info)"
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a section, in the order in which they stand there."""
+    return [line[4:] for line in text.splitlines() if line.startswith("    ")]
+
+
+def in_dom0(root: Root, salt_call: Path, command: str) -> None:
+    """Run a line of the documentation in dom0, with the names that this machine has."""
+    command = command.replace("DIRECTORY", "/build")
+    command = re.sub(r"--targets=\S+", f"--targets={TARGETS}", command)
+    root.run("sh", "-ec", command, env={"SALT_CALL": str(salt_call), "EDITED": EDITED, "PATH": f"/standin:{PATHS}"})
+
+
+PATHS = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def test_readme_leads_from_nothing_to_a_graph(repository: Path, root: Root, salt_call: Path) -> None:
+    """Its own commands, word for word; then the units' commands run, and all goes away by the commands of the page."""
+    source = repository.parent.parent
+    before = root.files()
+    in_build, *rest = commands(README.partition("## On this machine alone")[2].partition("\n## ")[0])
+    done = subprocess.run([debian_program("sh"), "-c", in_build], cwd=source, capture_output=True, check=False)
+    assert done.returncode == 0
+    shutil.copytree(source / "dist", root.folder / "build/dist", ignore=shutil.ignore_patterns("repo"))
+    shutil.copytree(ROOT / "tests/standin", root.folder / "standin")
+    for name in ("qubesctl", "sudo", "qvm-run", "rpm", "sudoedit"):
+        program = root.folder / "standin" / name
+        program.write_text(f"#!/usr/bin/python3 -I\n{(ROOT / 'tests/standin/dom0.py').read_text(encoding='utf-8')}")
+        program.chmod(0o755)
+    _qubes(root)
+    for command in rest:
+        in_dom0(root, salt_call, command)
+    assert _started(root) == {"work", "personal"}
+
+    *away, delete_qube, no_pillar, no_package, no_folders = commands(
+        (ROOT / "docs/monitoring-qube.md").read_text(encoding="utf-8").partition("## Taking everything away")[2]
+    )
+    for command in away:
+        in_dom0(root, salt_call, command)
+    assert any((root.folder / "rw/prometheus").iterdir())  # the data are kept, as the page says
+    assert {"sys-monitor", "work", "personal"} == set(json.loads((root.folder / "qvm.json").read_text()))
+    for command in (delete_qube, no_pillar, no_package, no_folders):
+        in_dom0(root, salt_call, command)
+    assert set(json.loads((root.folder / "qvm.json").read_text())) == {"work", "personal"}
+    shutil.rmtree(root.folder / "rw")  # it was the qube's
+    for name in ("build", "standin", "machine", "home/user"):
+        shutil.rmtree(root.folder / name)
+    root.run("userdel", "user")
+    root.run("apt-get", "purge", "-qq", "-y", "--autoremove", "prometheus-node-exporter")
+    users = ("etc/passwd", "etc/group", "etc/shadow", "etc/gshadow", "etc/sub")
+    left = {path for path in root.files() - before if not path.startswith(users)}
+    assert left == {
+        "qvm.json", "packages.tar", "usr/bin/qrexec-client-vm", "etc/salt/minion.d/f_defaults.conf",
+        "srv/salt/_states/qvm.py",
+    }  # fmt: skip
+    for name in left:
+        (root.folder / name).unlink()
+
+
+def _qubes(root: Root) -> None:
+    """What Qubes brings: its user, its client, its Salt modules, and two qubes, whose services are the template's."""
+    root.run("useradd", "--create-home", "user")
+    (root.folder / "qvm.json").write_text('{"work": {}, "personal": {}}', encoding="utf-8")
+    client = root.folder / "usr/bin/qrexec-client-vm"
+    client.write_text(
+        '#!/bin/sh\nSTANDIN_QUBES=/machine STANDIN_SOURCE=sys-monitor exec /standin/qrexec-client-vm "$@"\n',
+        encoding="utf-8",
+    )
+    client.chmod(0o755)
+    qubes = Qubes(root.folder / "machine", Path("/etc/qubes-rpc/ruddo.PrometheusProxy"))
+    for name in ("work", "personal"):
+        qubes.add(name)
+    dom0(qubes, "admin.vm.List", ADMIN_VM_LIST.replace("{root}", "/machine"))
+    (qubes.root / "calls.log").touch()
+    root.run("chown", "-R", "user:user", "/machine")
+    states = root.folder / "srv/salt/_states"
+    states.mkdir(parents=True)
+    shutil.copy(ROOT / "tests/standin/qvm.py", states)
+    minion(root)
+
+
+def _started(root: Root) -> set[str]:
+    """Start what the units of the flagged qube start, and node_exporter; the qubes that Prometheus knows then."""
+    flags = root.folder / "run/qubes-service"
+    flags.mkdir()
+    for feature in json.loads((root.folder / "qvm.json").read_text())["sys-monitor"]["features"]:
+        (flags / feature.removeprefix("service.")).touch()
+    units = [NODE_EXPORTER, *(f"lib/systemd/system/{unit}.service" for unit in (NAME, f"{NAME}-monitor"))]
+    text = root.run("python3", "/standin/boot.py", QUERY, "personal", *(f"/{unit}" for unit in units), network=False)
+    return {one["metric"]["instance"] for one in json.loads(text)["data"]["result"]}
+
+
 class Salt:
     """
     Salt in a root, as dom0 has it: the formula of the package, the operator's pillar, a stand-in for `qvm`.
@@ -102,27 +242,13 @@ class Salt:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         states = root.folder / "srv/salt/_states"
-        states.mkdir(parents=True)
+        states.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / "tests/standin/qvm.py", states)
         systemctl = root.folder / "usr/bin/systemctl"
         systemctl.write_text('#!/bin/sh\necho "$*" >>/var/log/systemctl\n', encoding="utf-8")
         systemctl.chmod(0o755)
-        self.configure()
+        minion(root)
         self.call("saltutil.sync_states")
-
-    def configure(self, **more: object) -> None:
-        """Write the minion's configuration; `more` are further keys of it."""
-        minion = {
-            "id": "dom0",
-            "file_client": "local",
-            "file_roots": {"base": ["/srv/salt"]},
-            "pillar_roots": {"base": ["/srv/pillar/base"]},
-            "state_events": False,
-            "fileserver_list_cache_time": 0,  # Salt remembers for 20 s which files there are; tests are faster
-            **more,
-        }
-        # In dom0 it is one of these files, too: Salt adds up the lists of all of them.
-        (self.root.folder / "etc/salt/minion.d/f_defaults.conf").write_text(json.dumps(minion), encoding="utf-8")
 
     def pillar(self, text: str) -> None:
         """What the operator wrote, enabled for all."""
@@ -144,20 +270,9 @@ class Salt:
 
 
 @pytest.fixture(scope="module")
-def salt(root: Root) -> Salt:
-    """Salt, from PyPI; Debian 12 has none."""
-    program = shutil.which("salt-call")
-    if program is None:
-        why = (
-            "salt-call is not on the PATH (/usr/bin/python3 -m venv FOLDER,"
-            " FOLDER/bin/python -m pip install --require-hashes --requirement tests/salt.lock)"
-        )
-        if os.environ.get("REQUIRE_SALT"):
-            pytest.fail(why)
-        pytest.skip(why)
-    found = Path(program).resolve()
-    root.venv = found.parent.parent
-    return Salt(root, found)
+def salt(root: Root, salt_call: Path) -> Salt:
+    """Salt in the root."""
+    return Salt(root, salt_call)
 
 
 PILLAR = """
@@ -177,7 +292,7 @@ def test_every_state_compiles(salt: Salt) -> None:
     shipped = (FORMULA.parent / "pillar/init.sls").read_text(encoding="utf-8")
     without: Any = None
     for family in ("Debian", "RedHat"):
-        salt.configure(grains={"os_family": family})
+        minion(salt.root, grains={"os_family": family})
         compiled = salt.call("state.show_sls", names)
         assert isinstance(compiled, dict), compiled
         assert {one["__sls__"] for one in compiled.values()} == {
@@ -191,7 +306,7 @@ def test_every_state_compiles(salt: Salt) -> None:
         without = compiled
     salt.pillar(shipped)
     assert salt.call("state.show_sls", names) == without  # the values of the pillar are the defaults
-    salt.configure()
+    minion(salt.root)
 
 
 def test_the_top_files_give_each_its_states(salt: Salt) -> None:
