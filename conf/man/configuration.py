@@ -35,8 +35,10 @@ def paragraph(block: str) -> Iterator[str]:
     if block.startswith("|"):
         yield ".SH KEYS"
         for line in lines[2:]:
-            key, default, meaning = (inline(cell.strip()) for cell in re.split(r" \| ", line.strip("|")))
-            yield from (".TP", key, f"{meaning.rstrip('.')}.", f"Default: {default}.")
+            key, default, meaning = (inline(cell.strip()) for cell in line.strip("|").split("| ", maxsplit=2))
+            yield from (".TP", key, f"{meaning.rstrip('.')}.")
+            if default:
+                yield f"Default: {default}."
         yield ".SH NOTES"
     elif block.startswith("    "):
         yield from (".PP", ".nf", *(inline(line) for line in lines), ".fi")
