@@ -133,11 +133,29 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module")
-def packages(copy: Path, kind: str, tmp_path_factory: pytest.TempPathFactory) -> Packages:
-    """The packages of this version."""
-    folder = tmp_path_factory.mktemp("packages")
+def kept(copy: Path, kind: str, factory: pytest.TempPathFactory) -> Packages:
+    """Packages of this version, in a folder that no later build empties."""
+    folder = factory.mktemp(kind)
     return {name: Path(shutil.copy(path, folder)) for name, path in built(copy, kind).items()}
+
+
+@pytest.fixture(scope="module")
+def rpms(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """The RPMs of this version."""
+    return kept(copy, "rpm", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def debs(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Packages:
+    """The debs of this version."""
+    return kept(copy, "deb", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def packages(kind: str, request: pytest.FixtureRequest) -> Packages:
+    """The packages of this version."""
+    found: Packages = request.getfixturevalue(f"{kind}s")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -292,9 +310,9 @@ def test_the_packages_bring_what_they_need(packages: Packages, kind: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["prometheus-qubes-proxy", "prometheus-qubes-proxy-monitor"])
-def test_rpm_scriptlets_leave_it_to_systemd(copy: Path, name: str, tmp_path: Path) -> None:
+def test_rpm_scriptlets_leave_it_to_systemd(rpms: Packages, name: str, tmp_path: Path) -> None:
     """Built anywhere, they do what Fedora's macros do: the preset at the installation, a restart at an update."""
-    package = built(copy, "rpm")[name]
+    package = rpms[name]
     # Never the helper of this machine, which would change its units.
     helper, told = tmp_path / "helper", tmp_path / "told"
     for tag, step, when in (
@@ -335,10 +353,10 @@ def test_an_update_keeps_what_the_operator_wrote(
     assert set(files(root)) == (left if kind == "rpm" else set())
 
 
-def test_rpm_leaves_nothing_compiled(copy: Path, tmp_path: Path) -> None:
+def test_rpm_leaves_nothing_compiled(rpms: Packages, tmp_path: Path) -> None:
     """Where root ran a command there was __pycache__. What Debian's package leaves: tests/test_debian_root.py."""
     library = tmp_path / "usr/share/prometheus-qubes-proxy"
-    package = built(copy, "rpm")["prometheus-qubes-proxy"]
+    package = rpms["prometheus-qubes-proxy"]
     text = run(debian_program("rpm"), "-qp", "--nosignature", "--queryformat", "%{PREUN}", package).stdout
     (library / "federator" / "__pycache__").mkdir(parents=True)
     for count, left in (("1", True), ("0", False)):
@@ -393,28 +411,25 @@ def test_the_source_package_builds_by_itself(copy: Path, tmp_path: Path) -> None
     assert len(list(tmp_path.rglob(f"*-{__version__.replace('.dev', '~dev')}-*.noarch.rpm"))) == len(PACKAGES)
 
 
-def test_a_unit_that_was_disabled_stays_so(tmp_path: Path, copy: Path) -> None:
+def test_a_unit_that_was_disabled_stays_so(tmp_path: Path, debs: Packages) -> None:
     """Debian's package enables the unit once. The condition in the unit prevents it from running in other qubes."""
     debian_program("deb-systemd-helper")
-    packages = built(copy, "deb")
-    root = install(tmp_path / "root", packages)
+    root = install(tmp_path / "root", debs)
     link = root / "etc/systemd/system/multi-user.target.wants/prometheus-qubes-proxy.service"
     assert link.is_symlink()
     link.unlink()
-    install(root, packages)
+    install(root, debs)
     assert not link.is_symlink()
 
 
-def test_rpmlint_has_nothing_to_say(copy: Path) -> None:
+def test_rpmlint_has_nothing_to_say(rpms: Packages) -> None:
     """Each exception is explained in rpm/rpmlint.toml."""
-    rpms = built(copy, "rpm")
     done = run(debian_program("rpmlint"), "--config", ROOT / "rpm" / "rpmlint.toml", *rpms.values())
     assert " 0 errors, 0 warnings" in done.stdout, done.stdout + done.stderr
 
 
-def test_lintian_has_nothing_to_say(copy: Path) -> None:
+def test_lintian_has_nothing_to_say(debs: Packages) -> None:
     """Except that no bug of Debian asks for the package."""
-    debs = built(copy, "deb")
     not_in_debian = "initial-upload-closes-no-bugs"
     done = run(debian_program("lintian"), "--allow-root", "--suppress-tags", not_in_debian, *debs.values())
     assert (done.stdout, done.returncode) == ("", 0), done.stdout + done.stderr
