@@ -57,7 +57,8 @@ help:
 	    "(Debian: python3-aiohttp python3-prometheus-client python3-tomli): /usr/bin/python3 -m tests.demo.run" >&2; exit 1; }
 	@touch $@
 
-# The newest versions that pyproject.toml allows, for every supported Python, and those of Salt, for its tests alone. uv itself is not needed for anything else.
+# The newest versions that pyproject.toml allows, for every supported Python, and those of Salt, which one test file
+# needs. uv itself is not needed for anything else.
 lock:
 	$(PYTHON) -m venv --clear dist/lock
 	dist/lock/bin/python -m pip install --quiet --disable-pip-version-check uv
@@ -191,7 +192,8 @@ srpm: $(SPEC)
 rpm: $(SPEC)
 	$(RPMBUILD) -bb "$$folder/$(NAME).spec" && mv "$$folder"/out/*.rpm dist/
 
-# Where debhelper and dh-python are; dpkg would ask for a compiler, too. The version is written first: in the source it is the one of the last `make version`.
+# Where debhelper and dh-python are; dpkg would ask for a compiler, too. The version is written first: in the source it
+# is the one of the last `make version`.
 deb: source
 	folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
 	    tar --extract --directory="$$folder" --file=dist/$(NAME)-$(VERSION).tar.gz && cd "$$folder/$(NAME)-$(VERSION)" && \

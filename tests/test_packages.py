@@ -355,16 +355,17 @@ def test_an_update_keeps_what_the_operator_wrote(
 
 def test_rpm_leaves_nothing_compiled(rpms: Packages, tmp_path: Path) -> None:
     """Where root ran a command there was __pycache__. What Debian's package leaves: tests/test_debian_root.py."""
-    library = tmp_path / "usr/share/prometheus-qubes-proxy"
     package = rpms["prometheus-qubes-proxy"]
-    text = run(debian_program("rpm"), "-qp", "--nosignature", "--queryformat", "%{PREUN}", package).stdout
-    (library / "federator" / "__pycache__").mkdir(parents=True)
-    for count, left in (("1", True), ("0", False)):
-        moved = text.replace("/usr/share", str(tmp_path / "usr/share")).replace(
-            "/usr/lib/systemd/systemd-update-helper", "x"
-        )
-        assert run("/bin/sh", "-c", moved, "scriptlet", count).returncode == 0
-        assert (library / "federator" / "__pycache__").exists() == left
+    text = run(debian_program("rpm"), "-qp", "--nosignature", "--queryformat", "%{POSTUN}", package).stdout
+    text = text.replace("/usr/", f"{tmp_path}/usr/")
+    library = tmp_path / "usr/share/prometheus-qubes-proxy"
+    compiled = library / "federator" / "text" / "__pycache__" / "merge.cpython-313.pyc"
+    compiled.parent.mkdir(parents=True)
+    compiled.touch()
+    for count, left in (("1", True), ("0", False)):  # an update, a removal
+        assert run("/bin/sh", "-c", text, "scriptlet", count).returncode == 0
+        assert compiled.exists() == left
+    assert not library.exists()
 
 
 # What Fedora's rpm knows, in short: enough to see that the spec file uses it.
