@@ -144,6 +144,7 @@ def in_dom0(root: Root, salt_call: Path, command: str) -> None:
     root.run("sh", "-ec", command, env={"SALT_CALL": str(salt_call), "EDITED": EDITED, "PATH": f"/standin:{PATHS}"})
 
 
+QUBES = ("work", "personal", "vault")  # two of them are to be watched
 PATHS = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -171,10 +172,10 @@ def test_readme_leads_from_nothing_to_a_graph(repository: Path, root: Root, salt
     for command in away:
         in_dom0(root, salt_call, command)
     assert any((root.folder / "rw/prometheus").iterdir())  # the data are kept, as the page says
-    assert {"sys-monitor", "work", "personal"} == set(json.loads((root.folder / "qvm.json").read_text()))
+    assert {"sys-monitor", *QUBES} == set(json.loads((root.folder / "qvm.json").read_text()))
     for command in (delete_qube, no_pillar, no_package, no_folders):
         in_dom0(root, salt_call, command)
-    assert set(json.loads((root.folder / "qvm.json").read_text())) == {"work", "personal"}
+    assert set(json.loads((root.folder / "qvm.json").read_text())) == set(QUBES)
     shutil.rmtree(root.folder / "rw")  # it was the qube's
     for name in ("build", "standin", "machine", "home/user"):
         shutil.rmtree(root.folder / name)
@@ -191,9 +192,9 @@ def test_readme_leads_from_nothing_to_a_graph(repository: Path, root: Root, salt
 
 
 def _qubes(root: Root) -> None:
-    """What Qubes brings: its user, its client, its Salt modules, and two qubes, whose services are the template's."""
+    """What Qubes brings: its user, its client, its Salt modules, and three qubes, whose services are the template's."""
     root.run("useradd", "--create-home", "user")
-    (root.folder / "qvm.json").write_text('{"work": {}, "personal": {}}', encoding="utf-8")
+    (root.folder / "qvm.json").write_text(json.dumps({name: {} for name in QUBES}), encoding="utf-8")
     client = root.folder / "usr/bin/qrexec-client-vm"
     client.write_text(
         '#!/bin/sh\nSTANDIN_QUBES=/machine STANDIN_SOURCE=sys-monitor exec /standin/qrexec-client-vm "$@"\n',
@@ -201,8 +202,8 @@ def _qubes(root: Root) -> None:
     )
     client.chmod(0o755)
     qubes = Qubes(root.folder / "machine", Path("/etc/qubes-rpc/ruddo.PrometheusProxy"))
-    for name in ("work", "personal"):
-        qubes.add(name)
+    for name in QUBES:
+        qubes.add(name, policy="deny")
     dom0(qubes, "admin.vm.List", ADMIN_VM_LIST.replace("{root}", "/machine"))
     (qubes.root / "calls.log").touch()
     root.run("chown", "-R", "user:user", "/machine")
@@ -212,8 +213,23 @@ def _qubes(root: Root) -> None:
     minion(root)
 
 
+def _obey(root: Root) -> None:
+    """Let the stand-in for dom0 allow what the policy file allows to qubes with the tag, and list these alone."""
+    policy = (root.folder / "etc/qubes/policy.d/31-prometheus-qubes-proxy.policy").read_text(encoding="utf-8")
+    arguments = dict(re.findall(r"^ruddo.PrometheusProxy (\S+) sys-monitor @tag:(\S+) allow", policy, re.MULTILINE))
+    listed = set(re.findall(r"^admin.vm.List \* sys-monitor @tag:(\S+) allow", policy, re.MULTILINE))
+    for name, qube in json.loads((root.folder / "qvm.json").read_text(encoding="utf-8")).items():
+        folder = root.folder / "machine/qubes" / name
+        if folder.exists():
+            allowed = [argument for argument, tag in arguments.items() if tag in qube.get("tags", [])]
+            (folder / "policy").write_text(f"allow {' '.join(allowed)}" if allowed else "deny", encoding="utf-8")
+            if not listed & set(qube.get("tags", [])):
+                (folder / "hidden").touch()
+
+
 def _started(root: Root) -> set[str]:
     """Start what the units of the flagged qube start, and node_exporter; the qubes that Prometheus knows then."""
+    _obey(root)
     flags = root.folder / "run/qubes-service"
     flags.mkdir()
     for feature in json.loads((root.folder / "qvm.json").read_text())["sys-monitor"]["features"]:
