@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Manual pages and completion of the shell: they name what the program has, and are what man and bash take."""
 
+import functools
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ def configuration_page() -> str:
     return done.stdout
 
 
+@functools.cache
 def options() -> dict[str, bool]:
     """Every long option of the program, and whether it takes a value: what --help says."""
     text = subprocess.run(
