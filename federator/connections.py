@@ -28,8 +28,10 @@ from typing import cast
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
 
+from federator.door import AT_ONCE, PACE_SECONDS, Door
 from federator.errors import HandshakeError, shown
 from federator.network import network_of
+from federator.pace import Pace
 from federator.seldom import Seldom
 from federator.tls import ServerTls
 
@@ -41,9 +43,6 @@ MAX_CONNECTIONS = 512
 LEAST_CONNECTIONS = 4
 # A pair of Prometheus, a browser and a few scripts, each with some connections, come from one address.
 MAX_PER_ADDRESS = 64
-# Connections that wait to be accepted. Where there are more, the system drops one, and its client tries again after a
-# second: one that opens connections all the time made others late by that.
-MAX_WAITING = 4096
 # Bytes of further requests that wait for the answer of one. Prometheus sends none; some clients send a few.
 MAX_HELD = 64 << 10
 # A scraper sends its request at once. The head of one that has begun must be complete in this time, too.
@@ -263,7 +262,8 @@ class Connections:
         self._failed_handshakes = Seldom(BAD_REQUEST_SECONDS)
         self._tls_on_plain_port = Seldom(BAD_REQUEST_SECONDS)
         self._most = most
-        self._servers: list[asyncio.Server] = []
+        self._doors: list[Door] = []
+        self._pace = Pace(PACE_SECONDS, AT_ONCE)
         # Those without a request stand in the order in which they are without one.
         self._open: dict[Connection, None] = {}
         self._changed = asyncio.Event()
@@ -301,38 +301,34 @@ class Connections:
         return [name for name in self._names() if isinstance(name, str)]
 
     def _names(self) -> list[tuple[str, int] | str]:
-        return [sock.getsockname() for server in self._servers for sock in server.sockets]
+        return [name for door in self._doors for name in door.names]
 
     async def listen(self, name: str, port: int) -> None:
         """Take connections at this address; an empty name is every address. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._serve(await loop.create_server(self._connection, name or None, port))
+        self._serve(await loop.create_server(self._connection, name or None, port, start_serving=False))
 
     async def listen_unix(self, path: Path) -> None:
         """Take connections on a new Unix socket, from processes of this user and group. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._serve(await loop.create_unix_server(self._connection, path))
+        self._serve(await loop.create_unix_server(self._connection, path, start_serving=False))
         _open_to_group(path)
 
     async def take(self, sock: socket.socket) -> None:
         """Take connections on a socket that systemd made."""
         loop = asyncio.get_running_loop()
-        self._serve(await loop.create_server(self._connection, sock=sock))
+        self._serve(await loop.create_server(self._connection, sock=sock, start_serving=False))
 
     def _serve(self, server: asyncio.Server) -> None:
-        """The event loop accepts as many in a turn as it lets wait: so it is told of fewer than the system is."""
-        self._servers.append(server)
-        for shared in server.sockets:
-            with shared.dup() as sock:
-                sock.listen(MAX_WAITING)
+        self._doors.append(Door(server, self._connection, self._pace))
 
     def _connection(self) -> Connection:
         return Connection(self._make_protocol(), self)
 
     async def close(self, seconds: float) -> None:
         """Listen no more, and end all connections; those with a request have `seconds` to take their answer."""
-        for server in self._servers:
-            server.close()
+        for door in self._doors:
+            door.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while any(connection.busy for connection in self._open):

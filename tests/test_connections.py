@@ -2,6 +2,7 @@
 """TCP connections: how many, and how long without a request; and what the log hears of bad ones."""
 
 import asyncio
+import errno
 import gc
 import logging
 import re
@@ -104,20 +105,50 @@ async def test_a_connection_without_a_request_is_cut(
 
 
 async def test_a_flood_of_connections_does_not_make_another_wait(
-    served: Callable[..., "asyncio.Task[Connections]"],
+    served: Callable[..., "asyncio.Task[Connections]"], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """There are more than asyncio lets wait. The system drops what is too many, whose client waits a second then."""
+    """
+    More may wait than asyncio lets wait, since the system drops what is too many, whose client waits a second then; and
+    most of the flood is closed at once, without taking the place of anybody.
+    """
     listening = await served()
-    clients = []
+    flood = []
     for _ in range(400):  # while the event loop does something else
-        clients.append(socket.socket())
-        clients[-1].settimeout(0)
+        flood.append(socket.socket())
+        flood[-1].settimeout(0)
         with suppress(BlockingIOError):
-            clients[-1].connect(listening.addresses[0])
-    waiting = _waiting(listening.addresses[0][1])
-    for client in clients:
-        client.close()
-    assert waiting == 400
+            flood[-1].connect(listening.addresses[0])
+    assert _waiting(listening.addresses[0][1]) == 400
+    another = await asyncio.open_connection(*listening.addresses[0], local_addr=("127.0.0.2", 0))
+    assert await healthy(another)
+    another[1].close()
+    for one in flood:
+        one.close()
+    (record,) = [record for record in caplog.records if "too many connections" in record.message]
+    assert vars(record)["client"] == "127.0.0.1"
+    await asyncio.to_thread(eventually, "they are gone", lambda: len(listening) == 0)
+
+
+async def test_a_lack_of_file_descriptors_is_told_now_and_then(
+    served: Callable[..., "asyncio.Task[Connections]"],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing is accepted for a moment, and then it goes on."""
+    monkeypatch.setattr("federator.door.PAUSE_SECONDS", 0.05)
+    listening = await served()
+    accept, failures = socket.socket.accept, iter(range(3))
+
+    def fail(self: socket.socket) -> tuple[socket.socket, object]:
+        if next(failures, None) is not None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    stream = await connected(listening)
+    assert await healthy(stream)
+    assert [record.message for record in caplog.records] == ["no connection can be accepted for a moment"]
+    stream[1].close()
 
 
 def _waiting(port: int) -> int:

@@ -91,7 +91,8 @@ def test_the_life_of_a_call_at_debug(tmp_path: Path, style: str) -> None:
     with Exporter(b"m 1\n") as exporter:
         of = {"work": {"app": exporter.port}, "vault": {"app": exporter.port}}
         arguments = ("--log.level=debug", f"--log.format={style}")
-        with Daemon(tmp_path, toml(of, client=qubes.client), qubes.env, arguments=arguments) as daemon:
+        text = toml(of, client=qubes.client, qrexec='backoff_initial = "5m"')
+        with Daemon(tmp_path, text, qubes.env, arguments=arguments) as daemon:
             for _ in range(3):
                 daemon.get()
     lines = told(daemon.log, style)
