@@ -11,7 +11,7 @@ from typing import Any
 
 from federator import remedies, units
 from federator.history import TargetRow
-from federator.model import Qube, Target
+from federator.model import Endpoint, Qube, Target
 from federator.sight import Sight
 
 # A target takes some 10 µs.
@@ -29,6 +29,11 @@ def targets(sight: Sight) -> Generator[None, None, str]:
     return f'{{"status":"success","data":{{"activeTargets":[{",".join(made)}],"droppedTargets":[]}}}}\n'
 
 
+def _url(endpoint: Endpoint) -> str:
+    """What is fetched; of an endpoint, only its own qube knows that."""
+    return f"http://127.0.0.1:{endpoint}/metrics" if isinstance(endpoint, int) else f"endpoint:{endpoint}"
+
+
 def _target(sight: Sight, qube: Qube, target: Target, row: TargetRow | None) -> dict[str, Any]:
     """The fields of Prometheus first; the others are ours."""
     error = row.error if row else None
@@ -36,7 +41,7 @@ def _target(sight: Sight, qube: Qube, target: Target, row: TargetRow | None) -> 
         "discoveredLabels": {},
         "labels": {"qube": target.qube, "exporter": target.exporter.name, **dict(target.labels)},
         "scrapePool": target.qube,
-        "scrapeUrl": f"http://127.0.0.1:{target.exporter.port}/metrics",
+        "scrapeUrl": _url(target.exporter.endpoint),
         "lastError": f"{error.reason}: {error}" if error else "",
         "lastScrape": units.rfc3339(row.at) if row else "0001-01-01T00:00:00Z",
         "lastScrapeDuration": round(row.seconds, 6) if row else 0,

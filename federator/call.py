@@ -22,7 +22,7 @@ from typing import Generic, Protocol, TypeVar, cast
 from federator import reasons
 from federator.budget import Budget
 from federator.errors import ScrapeError
-from federator.model import Callee, Qrexec
+from federator.model import Callee, Endpoint, Qrexec
 from federator.wire import Wire
 
 # A call counts as being set up for so long at most: a paused qube, whose call hangs, must not keep others waiting.
@@ -161,9 +161,9 @@ class _Stderr:
 class _Ask(Generic[A]):
     """One request: what hears of its answers, whose are missing, and whether it is `over`: answered, or lost."""
 
-    def __init__(self, tell: Callable[[A], None], ports: Collection[int]) -> None:
+    def __init__(self, tell: Callable[[A], None], endpoints: Collection[Endpoint]) -> None:
         self.tell: Callable[[A], None] | None = tell
-        self.missing = set(ports)
+        self.missing = set(endpoints)
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -171,38 +171,38 @@ class _Asks(Generic[A]):
     """The requests whose answers are missing. True while there are any."""
 
     def __init__(self) -> None:
-        self._by_port: dict[int, _Ask[A]] = {}
+        self._by_endpoint: dict[Endpoint, _Ask[A]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._by_port)
+        return bool(self._by_endpoint)
 
     def add(self, asked: _Ask[A]) -> None:
         """It was sent."""
-        self._by_port.update(dict.fromkeys(asked.missing, asked))
+        self._by_endpoint.update(dict.fromkeys(asked.missing, asked))
 
     def remove(self, asked: _Ask[A]) -> None:
         """Nobody waits for it any more."""
-        for port in asked.missing:
-            del self._by_port[port]
+        for endpoint in asked.missing:
+            del self._by_endpoint[endpoint]
 
-    def take(self, port: int, answer: A) -> None:
-        """Tell who asked for this port."""
-        asked = self._by_port[port]
+    def take(self, endpoint: Endpoint, answer: A) -> None:
+        """Tell who asked for this endpoint."""
+        asked = self._by_endpoint[endpoint]
         assert asked.tell is not None, "the wire takes no answer after the end"
         asked.tell(answer)
-        del self._by_port[port]
-        asked.missing.discard(port)
+        del self._by_endpoint[endpoint]
+        asked.missing.discard(endpoint)
         if not asked.missing:
             _wake(asked.over)
 
     def wake(self) -> None:
         """No more answers come."""
-        for asked in self._by_port.values():
+        for asked in self._by_endpoint.values():
             _wake(asked.over)
 
     def let_go(self) -> None:
         """Tell nobody any more: who is told may hold what came of it."""
-        for asked in self._by_port.values():
+        for asked in self._by_endpoint.values():
             asked.tell = None
 
 
@@ -281,13 +281,13 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             raise self._error.bare()
         note("a call was greeted", self._fields, wire=type(self._wire).__name__)
 
-    async def ask(self, request: bytes, tell: Callable[[A], None], ports: Collection[int] = (0,)) -> None:
+    async def ask(self, request: bytes, tell: Callable[[A], None], endpoints: Collection[Endpoint] = (0,)) -> None:
         """
-        Send what the wire made for a request for these ports; `tell` is called as answers come.
+        Send what the wire made for a request for these endpoints; `tell` is called as answers come.
 
         Raises ScrapeError where not all of them came. If it is cancelled, `end` the call.
         """
-        asked = _Ask(tell, ports)
+        asked = _Ask(tell, endpoints)
         if self._error is None:
             self.asks.add(asked)
             self._stderr.allowance = STDERR_LIMIT
@@ -381,7 +381,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         if self._wire.greeted:
             _wake(self._greeted)
         for answer in answers:
-            self.asks.take(self._wire.port(answer), answer)
+            self.asks.take(self._wire.endpoint(answer), answer)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         """A pipe was closed at the other end; after the exit, the last words are in once both are."""

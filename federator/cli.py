@@ -74,11 +74,11 @@ def _check(path: Path, web_file: Path | None) -> int:
     say(f"{path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}")
     width = max((len(qube.name) for qube in settings.qubes), default=0)
     for qube in settings.qubes:
-        exporters = ", ".join(f"{target.exporter.name} ({target.exporter.port})" for target in qube.targets)
-        how = f"{SERVICE}+{argument(qube.ports)}" if qube.transport == "qrexec" else "here, without qrexec"
+        exporters = ", ".join(f"{target.exporter.name} ({target.exporter.endpoint})" for target in qube.targets)
+        how = f"{SERVICE}+{argument(qube.endpoints)}" if qube.transport == "qrexec" else "here, without qrexec"
         say(f"  {qube.name:{width}}  {how}  {exporters}")
     if settings.discovery:
-        names = ", ".join(f"{one.name} ({one.port})" for one in settings.discovery.exporters) or "no exporters"
+        names = ", ".join(f"{one.name} ({one.endpoint})" for one in settings.discovery.exporters) or "no exporters"
         say(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
     host.check(settings)
     host.check_addresses(settings)

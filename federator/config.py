@@ -17,9 +17,11 @@ from pathlib import Path
 from federator import toml_reader
 from federator.errors import ConfigError
 from federator.model import (
+    ENDPOINT_NAME,
     MAX_TIMEOUT_SECONDS,
     Config,
     Discovery,
+    Endpoint,
     Exporter,
     Limits,
     Qrexec,
@@ -29,6 +31,7 @@ from federator.model import (
     Target,
     Transport,
     Web,
+    where,
 )
 from federator.pattern import Pattern
 from federator.targets import DOM0, is_qube_name
@@ -42,7 +45,8 @@ _EXPORTER_NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,62}")
 _LABEL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 # Labels that have a meaning already on the series that they would be added to.
 _TAKEN_LABELS = frozenset({"qube", "exporter", "reason", "le", "quantile", "job", "instance"})
-# The ports are the qrexec argument. qrexec's control channel carries some 3.9 kB; the service takes the same number.
+# Their ports and endpoints are the qrexec argument. qrexec's control channel carries some 3.9 kB, and each takes
+# 33 bytes at most; the service takes the same number.
 MAX_EXPORTERS_PER_QUBE = 64
 
 # The request to a qube's service has ten digits for the size; a NetVM has less memory than this.
@@ -193,28 +197,41 @@ def _qrexec(table: Table, folder: Path) -> Qrexec:
 
 
 def _exporter(name: str, entry: Entry) -> Exporter | None:
-    """None if the port may be there under a mistyped name."""
+    """None if its port or endpoint may be there under a mistyped name."""
     if not _EXPORTER_NAME.fullmatch(name):
         raise entry.error("not a name for an exporter; use letters, digits, _ . and -")
     if not isinstance(entry.value, dict):
-        return Exporter(name=name, port=entry.port())
+        return Exporter(name=name, endpoint=entry.port())
     table = entry.as_table()
-    port = table.entry("port")
+    port, endpoint = table.entry("port"), table.entry("endpoint")
     drop = _patterns(table, "drop", default=[])
     timeout = table.duration("timeout", 0.0, 0.1, MAX_TIMEOUT_SECONDS) if table.entry("timeout") else None
     interval = table.duration("interval", 0.0, 1.0, MAX_SCRAPE_INTERVAL_SECONDS) if table.entry("interval") else None
     page = table.take("page", bool, True)  # noqa: FBT003 - the default, as of every key
     table.done()
-    if port is None and table.faulty:
+    if port and endpoint:
+        raise table.error("endpoint", "there is a port, too; an exporter is on a port, or is an endpoint")
+    place: Endpoint
+    if endpoint:
+        place = endpoint.convert(_endpoint_name)
+    elif port:
+        place = port.port()
+    elif table.faulty:
         return None
-    if port is None:
-        raise table.error("port", "missing; say on which port of the qube's loopback it listens")
+    else:
+        raise table.error("port", "missing; say on which port of the qube's loopback it listens, or name an endpoint")
     if interval is not None and page and not table.faulty:
         raise table.error(
             "interval",
             "/metrics asks every exporter each time; add page = false, and let Prometheus scrape it through /sd",
         )
-    return Exporter(name, port.port(), drop, timeout, interval, page)
+    return Exporter(name, place, drop, timeout, interval, page)
+
+
+def _endpoint_name(name: str) -> str:
+    if not re.fullmatch(ENDPOINT_NAME, name):
+        raise ValueError("not a name for an endpoint; use a small letter, then at most 31 of a-z, 0-9, _ and -")
+    return name
 
 
 def _qube(name: str, table: Table, exporters: Mapping[str, Exporter | None], limits: Limits) -> Qube:
@@ -254,8 +271,8 @@ def _patterns(table: Table, key: str, default: Sequence[str]) -> tuple[Pattern, 
 
 
 def _chosen(table: Table, entries: Sequence[Entry], exporters: Mapping[str, Exporter | None]) -> tuple[Exporter, ...]:
-    """The exporters of one qube that are named here, each on a port of its own; but those whose fault is noted."""
-    used: dict[int, Exporter] = {}
+    """The exporters of one qube that are named here, each in a place of its own; but those whose fault is noted."""
+    used: dict[Endpoint, Exporter] = {}
 
     def choose(entry: Entry) -> None:
         exporter_name = entry.take(str)
@@ -266,16 +283,16 @@ def _chosen(table: Table, entries: Sequence[Entry], exporters: Mapping[str, Expo
             return
         if exporter in used.values():
             raise entry.error(f"{exporter_name!r} is there twice; once is enough")
-        if exporter.port in used:
+        if exporter.endpoint in used:
             raise entry.error(
-                f"{exporter_name!r} and {used[exporter.port].name!r} are both on port {exporter.port};"
-                " one port of a qube has one exporter"
+                f"{exporter_name!r} and {used[exporter.endpoint].name!r} are both on {where(exporter.endpoint)};"
+                " each exporter of a qube has its own"
             )
-        used[exporter.port] = exporter
+        used[exporter.endpoint] = exporter
 
     table.each(entries, choose)
     if len(used) > MAX_EXPORTERS_PER_QUBE:
-        raise table.error("exporters", f"more than {MAX_EXPORTERS_PER_QUBE}; one qrexec call carries no more ports")
+        raise table.error("exporters", f"more than {MAX_EXPORTERS_PER_QUBE}; one qrexec call carries no more")
     return tuple(used.values())
 
 

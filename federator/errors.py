@@ -15,6 +15,7 @@ Every exception raised on purpose. Anything else is a bug of ours: it is not cau
             ClosedError               the channel ended, or could not be opened
             TimedOutError             the time was over
             ProtocolError             the qube's end broke the protocol
+            EndpointError             the qube's own files do not say, or not rightly, what an endpoint's name means
             ExporterUnreachableError  the service could not get an answer out of the exporter
             HttpError                 the exporter's answer is not the HTTP that a scrape needs
             ExpositionError           none of its lines could be passed on, or it is cut, or it is a web page
@@ -100,6 +101,12 @@ class ProtocolError(ScrapeError):
     """The qube's end broke the protocol."""
 
     reason = "protocol"
+
+
+class EndpointError(ScrapeError):
+    """The qube's own files do not say, or not rightly, what an endpoint's name means."""
+
+    reason = "endpoint"
 
 
 class ExporterUnreachableError(ScrapeError):

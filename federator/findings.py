@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from federator.errors import ScrapeError
-from federator.model import Address, Config, Outcome, Qube, QubeOutcome, Snapshot
+from federator.model import Address, Config, Outcome, Qube, QubeOutcome, Snapshot, where
 from federator.policy import single_port_rules
 from federator.reasons import OnePortError
 from federator.remedies import lines_for_policy, remedy
@@ -33,6 +33,7 @@ BROKEN: Mapping[str, str] = {
     "no_service": "service",
     "closed": "service",
     "protocol": "service",
+    "endpoint": "exporter",
     "connection": "exporter",
     "http": "exporter",
     "exposition": "text",
@@ -212,7 +213,7 @@ def _passed(qube: QubeOutcome, outcome: Outcome, allowed: float, version: int) -
         "policy": "allows the call",
         "qube": "runs",
         "service": f"speaks version {version}" + (", as upstream's does" if version == 1 else ""),
-        "exporter": f"answers on port {target.exporter.port}",
+        "exporter": f"answers on {where(target.exporter.endpoint)}",
     }
     for hop in _hops(qube.qube)[:-2]:
         yield Check(hop, target.name, "ok", says[hop])

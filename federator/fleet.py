@@ -239,7 +239,7 @@ class Fleet:
                 self._members[target.qube].readers.pop(target, None)
         if gone:
             self.departures += 1
-            self._pace.retain({(target.qube, target.exporter.port) for target in self.targets})
+            self._pace.retain({(target.qube, target.exporter.endpoint) for target in self.targets})
 
     def _end(self, end: asyncio.Task[None]) -> None:
         self._ends.add(end)

@@ -13,7 +13,7 @@ from federator import reasons
 from federator.counters import Counters
 from federator.errors import ExpositionError, HttpError, ScrapeError, shown
 from federator.fleet import Fleet
-from federator.model import Answer, Outcome, Qube, Target
+from federator.model import Answer, Endpoint, Outcome, Qube, Target
 from federator.request import Deadline, Request
 from federator.scrape import deadline_of
 from federator.statelog import StateLog
@@ -81,17 +81,17 @@ class Forwarder:
     async def _ask(self, asking: "_Asking", qube: Qube, target: Target) -> None:
         """Ask the qube to its end. Whatever happens, there is an answer then, or why there is none."""
 
-        def tell(_: int, result: Answer | ScrapeError) -> None:
+        def tell(_: Endpoint, result: Answer | ScrapeError) -> None:
             if not asking.answered.done():
                 asking.answered.set_result(result)
 
         max_body = self._fleet.config.scrape.limits.body_size
-        request = Request([target.exporter.port], asking.deadline, max_body, tell, gives_way=True)
+        request = Request([target.exporter.endpoint], asking.deadline, max_body, tell, gives_way=True)
         try:
             await self._fleet.channel(qube.name).ask(request)
         except Exception:  # a bug of ours: it costs this fetch, and no other
             log.exception("bug in asking a qube", extra={"qube": qube.name})
-            tell(0, reasons.bug())
+            tell(target.exporter.endpoint, reasons.bug())
         finally:
             if self._askings.get(target) is asking:
                 del self._askings[target]  # the answer is for those who wait, and for nobody else

@@ -6,7 +6,7 @@ Configuration goes down (Config -> Qube -> Target), answers come up
 (Answer -> Reading -> Outcome -> QubeOutcome -> Snapshot).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -33,6 +33,23 @@ class Secret:
 
     def __repr__(self) -> str:
         return "<secret>"
+
+
+# What a qube's service is asked for: a port of the qube's loopback, or what the qube's own file endpoints.d/NAME says.
+Endpoint = int | str
+# The name cannot be a path, nor a port, and qrexec changes none of its characters.
+ENDPOINT_NAME = r"[a-z][a-z0-9_-]{0,31}"
+
+
+def in_order(endpoints: Collection[Endpoint]) -> tuple[Endpoint, ...]:
+    """As the argument of a call has them, so that a policy line can pin it: ports, rising, then names, sorted."""
+    ports = [one for one in endpoints if isinstance(one, int)]
+    return (*sorted(ports), *sorted(one for one in endpoints if isinstance(one, str)))
+
+
+def where(endpoint: Endpoint) -> str:
+    """An endpoint as people write it."""
+    return f"port {endpoint}" if isinstance(endpoint, int) else f"endpoint {endpoint}"
 
 
 # (host, port), where an empty host is every address; or the path of a Unix socket.
@@ -119,14 +136,14 @@ class Qrexec:
 @dataclass(frozen=True, slots=True)
 class Exporter:
     """
-    [exporters]: a port on a qube's loopback, and the metric names not wanted from it.
+    [exporters]: where it is in a qube, and the metric names not wanted from it.
 
     `timeout`: seconds that it may take, if they are not those of all. `interval`: seconds between two scrapes, for
     /sd. `page`: is it on /metrics, without being asked for by its name?
     """
 
     name: str
-    port: int
+    endpoint: Endpoint
     drop: tuple[Pattern, ...] = ()
     timeout: float | None = None
     interval: float | None = None
@@ -157,9 +174,9 @@ class Qube:
     labels: tuple[tuple[str, str], ...] = ()
 
     @property
-    def ports(self) -> tuple[int, ...]:
-        """The ports of all its targets, rising: the argument of the qrexec call, which is the permission."""
-        return tuple(sorted(target.exporter.port for target in self.targets))
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Those of all its targets, in order: the argument of the qrexec call, which is the permission."""
+        return in_order([target.exporter.endpoint for target in self.targets])
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +219,13 @@ class Callee:
 @dataclass(frozen=True, slots=True)
 class CallState:
     """
-    One call of a channel, for people to look at: for which ports it is or will be made, and in which version.
+    One call of a channel, for people to look at: for which endpoints it is or will be made, and in which version.
 
     `open_seconds`: for how long it has been open; None while it is not. `opened`: how often it was made. `wait`: so
     many seconds have to pass before it is made again. Failures are counted in a row.
     """
 
-    ports: tuple[int, ...]
+    endpoints: tuple[Endpoint, ...]
     version: int
     open_seconds: float | None
     opened: int
@@ -219,12 +236,12 @@ class CallState:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """
-    What a qube's service answered for one port. `status` is HTTP's, or 0 with the reason as body.
+    What a qube's service answered for one endpoint. `status` is HTTP's, or 0 with the reason as body.
 
     `whole`: did HTTP prove that nothing is missing at the end of the body?
     """
 
-    port: int
+    endpoint: Endpoint
     status: int
     body: bytes
     seconds: float | None  # None: version 1 does not say

@@ -8,7 +8,7 @@ Owns their words, their columns and their order. Must not know where they are pr
 import re
 from collections.abc import Sequence
 
-from federator.model import Config, Exporter
+from federator.model import Config, Endpoint, in_order
 from federator.targets import DOM0, is_qube_name
 from federator.wire import SERVICE, argument
 
@@ -36,7 +36,7 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
     return [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
         "# dom0 takes the first line that fits; in a file sorted after 90-prometheus-proxy.policy, they do nothing",
-        f"# {us} may read these ports of these qubes; halted ones are not started",
+        f"# {us} may read these ports and endpoints of these qubes; halted ones are not started",
         *(f"# {line}" for line in numbered_disposables(config)),
         *_aligned(allowed),
         *(["# tag the qubes that may be found: qvm-tags QUBE add monitored"] if found else []),
@@ -55,9 +55,10 @@ def single_port_rules(config: Config, own_name: str) -> list[str]:
     """What upstream's service needs in a qube with several ports, as it takes one port per call."""
     return [
         f"{SERVICE}  +{port}  {_us(own_name)}  {name}  {_allow(name)}"
-        for name, ports in _called(config)
-        if len(ports) > 1
-        for port in ports
+        for name, endpoints in _called(config)
+        if len(endpoints) > 1
+        for port in endpoints
+        if isinstance(port, int)
     ]
 
 
@@ -71,21 +72,17 @@ def numbered_disposables(config: Config) -> list[str]:
     ]
 
 
-def _called(config: Config) -> list[tuple[str, tuple[int, ...]]]:
-    """What is called over qrexec, by its name in dom0's policy, with its ports."""
-    called = [(_in_policy(qube.name), qube.ports) for qube in config.qubes if qube.transport == "qrexec"]
+def _called(config: Config) -> list[tuple[str, tuple[Endpoint, ...]]]:
+    """What is called over qrexec, by its name in dom0's policy, with its ports and endpoints."""
+    called = [(_in_policy(qube.name), qube.endpoints) for qube in config.qubes if qube.transport == "qrexec"]
     found = config.discovery.exporters if config.discovery else ()
-    return [*called, (TAGGED, _ports(found))] if found else called
+    return [*called, (TAGGED, in_order([one.endpoint for one in found]))] if found else called
 
 
 def _aligned(rules: Sequence[tuple[str, str, str, str, str]]) -> list[str]:
     """The columns below each other, but for the last one."""
     widths = [max((len(rule[column]) for rule in rules), default=0) for column in range(4)]
     return ["  ".join([*map(str.ljust, rule[:4], widths), rule[4]]) for rule in rules]
-
-
-def _ports(exporters: Sequence[Exporter]) -> tuple[int, ...]:
-    return tuple(sorted(exporter.port for exporter in exporters))
 
 
 def _us(own_name: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from federator.errors import (
     BodySizeLimitError,
     ClosedError,
+    EndpointError,
     ExporterUnreachableError,
     HttpError,
     NoServiceError,
@@ -24,16 +25,21 @@ from federator.errors import (
     TimedOutError,
     shown,
 )
-from federator.model import Answer, Callee
+from federator.model import Answer, Callee, Endpoint, in_order, where
 from federator.wire import (
     BODY_LARGER,
+    CANNOT_READ,
     COMPRESSED,
     CUT_SHORT,
     HEAD_LARGER,
     NO_ANSWER_AT_ALL,
+    NO_FILES,
+    NOT_DEFINED,
     NOT_HTTP,
     SERVICE,
     TIMED_OUT,
+    TLS_FAILED,
+    WRONG_FILE,
     Version1,
     Version2,
     Wire,
@@ -42,6 +48,9 @@ from federator.wire import (
 
 # How a service that knows only version 1 ends at our greeting: upstream's bash says 0, 116 or 117, by release.
 VERSION_1_STATUSES = frozenset({0, 116, 117})
+# What our service ends with, and says, where it does not understand the argument.
+_UNKNOWN_ARGUMENT = 3
+_UNKNOWN_ARGUMENT_WORDS = b"the argument must be the permitted ports"
 # What upstream's service ends with at a request where its curl gives it no text: its own status, by release, or curl's.
 # Statuses from 125 on are qrexec's, and of services that a signal ended.
 _V1_NO_TEXT_STATUSES = range(125)
@@ -66,6 +75,10 @@ class OnePortError(RefusedError):
     """dom0 allows one call for all ports, to a service that knows one port a call."""
 
 
+class OldServiceError(NoServiceError):
+    """The service knows ports, and no names of endpoints."""
+
+
 def not_running(qube: str, state: str) -> NotRunningError:
     """dom0 says that the qube does not run."""
     return NotRunningError(f"{qube} does not run (dom0: {state}), and was not called; start it, or leave it as it is")
@@ -76,12 +89,20 @@ def late(qube: str) -> TimedOutError:
     return TimedOutError(f"no answer of {qube} in time; is it paused, or busy?")
 
 
-def one_port_a_call(qube: str, ports: Collection[int]) -> OnePortError:
-    """dom0 allows one call for all ports, and the service there needs one for each."""
-    arguments = " and ".join(f"+{port}" for port in sorted(ports))
+def old_service(qube: str) -> OldServiceError:
+    """The service is upstream's, or ours from before there were endpoints."""
+    return OldServiceError(
+        f"the service in {qube} is older than this daemon, and knows ports but no endpoints; install or update"
+        f" prometheus-qubes-proxy-service in the template of {qube}, and restart the qube"
+    )
+
+
+def one_port_a_call(qube: str, endpoints: Collection[Endpoint]) -> OnePortError:
+    """dom0 allows one call for all endpoints, and the service there needs one for each port."""
+    arguments = " and ".join(f"+{one}" for one in in_order(endpoints) if isinstance(one, int))
     return OnePortError(
-        f"dom0 allows {SERVICE}+{argument(ports)} to {qube}, but the service there is upstream's, which knows one port"
-        f" a call: dom0's policy needs a line for each of {arguments}, or {qube} needs this project's service"
+        f"dom0 allows {SERVICE}+{argument(endpoints)} to {qube}, but the service there is upstream's, which knows one"
+        f" port a call: dom0's policy needs a line for each of {arguments}, or {qube} needs this project's service"
     )
 
 
@@ -139,17 +160,30 @@ _SERVICE_SAYS: tuple[tuple[str, type[ScrapeError], str], ...] = (
     (TIMED_OUT, TimedOutError, "the exporter did not answer in time"),
     # The number is the service's own limit where that is smaller.
     (BODY_LARGER, BodySizeLimitError, "{words}; scrape.body_size_limit is {limit} bytes"),
-    (COMPRESSED, HttpError, "the exporter on port {port} compresses its answer, which is of no use here: {words}"),
-    (CUT_SHORT, HttpError, "the exporter on port {port} ended in the middle of its answer: {words}"),
-    (HEAD_LARGER, HttpError, "the exporter on port {port} sends too many HTTP headers: {words}"),
-    (NOT_HTTP, HttpError, "what listens on port {port} does not speak HTTP ({words}); is that the exporter's port?"),
+    (COMPRESSED, HttpError, "the exporter on {place} compresses its answer, which is of no use here: {words}"),
+    (CUT_SHORT, HttpError, "the exporter on {place} ended in the middle of its answer: {words}"),
+    (HEAD_LARGER, HttpError, "the exporter on {place} sends too many HTTP headers: {words}"),
+    (NOT_HTTP, HttpError, "what listens on {place} does not speak HTTP ({words}); is that the exporter's {kind}?"),
     (
         NO_ANSWER_AT_ALL,
         ExporterUnreachableError,
-        "what listens on port {port} closed the connection without an answer; is that the exporter's port?",
+        "what listens on {place} closed the connection without an answer; is that the exporter's {kind}?",
+    ),
+    (NOT_DEFINED, EndpointError, "the qube has no file for {place}: {words}; write it there, or in its template"),
+    (WRONG_FILE, EndpointError, "the qube's file for {place} has to be corrected: {words}"),
+    (
+        CANNOT_READ,
+        EndpointError,
+        "a file of {place} is of no use: {words}; the service runs as the qube's user, who must be able to read it",
+    ),
+    (NO_FILES, ExporterUnreachableError, "nothing to read for {place}: {words}; does the program run that writes it?"),
+    (
+        TLS_FAILED,
+        ExporterUnreachableError,
+        "no TLS with what listens on {place}: {words}; the endpoint's ca_file must name the CA of its certificate",
     ),
     # All else is what the system says of a connection, such as "Connection refused".
-    ("", ExporterUnreachableError, "no answer of the exporter on port {port}: {words}; does it run there?"),
+    ("", ExporterUnreachableError, "no answer of the exporter on {place}: {words}; does it run there?"),
 )
 
 
@@ -159,10 +193,19 @@ def no_text(answer: Answer, body_size_limit: int) -> ScrapeError | None:
         return None
     if answer.status:
         untrusted_start = f": {shown(answer.body[:80])}" if answer.body else ""
-        return HttpError(f"the exporter answered with HTTP status {answer.status}{untrusted_start}")
+        return HttpError(f"the exporter answered with HTTP status {answer.status}{untrusted_start}{_asks_who(answer)}")
     untrusted_line = answer.body.decode("ascii", "replace")
     error, text = next((error, text) for start, error, text in _SERVICE_SAYS if untrusted_line.startswith(start))
-    return error(text.format(port=answer.port, limit=body_size_limit, words=shown(answer.body)))
+    kind = "port" if isinstance(answer.endpoint, int) else "endpoint"
+    return error(text.format(kind=kind, place=where(answer.endpoint), limit=body_size_limit, words=shown(answer.body)))
+
+
+def _asks_who(answer: Answer) -> str:
+    if answer.status not in {401, 403}:
+        return ""
+    if isinstance(answer.endpoint, int):
+        return "; if it wants a token or a password, define an endpoint for it in the qube"
+    return f"; is the token or the password that the file of {where(answer.endpoint)} names the right one?"
 
 
 def call_ended(
@@ -178,8 +221,8 @@ def call_ended(
     words = f": {shown(untrusted_words)}" if untrusted_words else ""
     if callee.transport == "qrexec" and not spoke and (error := _never_connected(status, untrusted_words, callee)):
         return error
-    if isinstance(wire, Version2) and not wire.greeted and not spoke and status in VERSION_1_STATUSES:
-        return OnlyVersion1Error(f"the service in {name} speaks version 1 only")
+    if isinstance(wire, Version2) and not spoke and (error := _too_old(status, untrusted_words, name)):
+        return error
     how = f"killed by signal {-status}" if status is not None and status < 0 else f"status {status}"
     if isinstance(wire, Version1) and wire.owed and status is not None and status in _V1_NO_TEXT_STATUSES:
         why = _CURL_SAYS.get(status, "is the exporter up?")
@@ -193,6 +236,13 @@ def call_ended(
     if callee.transport == "qrexec" and status == 255:
         return ClosedError(f"{name} went away in the middle of the call; was it shut down or killed?{words}")
     return ClosedError(f"the call to {name} ended by itself ({how}){words}")
+
+
+def _too_old(status: int | None, untrusted_words: bytes, name: str) -> ScrapeError | None:
+    """How a service ends that knows less than we do."""
+    if status == _UNKNOWN_ARGUMENT and _UNKNOWN_ARGUMENT_WORDS in untrusted_words:
+        return old_service(name)
+    return OnlyVersion1Error(f"the service in {name} speaks version 1 only") if status in VERSION_1_STATUSES else None
 
 
 def _never_connected(status: int | None, untrusted_words: bytes, callee: Callee) -> ScrapeError | None:

@@ -17,7 +17,8 @@ REMEDIES: Mapping[str, str] = {
     " journalctl -t qrexec-policy-daemon says which of the two it is. If it says `would require autostart` of a qube"
     " that runs, the qube was paused: dom0 does not notice that it goes on, until some qube is started, stopped or"
     " tagged.",
-    "no_service": "Install the package prometheus-qubes-proxy-service in the qube's template, and restart the qube.",
+    "no_service": "Install the package prometheus-qubes-proxy-service in the qube's template, or update it, and restart"
+    " the qube.",
     "not_running": "Nothing, if the qube may be off. Otherwise start it.",
     "closed": "Look at the qube: was it shut down, or killed? Otherwise its service failed; the daemon's log has the"
     " last line that it wrote.",
@@ -25,9 +26,14 @@ REMEDIES: Mapping[str, str] = {
     " Prometheus.",
     "protocol": "See what is installed in the qube as /etc/qubes-rpc/ruddo.PrometheusProxy. If it is our service, do"
     " not trust the qube.",
-    "connection": "Start the exporter in the qube. It must listen on this port of the qube's loopback.",
-    "http": "See what listens on this port in the qube: is it the exporter?",
-    "exposition": "See what this port of the qube serves at /metrics: is it an exporter, and is its answer complete?",
+    "endpoint": "In the qube or its template, write or correct the endpoint's file. The failure names the file and the"
+    " line; docs/endpoints.md says what may stand there.",
+    "connection": "Start the exporter in the qube. It must listen on this port of the qube's loopback, or where the"
+    " file of its endpoint says.",
+    "http": "See what listens there in the qube: is it the exporter? If it wants a token or a password, is that in the"
+    " file of its endpoint?",
+    "exposition": "See what this port of the qube serves at /metrics, or its endpoint: is it an exporter, and"
+    " is its answer complete?",
     "body_size_limit": "Make the exporter send less, or raise scrape.body_size_limit or scrape.memory_limit.",
     "sample_limit": "Leave metrics out with `drop`, or raise scrape.sample_limit.",
     "label_limit": "Leave the metric out with `drop`, or raise the limit in [scrape].",

@@ -2,7 +2,8 @@
 """
 What is asked of one qube, and until when.
 
-Owns the deadline, which may move, and that each port is told of once. Must not know how a qube is asked, nor who asks.
+Owns the deadline, which may move, and that each endpoint is told of once. Must not know how a qube is asked, nor who
+asks.
 """
 
 import asyncio
@@ -10,14 +11,14 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 
 from federator.errors import ScrapeError
-from federator.model import Answer
+from federator.model import Answer, Endpoint, in_order
 
 # A scraper that comes within this time after a qube was asked shares the answers; later, they would be older than a
 # scraper expects.
 SHARE_SECONDS = 1.0
 
-# Told for each port, once: an answer, or why there is none.
-Tell = Callable[[int, Answer | ScrapeError], None]
+# Told for each endpoint, once: an answer, or why there is none.
+Tell = Callable[[Endpoint, Answer | ScrapeError], None]
 
 
 class Deadline:
@@ -72,27 +73,27 @@ class Deadline:
 
 class Request:
     """
-    What is asked for, and who hears of it. Each port is told of once.
+    What is asked for, and who hears of it. Each endpoint is told of once.
 
     `gives_way`: other requests to the same qube go first.
     """
 
     def __init__(
-        self, ports: Collection[int], deadline: Deadline, max_body: int, tell: Tell, *, gives_way: bool = False
+        self, endpoints: Collection[Endpoint], deadline: Deadline, max_body: int, tell: Tell, *, gives_way: bool = False
     ) -> None:
-        self.owed = set(ports)
+        self.owed = set(endpoints)
         self.deadline = deadline
         self.max_body = max_body
         self.gives_way = gives_way
         self._tell = tell
 
-    def tell(self, port: int, result: Answer | ScrapeError) -> None:
-        """What came of this port."""
-        if port in self.owed:
-            self.owed.discard(port)
-            self._tell(port, result)
+    def tell(self, endpoint: Endpoint, result: Answer | ScrapeError) -> None:
+        """What came of this endpoint."""
+        if endpoint in self.owed:
+            self.owed.discard(endpoint)
+            self._tell(endpoint, result)
 
-    def tell_all(self, ports: Collection[int], error: ScrapeError) -> None:
-        """Nothing came of these ports."""
-        for port in sorted(ports):
-            self.tell(port, error)
+    def tell_all(self, endpoints: Collection[Endpoint], error: ScrapeError) -> None:
+        """Nothing came of these endpoints."""
+        for endpoint in in_order(endpoints):
+            self.tell(endpoint, error)

@@ -26,7 +26,7 @@ from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
 from federator.history import History
-from federator.model import Answer, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
+from federator.model import Answer, Endpoint, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
 from federator.request import Deadline, Request, Tell
 from federator.scheduler import Scheduler
 from federator.statelog import StateLog
@@ -206,11 +206,11 @@ class Scraper:
     async def _ask(self, asking: Asking, channel: Channel) -> None:
         """Ask a qube to its end. Whatever happens, every target has an outcome then."""
         loop = asyncio.get_running_loop()
-        targets = {target.exporter.port: target for target in asking.targets}
+        targets = {target.exporter.endpoint: target for target in asking.targets}
         async with asyncio.TaskGroup() as reading:
 
-            def tell(port: int, result: Answer | ScrapeError) -> None:
-                target, seconds = targets[port], asking.seconds(loop.time())
+            def tell(endpoint: Endpoint, result: Answer | ScrapeError) -> None:
+                target, seconds = targets[endpoint], asking.seconds(loop.time())
                 # Upstream's service ends where ours answers "Connection refused": it was there all the same.
                 asking.up = asking.up or isinstance(result, Answer | ExporterUnreachableError)
                 if isinstance(result, Answer):
@@ -280,11 +280,11 @@ class Scraper:
 async def _ask_all(channel: Channel, asking: Asking, max_body: int, tell: Tell) -> None:
     """Ask together for the exporters that may take as long as each other."""
     now = asyncio.get_running_loop().time()
-    ports: defaultdict[float | None, list[int]] = defaultdict(list)
+    endpoints: defaultdict[float | None, list[Endpoint]] = defaultdict(list)
     for target in asking.targets:
-        ports[target.exporter.timeout].append(target.exporter.port)
+        endpoints[target.exporter.timeout].append(target.exporter.endpoint)
     async with asyncio.TaskGroup() as requests:
-        for seconds, of_time in ports.items():
+        for seconds, of_time in endpoints.items():
             deadline = asking.deadline if seconds is None else asking.deadline.part(now + seconds)
             requests.create_task(channel.ask(Request(of_time, deadline, max_body, tell)))
 

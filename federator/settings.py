@@ -69,15 +69,17 @@ def _tls(tls: Tls) -> Iterator[str]:
 
 
 def _exporter(exporter: Exporter) -> str:
-    usual = Exporter(exporter.name, exporter.port)
+    is_port = isinstance(exporter.endpoint, int)
+    usual = Exporter(exporter.name, exporter.endpoint)
     keys = [
         f"{field.name} = {_value(getattr(exporter, field.name))}"
         for field in fields(exporter)
         if getattr(exporter, field.name) != getattr(usual, field.name)
     ]
-    if not keys:
-        return f"{_text(exporter.name)} = {exporter.port}"
-    return f"{_text(exporter.name)} = {{ {', '.join([f'port = {exporter.port}', *keys])} }}"
+    if is_port and not keys:
+        return f"{_text(exporter.name)} = {exporter.endpoint}"
+    keys.insert(0, f"{'port' if is_port else 'endpoint'} = {_value(exporter.endpoint)}")
+    return f"{_text(exporter.name)} = {{ {', '.join(keys)} }}"
 
 
 def _value(value: Any) -> str:

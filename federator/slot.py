@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-One set of ports of one qube, and the call that serves them.
+One set of endpoints of one qube, and the call that serves them.
 
 Owns when that call is made, kept and ended, and what a failure means for the next one. Must not know which other slots
 the qube has, nor what an answer is for.
@@ -16,11 +16,11 @@ from federator.backoff import Backoff
 from federator.budget import Budget
 from federator.call import Call, CallCounter, ConnectionLimiter, command, note
 from federator.errors import RefusedError, ScrapeError
-from federator.model import Answer, Callee, CallState, Qrexec
+from federator.model import Answer, Callee, CallState, Endpoint, Qrexec
 from federator.reasons import OnePortError, OnlyVersion1Error
 from federator.request import Request
 from federator.turns import Turn
-from federator.wire import PortWire, Version1, argument, is_late
+from federator.wire import TextWire, Version1, argument, is_late
 
 # The service is told a little less than the time there is, so that its "timed out" still reaches us and one slow
 # exporter does not cost the call.
@@ -45,13 +45,13 @@ class Caller:
         """Seconds for which a call is kept whose answers are late: dom0 says by then whether the qube is paused."""
         return self.settings.patience if self.callee.transport == "qrexec" else 0.0
 
-    def new(self, wire: PortWire) -> Call[Answer]:
+    def new(self, wire: TextWire) -> Call[Answer]:
         """A call that is not open yet."""
         return Call(self.callee, wire, self._counter, self._texts)
 
-    async def open(self, call: Call[Answer], ports: Collection[int]) -> None:
-        """Open it for these ports. Raises ScrapeError."""
-        await call.open(*command(self.settings, self.callee, argument(ports)))
+    async def open(self, call: Call[Answer], endpoints: Collection[Endpoint]) -> None:
+        """Open it for these endpoints. Raises ScrapeError."""
+        await call.open(*command(self.settings, self.callee, argument(endpoints)))
 
     def end(self, call: Call[Answer], error: ScrapeError | None = None) -> None:
         """Begin to end it. All that still wait for it hear of the error."""
@@ -74,22 +74,21 @@ def _back_off(backoff: Backoff, error: ScrapeError, fields: dict[str, str]) -> N
 
 class Slot:
     """
-    One set of ports, and the version that is spoken for it.
+    One set of endpoints, and the version that is spoken for it.
 
     `accepted`: was one of its calls ever opened? `failures`: so many times in a row before it, others failed.
     `refusal`: what it means where dom0 refuses its calls, if that is known.
     """
 
-    def __init__(self, ports: tuple[int, ...], version: type[PortWire], caller: Caller, failures: int = 0) -> None:
-        self.ports = ports
-        self.refusal: RefusedError | None = None
+    def __init__(self, of: tuple[Endpoint, ...], version: type[TextWire], caller: Caller, failures: int = 0) -> None:
+        self.endpoints = of
+        self.refusal: ScrapeError | None = None
         self.version = version
         self.accepted = False
-        settings = caller.settings
-        self.backoff = Backoff(settings.backoff_initial, settings.backoff_max, failures)
+        self.backoff = Backoff(caller.settings.backoff_initial, caller.settings.backoff_max, failures)
         self._caller = caller
         self._wire = version()
-        self._fields = {"qube": caller.callee.name, "ports": argument(ports)}  # for the log
+        self._fields = {"qube": caller.callee.name, "endpoints": argument(of)}  # for the log
         self._call: Call[Answer] | None = None
         self._last_error: ScrapeError | None = None
         self._opened = 0
@@ -102,8 +101,9 @@ class Slot:
         return self._call is not None and self._call.lives
 
     def refused_and_may_try(self, now: float) -> bool:
-        """Was its last call refused, and may another one be made?"""
-        return isinstance(self._last_error, RefusedError) and not self.backoff.wait(now)
+        """Was its last call refused, or is it known to be of no use, and may another one be made?"""
+        error = self._last_error
+        return bool(error) and isinstance(error, RefusedError | type(self.refusal)) and not self.backoff.wait(now)
 
     @property
     def knows_one_port(self) -> bool:
@@ -113,7 +113,7 @@ class Slot:
     def state(self, now: float) -> CallState:
         """For people to look at."""
         return CallState(
-            ports=self.ports,
+            endpoints=self.endpoints,
             version=1 if self.version is Version1 else 2,
             open_seconds=None if self._call is None or self._call.error else now - self._open_since,
             opened=self._opened,
@@ -127,7 +127,7 @@ class Slot:
         self._last_error = None
         self._late_since = None
 
-    def speak(self, version: type[PortWire]) -> None:
+    def speak(self, version: type[TextWire]) -> None:
         """Greet in this version from now on. The call that showed that it has to be is not held against the qube."""
         self.drop()
         self.version = version
@@ -141,12 +141,12 @@ class Slot:
 
     async def ask(self, request: Request, turn: Turn) -> None:
         """
-        Ask for those of its ports that the request wants. Raises OnlyVersion1Error, and nothing else of its own.
+        Ask for those of its endpoints that the request wants. Raises OnlyVersion1Error, and nothing else of its own.
 
         The turn is to make the call, and to ask where the service takes one request at a time. It is passed on as soon
         as the service has said that it takes more, on this call.
         """
-        ports = frozenset(request.owed.intersection(self.ports))
+        endpoints = frozenset(request.owed.intersection(self.endpoints))
         call: Call[Answer] | None = None
         error: ScrapeError
         try:
@@ -154,12 +154,12 @@ class Slot:
                 self._clear()
                 async with self._caller.limiter.place():
                     call = self._new()
-                    await self._caller.open(call, self.ports)
+                    await self._caller.open(call, self.endpoints)
                 self.accepted = True
             else:
                 call = self._call
-                ports = self._without_late(ports, request)
-            await self._converse(call, ports, request, turn)
+                endpoints = self._without_late(endpoints, request)
+            await self._converse(call, endpoints, request, turn)
         except OnlyVersion1Error:
             raise
         except RefusedError as failed:
@@ -169,8 +169,8 @@ class Slot:
         except asyncio.CancelledError:
             # The deadline, or the end of the daemon. A call that is late is never used again, unless it is kept; one
             # that was still waiting for its turn to be made is not the qube's fault.
-            if call is not None and not self._keeps(call, ports, request):
-                self._failed(call, reasons.late(self._caller.callee.name), ports, request)
+            if call is not None and not self._keeps(call, endpoints, request):
+                self._failed(call, reasons.late(self._caller.callee.name), endpoints, request)
             raise
         except BaseException:  # a bug of ours: nobody knows what the service would say next
             self.drop(reasons.bug())
@@ -180,34 +180,34 @@ class Slot:
                 self.backoff.succeeded()
                 self._last_error = None
             return
-        self._failed(call, error, ports, request)
+        self._failed(call, error, endpoints, request)
 
     def fail(self, error: ScrapeError, request: Request) -> None:
         """Its call was of no use: it is as if it had failed."""
-        self._failed(self._call, error, frozenset(request.owed.intersection(self.ports)), request)
+        self._failed(self._call, error, frozenset(request.owed.intersection(self.endpoints)), request)
 
-    def _keeps(self, call: Call[Answer], ports: Collection[int], request: Request) -> bool:
-        """Is a late call kept? What the service says late is dropped, and its port is not asked before that."""
+    def _keeps(self, call: Call[Answer], endpoints: Collection[Endpoint], request: Request) -> bool:
+        """Is a late call kept? What the service says late is dropped, and its endpoint is not asked before that."""
         if not (self._caller.patience and call is self._call and call.lives and self._wire.overlaps):
             return False
-        self._wire.give_up(ports)
+        self._wire.give_up(endpoints)
         call.count_held()
-        request.tell_all(ports, reasons.late(self._caller.callee.name))
+        request.tell_all(endpoints, reasons.late(self._caller.callee.name))
         return True
 
-    def _without_late(self, ports: frozenset[int], request: Request) -> frozenset[int]:
-        """The ports that may be asked: the others owe an answer. Raises TimedOutError where they do so for too long."""
-        late = ports & self._wire.pending
+    def _without_late(self, endpoints: frozenset[Endpoint], request: Request) -> frozenset[Endpoint]:
+        """The endpoints that may be asked: the others owe an answer. Raises TimedOutError where too long."""
+        late = endpoints & self._wire.pending
         if not late:
             self._late_since = None
-            return ports
+            return endpoints
         now = asyncio.get_running_loop().time()
         self._late_since = self._late_since or now
         error = reasons.late(self._caller.callee.name)
         if now - self._late_since >= self._caller.patience:
             raise error
         request.tell_all(late, error)
-        return ports - late
+        return endpoints - late
 
     def _clear(self) -> None:
         """Make way for a new call. Raises ScrapeError where it is too early for one."""
@@ -230,43 +230,45 @@ class Slot:
         self.backoff.tried(self._open_since)
         return self._call
 
-    async def _converse(self, call: Call[Answer], ports: frozenset[int], request: Request, turn: Turn) -> None:
+    async def _converse(self, call: Call[Answer], endpoints: frozenset[Endpoint], request: Request, turn: Turn) -> None:
         """
-        Ask an open call for these ports, until all are told of.
+        Ask an open call for these endpoints, until all are told of.
 
         The service is told how long the scrapers wait. If one joins meanwhile that waits longer, exporters that were
         late for the others are asked again.
         """
         loop, deadline, wire, fields = asyncio.get_running_loop(), request.deadline, self._wire, self._fields
-        while ports:
+        while endpoints:
             if wire.overlaps:
                 turn.pass_on()
             wanted_by = deadline.wanted_by
             left = wanted_by - loop.time()
             if left <= 0:  # it took so long to open the call that nobody waits any more; the next one finds it open
-                request.tell_all(ports, reasons.late(self._caller.callee.name))
+                request.tell_all(endpoints, reasons.late(self._caller.callee.name))
                 return
-            again: set[int] = set()
+            again: set[Endpoint] = set()
 
-            def take(answer: Answer, wanted_by: float = wanted_by, again: set[int] = again) -> None:
+            def take(answer: Answer, wanted_by: float = wanted_by, again: set[Endpoint] = again) -> None:
                 if wire.overlaps:
                     turn.pass_on()
                 said = {"status": answer.status, "bytes": len(answer.body), "seconds": answer.seconds}
-                note("a call was answered", fields, port=answer.port, **said)
+                note("a call was answered", fields, endpoint=answer.endpoint, **said)
                 if is_late(answer) and deadline.wanted_by > wanted_by:
-                    again.add(answer.port)
+                    again.add(answer.endpoint)
                 else:
-                    request.tell(answer.port, answer)
+                    request.tell(answer.endpoint, answer)
 
             milliseconds = max(1, int((left - min(ANSWER_MARGIN_SECONDS, left / 4)) * 1000))
-            asking = wire.ask(milliseconds=milliseconds, max_body=request.max_body, ports=ports)
-            await call.ask(asking, take, ports)
-            ports = frozenset(again)
+            asking = wire.ask(milliseconds=milliseconds, max_body=request.max_body, endpoints=endpoints)
+            await call.ask(asking, take, endpoints)
+            endpoints = frozenset(again)
 
-    def _failed(self, call: Call[Answer] | None, error: ScrapeError, ports: Collection[int], request: Request) -> None:
+    def _failed(
+        self, call: Call[Answer] | None, error: ScrapeError, of: Collection[Endpoint], request: Request
+    ) -> None:
         # Without a call nothing was tried: it is backing off. And of all that wait for one call, the first counts.
         if call is not None and call is self._call:
             _back_off(self.backoff, error, self._fields)
             self._last_error = error
             self.drop(error)
-        request.tell_all(ports, error)
+        request.tell_all(of, error)

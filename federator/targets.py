@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Mapping, Sequence
 
 from federator.errors import ProtocolError, shown
-from federator.model import Config, Exporter, Qube, Target
+from federator.model import ENDPOINT_NAME, Config, Endpoint, Exporter, Qube, Target
 
 DOM0 = "dom0"
 RUNNING = "Running"
@@ -100,25 +100,39 @@ def qubes_with_discovered(config: Config, states: Mapping[str, str], own_name: s
 
 
 def forwarded(
-    untrusted_target: str, untrusted_port: str, targets: Sequence[Target], names: Container[str] = ()
+    untrusted_target: str, untrusted_place: Mapping[str, str], targets: Sequence[Target], names: Container[str] = ()
 ) -> Target | None:
     """
-    The target that /forward?target=…&port=… asks for, or None if there is no such target. Raises ValueError for bad
-    input.
+    The target that /forward?target=…&port=… or …&endpoint=… asks for, or None if there is no such target. Raises
+    ValueError for bad input.
 
     Upstream cuts the name at its first dot. We do so only if no target and none of `names`, which are the other qubes
     of this machine, has the whole name: names may have dots, and one qube must not be taken for another.
     """
-    if not _PORT.fullmatch(untrusted_port) or int(untrusted_port) > 65535:
-        raise ValueError("port is missing, or not a number from 1 to 65535")
-    port = int(untrusted_port)
+    endpoint = _endpoint(untrusted_place)
     known = {target.qube for target in targets}
     untrusted_name = untrusted_target
     if untrusted_target not in known and untrusted_target not in names:
         untrusted_name = untrusted_target.partition(".")[0]
     if not is_qube_name(untrusted_name) and untrusted_name != DOM0:
         raise ValueError("target is missing, or not the name of a qube")
-    return next((target for target in targets if (target.qube, target.exporter.port) == (untrusted_name, port)), None)
+    return next(
+        (target for target in targets if (target.qube, target.exporter.endpoint) == (untrusted_name, endpoint)), None
+    )
+
+
+def _endpoint(untrusted_place: Mapping[str, str]) -> Endpoint:
+    """What /forward's parameter `port` or `endpoint` says. Raises ValueError."""
+    untrusted_port, untrusted_name = untrusted_place.get("port", ""), untrusted_place.get("endpoint", "")
+    if untrusted_port and untrusted_name:
+        raise ValueError("port and endpoint are there both; ask for one of them")
+    if untrusted_name:
+        if not re.fullmatch(ENDPOINT_NAME, untrusted_name):
+            raise ValueError("endpoint is not a name of a small letter, then at most 31 of a-z, 0-9, _ and -")
+        return untrusted_name
+    if not _PORT.fullmatch(untrusted_port) or int(untrusted_port) > 65535:
+        raise ValueError("port is missing, or not a number from 1 to 65535")
+    return int(untrusted_port)
 
 
 def service_discovery(targets: Sequence[Target], address: str) -> list[dict[str, object]]:
@@ -134,7 +148,9 @@ def service_discovery(targets: Sequence[Target], address: str) -> list[dict[str,
                 **dict(target.labels),
                 "__metrics_path__": "/forward",
                 "__param_target": target.qube,
-                "__param_port": str(target.exporter.port),
+                f"__param_{'port' if isinstance(target.exporter.endpoint, int) else 'endpoint'}": (
+                    str(target.exporter.endpoint)
+                ),
                 "instance": target.name,
                 "qube": target.qube,
                 "exporter": target.exporter.name,

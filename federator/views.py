@@ -13,7 +13,7 @@ from typing import NamedTuple
 from federator import __version__, markup, remedies, units
 from federator.history import SCRAPES, Row, TargetRow
 from federator.markup import Html, document, joined, tag
-from federator.model import CallState, Qube
+from federator.model import CallState, Qube, where
 from federator.rows import Filter, Section, bodies, section, sections, table
 from federator.settings import setting_lines
 from federator.sight import ORDER, WORDS, QubeSight, Seen, Sight
@@ -299,7 +299,7 @@ def _history(row: Row | None) -> Html:
 
 def _calls(of: QubeSight) -> Sequence[Html]:
     says = tag("p", "dom0 says: ", tag("bdi", of.state)) if of.state else None
-    heads = ("ports", "protocol", "state", "opened", "failures in a row", "next call")
+    heads = ("endpoints", "protocol", "state", "opened", "failures in a row", "next call")
     rows = [
         tag("tr", [tag("td", cell, data_of=head) for head, cell in zip(heads, _call(call), strict=True)])
         for call in of.calls
@@ -311,7 +311,7 @@ def _calls(of: QubeSight) -> Sequence[Html]:
 def _call(call: CallState) -> tuple[str, ...]:
     is_open = call.open_seconds is not None
     return (
-        ", ".join(map(str, call.ports)),
+        ", ".join(map(str, call.endpoints)),
         f"version {call.version}",
         f"open for {units.age(call.open_seconds)}" if call.open_seconds is not None else "closed",
         units.plural(call.opened, "time"),
@@ -323,7 +323,7 @@ def _call(call: CallState) -> tuple[str, ...]:
 def _heads(sight: Sight, qube: Qube) -> Sequence[Html]:
     """The first metrics of each text."""
     return [
-        _head(f"{target.exporter.name}, port {target.exporter.port}", sight.history.target(target))
+        _head(f"{target.exporter.name}, {where(target.exporter.endpoint)}", sight.history.target(target))
         for target in qube.targets
     ]
 

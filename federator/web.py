@@ -270,10 +270,10 @@ async def _forward(request: web.Request) -> web.StreamResponse:
 
 def _forwarded(query: MultiMapping[str], fleet: Fleet) -> Target:
     for untrusted_key in query:
-        if untrusted_key not in ("target", "port"):
+        if untrusted_key not in ("target", "port", "endpoint"):
             raise web.HTTPBadRequest(text=f"no parameter {untrusted_key!a}; ask for /forward?target=QUBE&port=PORT\n")
     try:
-        target = forwarded(query.get("target", ""), query.get("port", ""), fleet.targets, fleet.dotted_names)
+        target = forwarded(query.get("target", ""), query, fleet.targets, fleet.dotted_names)
     except ValueError as error:
         raise web.HTTPBadRequest(text=f"{error}; ask for /forward?target=QUBE&port=PORT\n") from None
     if target is None:

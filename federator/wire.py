@@ -7,11 +7,13 @@ Must not know of processes, clocks or event loops.
 
     service                     we say                      it says
     ruddo.PrometheusProxy       "+2\n"                      "=2\n"                                            once
-      version 2                 "?MS MAXBYTES PORT…\n"      "PORT STATUS LENGTH SECONDS  CONTENT-TYPE;WORDS\n"
-                                                            + body, for each port, in any order
+      version 2                 "?MS MAXBYTES PLACE…\n"     "PLACE STATUS LENGTH SECONDS  CONTENT-TYPE;WORDS\n"
+                                                            + body, for each endpoint, in any order
       version 1                 "+\n", then "?\n" …         "=\n", then "LENGTH\n" + body …     one port, upstream's
     ruddo.PrometheusDiscover    as version 1                as version 1; the body is names, one a line
     admin.vm.List               the end of input            its reply, then the end of output
+
+PLACE is an endpoint: a port, or a name. A service that knows no names ends at the argument, with a status of its own.
 
 WORDS is what the service itself says of its answer, joined by "+"; a word that is not known here means nothing. A
 service that does not know of words has one blank before the Content-Type, and nothing behind it: an exporter's own
@@ -26,15 +28,16 @@ begin. Bytes that nobody asked for are a breach too: they could be taken for the
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import ClassVar, Generic, TypeVar
 
 from federator.errors import BodySizeLimitError, ProtocolError, shown
-from federator.model import Answer
+from federator.model import ENDPOINT_NAME, Answer, Endpoint, in_order, where
 
 SERVICE = "ruddo.PrometheusProxy"
 
-# "65535 599 9999999999 99999.999999  ", a Content-Type, which the service cuts to 128 characters, and its words.
+# A name of 32 characters, " 599 9999999999 99999.999999  ", a Content-Type, which the service cuts to 128 characters,
+# and its words.
 MAX_HEADER = 256
 # Version 1 has at most seven digits for a length (upstream's proxy reads no more).
 V1_MAX_BODY = 9_999_999
@@ -51,14 +54,19 @@ CUT_SHORT = "answer cut short"
 NOT_HTTP = "not an HTTP answer"
 NO_ANSWER_AT_ALL = "closed the connection without an answer"
 HEAD_LARGER = "HTTP headers larger than"
+NOT_DEFINED = "no endpoints.d/"
+WRONG_FILE = "wrong file"
+CANNOT_READ = "cannot read"
+NO_FILES = "no file"
+TLS_FAILED = "TLS"
 
-# The words: HTTP proves the text whole; requests for different ports may overlap. The service has the same.
+# The words: HTTP proves the text whole; requests for different endpoints may overlap. The service has the same.
 WHOLE = "whole"
 OVERLAPS = "overlaps"
 
 _HEADER_V2 = re.compile(
-    rb"(?P<port>[1-9][0-9]{0,4}) (?P<status>0|[1-5][0-9]{2}) (?P<length>[0-9]{1,10}) "
-    rb"(?P<seconds>[0-9]{1,6}(?:\.[0-9]{1,9})?) (?P<content_type>[ -~]+)"
+    rb"(?P<endpoint>[1-9][0-9]{0,4}|%b) (?P<status>0|[1-5][0-9]{2}) (?P<length>[0-9]{1,10}) "
+    rb"(?P<seconds>[0-9]{1,6}(?:\.[0-9]{1,9})?) (?P<content_type>[ -~]+)" % ENDPOINT_NAME.encode()
 )
 _HEADER_V1 = re.compile(rb"[0-9]{1,7}")
 
@@ -66,9 +74,9 @@ A = TypeVar("A")
 H = TypeVar("H")
 
 
-def argument(ports: Iterable[int]) -> str:
-    """The qrexec argument that permits these ports: rising, so that a policy line can pin it."""
-    return "+".join(str(port) for port in sorted(ports))
+def argument(endpoints: Collection[Endpoint]) -> str:
+    """The qrexec argument that permits these endpoints."""
+    return "+".join(map(str, in_order(endpoints)))
 
 
 def is_late(answer: Answer) -> bool:
@@ -100,7 +108,7 @@ class Wire(ABC, Generic[A]):
 
     @property
     def overlaps(self) -> bool:
-        """Has the service said that it takes a request for other ports while answers are owed?"""
+        """Has the service said that it takes a request for other endpoints while answers are owed?"""
         return False
 
     @property
@@ -108,8 +116,8 @@ class Wire(ABC, Generic[A]):
         """Greeted, and nothing owed: the next request may be sent."""
         return self.greeted and not self.owed
 
-    def port(self, answer: A) -> int:
-        """For which port an answer is; 0 on a wire that knows none."""
+    def endpoint(self, answer: A) -> Endpoint:
+        """For which endpoint an answer is; 0 on a wire that knows none."""
         del answer
         return 0
 
@@ -213,13 +221,14 @@ class _Framed(Wire[A], Generic[A, H]):
         """The answer is complete."""
 
 
-class PortWire(_Framed[Answer, Answer], ABC):
-    """The conversation with a qube's service: its answers are for ports."""
+class TextWire(_Framed[Answer, Answer], ABC):
+    """The conversation with a qube's service: its answers are for endpoints."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._pending: dict[int, int] = {}  # the ports that are not answered yet, and the largest body for each
-        self._unwanted: set[int] = set()  # those of them for which nobody waits any more
+        # The endpoints that are not answered yet, and the largest body for each.
+        self._pending: dict[Endpoint, int] = {}
+        self._unwanted: set[Endpoint] = set()  # those of them for which nobody waits any more
         self._overlaps = False
 
     @property
@@ -229,12 +238,12 @@ class PortWire(_Framed[Answer, Answer], ABC):
 
     @property
     def overlaps(self) -> bool:
-        """Has the service said that it takes a request for other ports while answers are owed?"""
+        """Has the service said that it takes a request for other endpoints while answers are owed?"""
         return self._overlaps
 
-    def port(self, answer: Answer) -> int:
-        """For which port an answer is."""
-        return answer.port
+    def endpoint(self, answer: Answer) -> Endpoint:
+        """For which endpoint an answer is."""
+        return answer.endpoint
 
     @property
     def held(self) -> int:
@@ -242,75 +251,76 @@ class PortWire(_Framed[Answer, Answer], ABC):
         return sum(map(len, self._body))
 
     @property
-    def pending(self) -> frozenset[int]:
+    def pending(self) -> frozenset[Endpoint]:
         """Ports that were asked for and not answered yet."""
         return frozenset(self._pending)
 
-    def give_up(self, ports: Collection[int]) -> None:
-        """Nobody waits any more for the answers that these ports owe: they are dropped as they come."""
-        self._unwanted.update(self._pending.keys() & ports)
+    def give_up(self, endpoints: Collection[Endpoint]) -> None:
+        """Nobody waits any more for the answers that these endpoints owe: they are dropped as they come."""
+        self._unwanted.update(self._pending.keys() & endpoints)
         if self._header is not None and not self._is_wanted(self._header):
             self._body.clear()
 
-    def ask(self, *, milliseconds: int, max_body: int, ports: Collection[int]) -> bytes:
-        """The request for these ports. The service is told the limits, and held to them by `receive`."""
+    def ask(self, *, milliseconds: int, max_body: int, endpoints: Collection[Endpoint]) -> bytes:
+        """The request for these endpoints. The service is told the limits, and held to them by `receive`."""
         assert self.idle or self._overlaps, "a request while answers are owed"
-        assert self._pending.keys().isdisjoint(ports), "a request for a port whose answer is owed"
-        self._pending.update(dict.fromkeys(ports, max_body))
-        return self._request(milliseconds, max_body, ports)
+        assert self._pending.keys().isdisjoint(endpoints), "a request for an endpoint whose answer is owed"
+        self._pending.update(dict.fromkeys(endpoints, max_body))
+        return self._request(milliseconds, max_body, endpoints)
 
     def _is_wanted(self, header: Answer) -> bool:
-        return header.port not in self._unwanted
+        return header.endpoint not in self._unwanted
 
     def _answer(self, header: Answer, body: bytes) -> Answer:
-        del self._pending[header.port]
-        self._unwanted.discard(header.port)
-        return Answer(header.port, header.status, body, header.seconds, header.content_type, header.whole)
+        del self._pending[header.endpoint]
+        self._unwanted.discard(header.endpoint)
+        return Answer(header.endpoint, header.status, body, header.seconds, header.content_type, header.whole)
 
     @abstractmethod
-    def _request(self, milliseconds: int, max_body: int, ports: Collection[int]) -> bytes: ...
+    def _request(self, milliseconds: int, max_body: int, endpoints: Collection[Endpoint]) -> bytes: ...
 
 
-class Version2(PortWire):
-    """Ours: all ports over one call, each with its limits."""
+class Version2(TextWire):
+    """Ours: all endpoints over one call, each with its limits."""
 
     greeting = b"+2\n"
     _welcome = b"=2"
 
-    def _request(self, milliseconds: int, max_body: int, ports: Collection[int]) -> bytes:
-        numbers = [milliseconds, max_body, *sorted(ports)]
-        return b"?" + " ".join(map(str, numbers)).encode() + b"\n"
+    def _request(self, milliseconds: int, max_body: int, endpoints: Collection[Endpoint]) -> bytes:
+        words = [milliseconds, max_body, *in_order(endpoints)]
+        return b"?" + " ".join(map(str, words)).encode() + b"\n"
 
     def _parse(self, untrusted_line: bytes) -> tuple[Answer, int]:
         match = _HEADER_V2.fullmatch(untrusted_line)
         if not match:
             raise ProtocolError(f"not a header of version 2: {shown(untrusted_line)}")
-        port, status, length = int(match["port"]), int(match["status"]), int(match["length"])
-        if port not in self._pending:
-            raise ProtocolError(f"answered for port {port}, which is not (or no longer) asked for")
-        limit = self._pending[port] if status else MAX_REASON
+        untrusted_place, status, length = match["endpoint"].decode(), int(match["status"]), int(match["length"])
+        endpoint: Endpoint = int(untrusted_place) if untrusted_place.isdigit() else untrusted_place
+        if endpoint not in self._pending:
+            raise ProtocolError(f"answered for {where(endpoint)}, which is not (or no longer) asked for")
+        limit = self._pending[endpoint] if status else MAX_REASON
         if length > limit:
-            raise ProtocolError(f"announced {length} bytes for port {port}, where at most {limit} were asked for")
+            raise ProtocolError(f"announced {length} bytes for {where(endpoint)}, where at most {limit} were asked for")
         content_type, words = _with_words(match["content_type"].decode())
         self._overlaps = self._overlaps or OVERLAPS in words
-        return Answer(port, status, b"", float(match["seconds"]), content_type, WHOLE in words), length
+        return Answer(endpoint, status, b"", float(match["seconds"]), content_type, WHOLE in words), length
 
 
-class Version1(PortWire):
+class Version1(TextWire):
     """Upstream's: one port, fixed by the call's argument; a failure ends the service."""
 
     greeting = b"+\n"
     _welcome = b"="
 
-    def _request(self, milliseconds: int, max_body: int, ports: Collection[int]) -> bytes:
+    def _request(self, milliseconds: int, max_body: int, endpoints: Collection[Endpoint]) -> bytes:
         del milliseconds, max_body  # it has no way to be told; `receive` holds it to the length
-        assert len(ports) == 1, "version 1 knows one port"
+        assert len(endpoints) == 1, "version 1 knows one port"
         return b"?\n"
 
     def _parse(self, untrusted_line: bytes) -> tuple[Answer, int]:
-        ((port, max_body),) = self._pending.items()
+        ((endpoint, max_body),) = self._pending.items()
         length = _v1_length(untrusted_line, max_body, "scrape.body_size_limit")
-        return Answer(port, 200, b"", None, "-"), length
+        return Answer(endpoint, 200, b"", None, "-"), length
 
 
 class Names(_Framed[bytes, int]):

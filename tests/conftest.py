@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fixtures that several test files use. Their parts are in parts.py and standin/."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def daemon(tmp_path: Path, qubes: Qubes) -> Iterator[Callable[..., Daemon]]:
     """Starts daemons that call the qubes of the machine. The arguments are those of `parts.toml`."""
     with ExitStack() as stack:
 
-        def start(of: dict[str, dict[str, int]], **more: str) -> Daemon:
+        def start(of: Mapping[str, Mapping[str, int | str]], **more: str) -> Daemon:
             folder = tmp_path / f"daemon-{len(list(tmp_path.iterdir()))}"
             folder.mkdir()
             return stack.enter_context(Daemon(folder, toml(of, client=qubes.client, **more), qubes.env))

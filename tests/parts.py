@@ -362,10 +362,10 @@ class Prometheus:
 
 
 def toml(
-    qubes: Mapping[str, Mapping[str, int]], *, transport: str = "qrexec", client: Path | None = None, **more: str
+    qubes: Mapping[str, Mapping[str, int | str]], *, transport: str = "qrexec", client: Path | None = None, **more: str
 ) -> str:
     """
-    A configuration file with these exporters, name and port, of these qubes. A name has the same port everywhere.
+    A configuration file with these exporters, name and port or endpoint, of these qubes. A name is the same everywhere.
 
     `more` can have further lines for the sections `scrape` and `qrexec`, and whole sections as `rest`.
     """
@@ -375,7 +375,11 @@ def toml(
         f'[qrexec]\nlocal_service = "{SERVICE}"\n'
         + (f'client = "{client}"\n' if client else "")
         + more.get("qrexec", ""),
-        "[exporters]\n" + "\n".join(f'"{name}" = {port}' for name, port in ports.items()),
+        "[exporters]\n"
+        + "\n".join(
+            f'"{name}" = {port}' if isinstance(port, int) else f'"{name}" = {{ endpoint = "{port}" }}'
+            for name, port in ports.items()
+        ),
         *(
             f'[qubes."{qube}"]\ntransport = "{transport}"\nexporters = {json.dumps(list(exporters))}'
             for qube, exporters in qubes.items()

@@ -105,7 +105,7 @@ async def test_a_call_that_ended_holds_no_text() -> None:
     """Its process may take seconds to be gone, and its object as long."""
     wire = Version2()
     wire.receive(b"=2\n")
-    wire.ask(milliseconds=1000, max_body=1000, ports=[9100])
+    wire.ask(milliseconds=1000, max_body=1000, endpoints=[9100])
     wire.receive(b"9100 200 900 0.1 text/plain\n" + b"x" * 500)
     call = Call(Callee("work", "qrexec", SERVICE), wire, Counters())
     await call.end()

@@ -18,18 +18,18 @@ from federator.budget import Budget
 from federator.call import STAGGER_SECONDS, STDERR_LIMIT, ConnectionLimiter
 from federator.channel import Channel
 from federator.errors import ScrapeError
-from federator.model import Answer, Callee, Exporter, Qrexec, Qube, Target
+from federator.model import Answer, Callee, Endpoint, Exporter, Qrexec, Qube, Target, in_order
 from federator.pace import Pace
 from federator.reasons import call_ended
 from federator.request import Deadline, Request
-from federator.wire import SERVICE, Names, OneReply, PortWire, Version1, Version2
+from federator.wire import SERVICE, Names, OneReply, TextWire, Version1, Version2
 from tests import parts
 from tests.helpers import Clock, soon
 from tests.standin.qubes import Qubes
 
 MakeExporter = Callable[[bytes], parts.Exporter]
 MakeLine = Callable[..., "Line"]
-Heard = dict[int, Answer | ScrapeError]
+Heard = dict[Endpoint, Answer | ScrapeError]
 # Well above what any machine needs for an answer, and what a test that waits for a timeout has to wait.
 PATIENT, IMPATIENT = 20.0, 1.0
 
@@ -49,7 +49,7 @@ class Counted:
         self.ended += 1
 
 
-def qube(name: str, *ports: int) -> Qube:
+def qube(name: str, *ports: Endpoint) -> Qube:
     """A qube with exporters on these ports."""
     targets = tuple(Target(qube=name, exporter=Exporter(f"e{port}", port)) for port in ports)
     return Qube(name=name, transport="qrexec", targets=targets)
@@ -68,22 +68,22 @@ class Line:
         self.counters = Counted()
         self.limiter = ConnectionLimiter(settings.connect_limit)
         self.channel = Channel(to, settings, self.limiter, self.counters, Budget(1 << 30), Pace(1.0, 10))
-        self._ports = to.ports
+        self._ports = to.endpoints
 
-    async def ask(self, *ports: int, seconds: float = PATIENT, max_body: int = 1 << 20) -> Heard:
+    async def ask(self, *ports: Endpoint, seconds: float = PATIENT, max_body: int = 1 << 20) -> Heard:
         """What is told of these ports, or of all."""
         heard: Heard = {}
-        told: list[int] = []
+        told: list[Endpoint] = []
 
-        def tell(port: int, result: Answer | ScrapeError) -> None:
+        def tell(port: Endpoint, result: Answer | ScrapeError) -> None:
             told.append(port)
             heard[port] = result
 
         await self.channel.ask(Request(ports or self._ports, until(seconds), max_body, tell))
-        assert sorted(told) == sorted(ports or self._ports), "each port is told of exactly once"
+        assert in_order(told) == in_order(ports or self._ports), "each port is told of exactly once"
         return heard
 
-    async def fails(self, *ports: int, seconds: float = PATIENT) -> tuple[str, str]:
+    async def fails(self, *ports: Endpoint, seconds: float = PATIENT) -> tuple[str, str]:
         """The reason, and the words, of a qube that fails as a whole."""
         heard = list((await self.ask(*ports, seconds=seconds)).values())
         (error,) = {str(one): one for one in heard if isinstance(one, ScrapeError)}.values()
@@ -114,7 +114,7 @@ async def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def bodies(heard: Heard) -> dict[int, bytes]:
+def bodies(heard: Heard) -> dict[Endpoint, bytes]:
     """The bodies of answers."""
     return {port: answer.body for port, answer in heard.items() if isinstance(answer, Answer)}
 
@@ -339,6 +339,84 @@ async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
     assert len(bodies(await work.ask())) == 2
 
 
+async def test_upstreams_service_has_no_endpoints(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """Ports go on, one a call; a name is never spoken of in version 1, and the service is older. Until it is not."""
+    new = qubes.service
+    add_with_upstreams_service(qubes, tmp_path)
+    served = exporter(b"a 1\n")
+    work = line(qube("work", served.port, "app", "other"), backoff_initial=0.001, backoff_max=0.001)
+    for _ in range(3):
+        heard = await work.ask()
+        assert bodies(heard) == {served.port: b"a 1\n"}
+        for name in ("app", "other"):
+            error = heard[name]
+            assert isinstance(error, ScrapeError)
+            assert (error.reason, "older than this daemon" in str(error)) == ("no_service", True)
+        await asyncio.sleep(0.01)
+    qubes.service_of("work").unlink()
+    qubes.service_of("work").symlink_to(new)
+    heard = await work.ask("app")
+    assert isinstance(heard["app"], Answer)
+    assert heard["app"].body.startswith(b"no endpoints.d/app in")
+
+
+@pytest.mark.parametrize("policy", ["allow", "allow +app", "allow +9100+app", "allow +9100"])
+async def test_a_name_alone_and_upstreams_service(
+    qubes: Qubes, line: MakeLine, clock: Clock, tmp_path: Path, policy: str
+) -> None:
+    """Whatever the policy allows, there is a reason each time, and calls stay few; the new service is found by them."""
+    new = qubes.service
+    add_with_upstreams_service(qubes, tmp_path)
+    qubes.set_policy("work", policy)
+    work = line(qube("work", 9100, "app"), backoff_initial=100.0, backoff_max=300.0)
+    for _ in range(6):
+        heard = await work.ask()
+        assert all(isinstance(one, ScrapeError) for one in heard.values())
+        await work.ask()
+        clock.advance(1000.0)
+    assert len(qubes.calls()) <= 6 * 3
+    if policy in ("allow", "allow +9100+app"):
+        qubes.service_of("work").unlink()
+        qubes.service_of("work").symlink_to(new)
+        found = []
+        for _ in range(3):
+            found.append((await work.ask())["app"])
+            clock.advance(1000.0)
+        assert isinstance(found[-1], Answer), found
+
+
+async def test_a_service_from_before_endpoints_is_older(
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
+) -> None:
+    """It refuses the argument, for ports, too, and the words name the remedy; a qube with ports alone goes on."""
+    text = qubes.service.read_text(encoding="utf-8")
+    new = r're.compile(rf"(?:{PORT}|{NAME})(?:\+(?:{PORT}|{NAME}))*", re.ASCII)'
+    assert text.count(new) == 1
+    older = tmp_path / "older"
+    older.write_text(text.replace(new, r're.compile(rf"{PORT}(?:\+{PORT})*", re.ASCII)'), encoding="utf-8")
+    older.chmod(0o755)
+    new_service, qubes.service = qubes.service, older
+    qubes.add("work")
+    served = exporter(b"a 1\n")
+    work = line(qube("work", served.port, "app"), backoff_initial=0.001, backoff_max=0.001)
+    for _ in range(3):
+        reason, words = await work.fails()
+        assert reason == "no_service"
+        assert "the service in work is older than this daemon" in words
+        assert "update prometheus-qubes-proxy-service" in words
+        await asyncio.sleep(0.01)
+    assert bodies(await line(qube("work", served.port)).ask()) == {served.port: b"a 1\n"}
+    assert {call[1] for call in qubes.calls()} == {
+        f"ruddo.PrometheusProxy+{served.port}+app",
+        f"ruddo.PrometheusProxy+{served.port}",
+    }
+    qubes.service_of("work").unlink()
+    qubes.service_of("work").symlink_to(new_service)
+    assert served.port in bodies(await work.ask())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("status", range(1, 100))
 async def test_upstreams_service_ends_with_any_status_of_curl(qubes: Qubes, line: MakeLine, status: int) -> None:
@@ -523,7 +601,7 @@ async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, exporter: MakeExport
     heard: dict[str, Answer | ScrapeError] = {}
 
     async def ask(name: str) -> None:
-        def tell(_: int, result: Answer | ScrapeError) -> None:
+        def tell(_: Endpoint, result: Answer | ScrapeError) -> None:
             heard[name] = result
 
         await channels[name].ask(Request([served.port], deadline, 100, tell))
@@ -659,11 +737,11 @@ async def test_out_of_processes(
 WORK = Callee("work", "qrexec", SERVICE)
 
 
-def waiting(version: type[PortWire]) -> PortWire:
+def waiting(version: type[TextWire]) -> TextWire:
     """A wire on which an answer is owed."""
     wire = version()
     wire.receive(wire.greeting.replace(b"+", b"="))
-    wire.ask(milliseconds=1, max_body=1, ports=[9100])
+    wire.ask(milliseconds=1, max_body=1, endpoints=[9100])
     return wire
 
 
@@ -688,7 +766,7 @@ def waiting(version: type[PortWire]) -> PortWire:
         (5, b"\x1b[2Jevil\xff", waiting(Version2), True, "closed", r"'\x1b[2Jevil\\xff'"),
     ],
 )
-def test_why_a_call_ended(status: int, words: bytes, wire: PortWire, spoke: bool, reason: str, text: str) -> None:  # noqa: FBT001
+def test_why_a_call_ended(status: int, words: bytes, wire: TextWire, spoke: bool, reason: str, text: str) -> None:  # noqa: FBT001
     """The service's own statuses are not taken for qrexec's once it has spoken; its words are escaped."""
     error = call_ended(status, words, WORK, wire, spoke=spoke)
     assert error.reason == reason
@@ -858,7 +936,7 @@ async def test_a_call_is_ended_where_what_it_told_raises(qubes: Qubes, line: Mak
     work = line(qube("work", served.port))
     heard: list[Answer | ScrapeError] = []
 
-    def tell(_: int, result: Answer | ScrapeError) -> None:
+    def tell(_: Endpoint, result: Answer | ScrapeError) -> None:
         heard.append(result)
         if isinstance(result, Answer):
             raise ZeroDivisionError
@@ -964,7 +1042,7 @@ async def test_a_slow_exporter_does_not_hold_up_its_neighbour(
     await asyncio.to_thread(parts.eventually, "the slow one is asked", lambda: len(slow.requests) == 2)
     for _ in range(2):
         assert bodies(await work.ask(fast.port)) == {fast.port: b"fast 1\n"}
-    told: list[int] = []
+    told: list[Endpoint] = []
     request = Request([slow.port, fast.port], until(PATIENT), 100, lambda port, _: told.append(port))
     both = asyncio.create_task(work.channel.ask(request))
     await soon("the fast one of both is told of", lambda: told == [fast.port])
@@ -984,7 +1062,7 @@ async def test_a_service_that_takes_one_request_at_a_time_gets_one(
     text = qubes.service.read_text(encoding="utf-8")
     for new, old in (
         ("{OVERLAPS}", ""),
-        ("not ports.isdisjoint(fetch.port for fetch in self._fetches)", "self._fetches"),
+        ("not words.isdisjoint(fetch.word for fetch in self._fetches)", "self._fetches"),
     ):
         assert text.count(new) == 1
         text = text.replace(new, old)

@@ -14,7 +14,7 @@ from federator import config, toml_reader
 from federator.errors import ConfigError
 from federator.model import Exporter, Limits, Target
 from federator.wire import Version2
-from tests.helpers import SERVICE
+from tests.helpers import service_module
 
 FILE = Path("/etc/here/p.toml")
 WORK = '[exporters]\nnode = 9100\nprocess = 9256\n[qubes.work]\nexporters = ["node"]\n'
@@ -72,7 +72,7 @@ def test_a_full_file_is_read_whole() -> None:
     assert settings.qrexec.local_service == Path("/etc/here/../service")
     work, net = settings.qubes
     assert [target.name for target in work.targets] == ["work:process", "work:node"]
-    assert (work.ports, work.transport, work.labels) == ((9100, 9256), "qrexec", (("owner", "alice"),))
+    assert (work.endpoints, work.transport, work.labels) == ((9100, 9256), "qrexec", (("owner", "alice"),))
     drop = work.targets[0].exporter.drop
     assert [any(one.fullmatch(name) for one in drop) for name in ("go_gc", "foo", "food")] == [True, True, False]
     assert net.transport == "local"
@@ -224,7 +224,7 @@ FAULTS = {
     ),
     "two exporters on one port": (
         WORK.replace("9256", "9100").replace('["node"]', '["node", "process"]'),
-        "qubes.work.exporters[1]: 'process' and 'node' are both on port 9100; one port of a qube has one exporter",
+        "qubes.work.exporters[1]: 'process' and 'node' are both on port 9100; each exporter of a qube has its own",
     ),
     "no exporters": (WORK.replace('["node"]', "[]"), "qubes.work.exporters: empty; name what runs in this qube"),
     "exporters forgotten": ("[qubes.work]\n", "qubes.work.exporters: missing"),
@@ -384,14 +384,11 @@ def test_the_times_that_depend_on_others_have_a_range() -> None:
 
 def test_a_request_can_carry_each_timeout_and_size() -> None:
     """The service takes seven digits of milliseconds, and ten of bytes; with more, it would end, and qubes be down."""
-    request = re.search(r"REQUEST = re\.compile\(rb\"(.*)\" %", SERVICE.read_text(encoding="utf-8"))
-    assert request
-    pattern = request[1].replace("%d", "64").encode()
     settings = config.parse("[scrape]\ntimeout = '10m'\nbody_size_limit = '1GiB'\n" + WORK, FILE).scrape
     wire = Version2()
     wire.receive(b"=2\n")
-    line = wire.ask(milliseconds=round(settings.timeout * 1000), max_body=settings.limits.body_size, ports=[65535])
-    assert re.fullmatch(pattern, line.removesuffix(b"\n"))
+    line = wire.ask(milliseconds=round(settings.timeout * 1000), max_body=settings.limits.body_size, endpoints=[65535])
+    assert service_module().REQUEST.fullmatch(line.removesuffix(b"\n").decode())
 
 
 def test_a_qube_has_at_most_as_many_exporters_as_a_call_carries() -> None:

@@ -29,6 +29,7 @@ REASONS = {
     "closed",
     "timeout",
     "protocol",
+    "endpoint",
     "connection",
     "http",
     "exposition",

@@ -107,7 +107,9 @@ def test_the_life_of_a_call_at_debug(tmp_path: Path, style: str) -> None:
     assert sorted(life("vault")) == sorted(["a call was opened", *ended, "calls wait"])
     assert {line["call"] for line in lines if "call" in line} == {service}
     (wait,) = (line for line in lines if line["msg"] == "calls wait")
-    assert (wait["qube"], wait["ports"], wait["reason"]) == ("vault", str(exporter.port), "refused")
+    assert (wait["qube"], wait["endpoints"], wait["reason"]) == ("vault", str(exporter.port), "refused")
     answered = [line for line in lines if line["msg"] == "a call was answered"]
-    assert {(line["port"], line["status"], line["bytes"]) for line in answered} == {(str(exporter.port), "200", "4")}
+    assert {(line["endpoint"], line["status"], line["bytes"]) for line in answered} == {
+        (str(exporter.port), "200", "4")
+    }
     assert len([line for line in lines if line["msg"] == "qube is down"]) == 1, "a line for a change, none for a scrape"

@@ -22,7 +22,7 @@ def test_qubes_are_called_with_the_ports_of_their_exporters() -> None:
     assert lines(WORK + NET + ADMIN) == [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
         "# dom0 takes the first line that fits; in a file sorted after 90-prometheus-proxy.policy, they do nothing",
-        "# net may read these ports of these qubes; halted ones are not started",
+        "# net may read these ports and endpoints of these qubes; halted ones are not started",
         "ruddo.PrometheusProxy  +9100+9256  net  work      allow autostart=no",
         "ruddo.PrometheusProxy  +9100       net  @adminvm  allow",
         "# only while upstream's service is in these qubes, which takes one port per call:",

@@ -36,7 +36,7 @@ def test_what_is_no_answer_of_an_exporter_that_is_up(
     status: int, body: bytes, error: type[ScrapeError], words: str
 ) -> None:
     """Each with its reason, and nothing of the qube's bytes as they are; an exporter that answered does run there."""
-    found = no_text(Answer(port=9100, status=status, body=body, seconds=0.1, content_type="-"), 100)
+    found = no_text(Answer(endpoint=9100, status=status, body=body, seconds=0.1, content_type="-"), 100)
     assert isinstance(found, error)
     assert words in str(found)
     assert ("does it run there?" in str(found)) == (words == "does it run there?")
@@ -45,7 +45,7 @@ def test_what_is_no_answer_of_an_exporter_that_is_up(
 
 def test_an_answer_with_a_text_has_no_reason() -> None:
     """HTTP status 200, whatever the body is."""
-    assert no_text(Answer(port=9100, status=200, body=b"", seconds=0.1, content_type="-"), 100) is None
+    assert no_text(Answer(endpoint=9100, status=200, body=b"", seconds=0.1, content_type="-"), 100) is None
 
 
 WORDS = ("TIMED_OUT", "WHOLE", "BODY_LARGER", "COMPRESSED", "CUT_SHORT", "NOT_HTTP", "NO_ANSWER_AT_ALL", "HEAD_LARGER")

@@ -96,7 +96,7 @@ def test_running_qubes_that_are_wanted_come_after_those_of_the_file() -> None:
     settings = config.parse(text, Path("/x"))
     states = dict.fromkeys(["work", "web", "sys-usb", "vault", "net", "other"], "Running") | {"wiki": "Halted"}
     qubes = qubes_with_discovered(settings, states, "net")
-    assert [(qube.name, qube.ports) for qube in qubes] == [("vault", (9200,)), ("web", (9100,)), ("work", (9100,))]
+    assert [(qube.name, qube.endpoints) for qube in qubes] == [("vault", (9200,)), ("web", (9100,)), ("work", (9100,))]
     assert qubes_with_discovered(settings, {}, "net") == settings.qubes
 
 
@@ -117,9 +117,9 @@ TARGETS = [Target(qube, Exporter("x", port)) for qube in ("work", "a.b", "dot") 
 )
 def test_forward_finds_a_target(name: str, port: str, found: str | None) -> None:
     """By the whole name first, then by the part before the first dot, as upstream does."""
-    target = forwarded(name, port, TARGETS)
+    target = forwarded(name, {"port": port}, TARGETS)
     assert (target.qube if target else None) == found
-    assert target is None or target.exporter.port == int(port)
+    assert target is None or target.exporter.endpoint == int(port)
 
 
 BAD_NAMES = [
@@ -162,14 +162,14 @@ BAD_PORTS = [
 def test_forward_refuses_bad_input(name: str, port: str) -> None:
     """Names and ports of any shape come from the network."""
     with pytest.raises(ValueError, match=r"port is missing, or|target is missing, or"):
-        forwarded(name, port, TARGETS)
+        forwarded(name, {"port": port}, TARGETS)
 
 
 def test_a_known_qube_is_not_taken_for_another() -> None:
     """`work.b` exists but is no target; a request for it is not answered with `work`."""
-    assert forwarded("work.b", "9100", TARGETS, {"work", "work.b"}) is None
-    assert forwarded("work.b", "9100", TARGETS, {"work"}) == forwarded("work", "9100", TARGETS)
-    assert forwarded("dom0", "9100", TARGETS) is None
+    assert forwarded("work.b", {"port": "9100"}, TARGETS, {"work", "work.b"}) is None
+    assert forwarded("work.b", {"port": "9100"}, TARGETS, {"work"}) == forwarded("work", {"port": "9100"}, TARGETS)
+    assert forwarded("dom0", {"port": "9100"}, TARGETS) is None
 
 
 def test_service_discovery_needs_no_relabelling() -> None:

@@ -9,27 +9,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federator.errors import BodySizeLimitError, ProtocolError
-from federator.model import Answer
-from federator.wire import MAX_HEADER, MAX_REASON, Names, OneReply, PortWire, Version1, Version2, Wire, argument
+from federator.model import Answer, Endpoint
+from federator.wire import MAX_HEADER, MAX_REASON, Names, OneReply, TextWire, Version1, Version2, Wire, argument
 
 A = TypeVar("A")
 
-NODE = Answer(port=9100, status=200, body=b"a 1\n", seconds=0.012, content_type="text/plain; version=0.0.4")
-PROCESS = Answer(port=9256, status=0, body=b"Connection refused", seconds=0.001, content_type="-")
-EMPTY = Answer(port=9256, status=500, body=b"", seconds=1.0, content_type="-")
+NODE = Answer(endpoint=9100, status=200, body=b"a 1\n", seconds=0.012, content_type="text/plain; version=0.0.4")
+PROCESS = Answer(endpoint=9256, status=0, body=b"Connection refused", seconds=0.001, content_type="-")
+EMPTY = Answer(endpoint=9256, status=500, body=b"", seconds=1.0, content_type="-")
 
 
 def spoken(answer: Answer) -> bytes:
     """What the service writes for an answer (version 2)."""
-    head = f"{answer.port} {answer.status} {len(answer.body)} {answer.seconds} {answer.content_type}\n"
+    head = f"{answer.endpoint} {answer.status} {len(answer.body)} {answer.seconds} {answer.content_type}\n"
     return head.encode() + answer.body
 
 
-def asked(*ports: int, max_body: int = 1000) -> Version2:
+def asked(*ports: Endpoint, max_body: int = 1000) -> Version2:
     """A wire of version 2 that has been greeted and has asked for these ports."""
     wire = Version2()
     assert wire.receive(b"=2\n") == []
-    wire.ask(milliseconds=9500, max_body=max_body, ports=ports)
+    wire.ask(milliseconds=9500, max_body=max_body, endpoints=ports)
     return wire
 
 
@@ -55,7 +55,7 @@ GOOD = {
 @pytest.mark.parametrize("answers", GOOD.values(), ids=GOOD.keys())
 def test_answers_are_the_same_whole_and_byte_by_byte(answers: list[Answer]) -> None:
     """How the pipe cuts the bytes makes no difference."""
-    ports = [answer.port for answer in answers]
+    ports = [answer.endpoint for answer in answers]
     data = b"".join(map(spoken, answers))
     assert fed(asked(*ports), [data]) == answers
     assert fed(asked(*ports), one_by_one(data)) == answers
@@ -64,7 +64,7 @@ def test_answers_are_the_same_whole_and_byte_by_byte(answers: list[Answer]) -> N
 @pytest.mark.parametrize("answers", GOOD.values(), ids=GOOD.keys())
 def test_a_tail_after_the_last_answer_is_a_breach(answers: list[Answer]) -> None:
     """Bytes that nobody asked for could be taken for the next answer."""
-    wire = asked(*(answer.port for answer in answers))
+    wire = asked(*(answer.endpoint for answer in answers))
     with pytest.raises(ProtocolError, match="nobody asked"):
         wire.receive(b"".join(map(spoken, answers)) + b"9")
 
@@ -111,7 +111,7 @@ def overlapping(*limits: tuple[int, int]) -> Version2:
     wire = asked(1)
     wire.receive(b"1 200 0 0.1  -;overlaps\n")
     for port, max_body in limits:
-        wire.ask(milliseconds=9500, max_body=max_body, ports=[port])
+        wire.ask(milliseconds=9500, max_body=max_body, endpoints=[port])
     return wire
 
 
@@ -119,13 +119,13 @@ def test_requests_for_different_ports_overlap_where_the_service_says_so() -> Non
     """On a call whose answers had the word, and on no other; and never twice for one port."""
     wire = asked(9100)
     with pytest.raises(AssertionError, match="answers are owed"):
-        wire.ask(milliseconds=1, max_body=1, ports=[9256])
+        wire.ask(milliseconds=1, max_body=1, endpoints=[9256])
     wire = overlapping((9100, 1000), (9256, 1000))
     with pytest.raises(AssertionError, match="whose answer is owed"):
-        wire.ask(milliseconds=1, max_body=1, ports=[9256, 9300])
+        wire.ask(milliseconds=1, max_body=1, endpoints=[9256, 9300])
     assert wire.pending == {9100, 9256}
     assert fed(wire, one_by_one(spoken(PROCESS))) == [PROCESS]
-    wire.ask(milliseconds=1, max_body=1000, ports=[9256])
+    wire.ask(milliseconds=1, max_body=1000, endpoints=[9256])
     assert wire.receive(spoken(PROCESS) + spoken(NODE)) == [PROCESS, NODE]
     assert wire.idle
 
@@ -150,7 +150,7 @@ def test_requests_are_written_as_the_protocol_says() -> None:
     wire = Version2()
     assert wire.greeting == b"+2\n"
     wire.receive(b"=2\n")
-    assert wire.ask(milliseconds=9500, max_body=16777216, ports=[9256, 9100]) == b"?9500 16777216 9100 9256\n"
+    assert wire.ask(milliseconds=9500, max_body=16777216, endpoints=[9256, 9100]) == b"?9500 16777216 9100 9256\n"
     assert argument([9256, 9100]) == "9100+9256"
 
 
@@ -196,7 +196,7 @@ def version_1(max_body: int = 1000) -> Version1:
     wire = Version1()
     assert wire.greeting == b"+\n"
     assert wire.receive(b"=\n") == []
-    assert wire.ask(milliseconds=1, max_body=max_body, ports=[9100]) == b"?\n"
+    assert wire.ask(milliseconds=1, max_body=max_body, endpoints=[9100]) == b"?\n"
     return wire
 
 
@@ -205,7 +205,7 @@ def test_version_1_answers_with_a_length_and_a_body() -> None:
     for pieces in ([b"4\na 1\n"], one_by_one(b"4\na 1\n")):
         wire = version_1()
         (answer,) = fed(wire, pieces)
-        assert (answer.port, answer.status, answer.body, answer.seconds) == (9100, 200, b"a 1\n", None)
+        assert (answer.endpoint, answer.status, answer.body, answer.seconds) == (9100, 200, b"a 1\n", None)
         assert wire.idle
 
 
@@ -222,7 +222,7 @@ def test_version_1_names_the_limit_it_exceeds() -> None:
         version_1().receive(b"1001\n")
 
 
-STATES: dict[str, Callable[[], PortWire]] = {
+STATES: dict[str, Callable[[], TextWire]] = {
     "greet": Version2,
     "asked": lambda: asked(9100, 9256),
     "overlapping": lambda: overlapping((9100, 1000), (9256, 4)),
@@ -246,10 +246,10 @@ def test_no_bytes_raise_anything_but_our_own_error(data: bytes, cuts: list[int],
 def test_any_bodies_come_through_any_cuts(bodies: list[bytes], cuts: list[int]) -> None:
     """What is said is what is understood."""
     answers = [
-        Answer(port=port, status=200, body=body, seconds=0.5, content_type="text/plain")
+        Answer(endpoint=port, status=200, body=body, seconds=0.5, content_type="text/plain")
         for port, body in enumerate(bodies, 9100)
     ]
-    wire = asked(*(answer.port for answer in answers))
+    wire = asked(*(answer.endpoint for answer in answers))
     data = b"".join(map(spoken, answers))
     pieces = []
     for cut in cuts:
@@ -298,7 +298,7 @@ def test_a_wire_that_is_of_no_more_use_holds_no_body() -> None:
     """A service that does not end keeps the call for seconds; its part of a body was kept as long."""
     wire = Version2()
     wire.receive(b"=2\n")
-    wire.ask(milliseconds=1000, max_body=1000, ports=[9100])
+    wire.ask(milliseconds=1000, max_body=1000, endpoints=[9100])
     wire.receive(b"9100 200 900 0.1 text/plain\n" + b"x" * 500)
     assert wire.held == 500
     wire.let_go()

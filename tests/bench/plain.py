@@ -24,7 +24,7 @@ from federator.channel import Channel
 from federator.counters import Counters
 from federator.errors import ScrapeError
 from federator.host import watch_children
-from federator.model import Answer
+from federator.model import Answer, Endpoint
 from federator.pace import Pace
 from federator.request import Deadline, Request
 from federator.web import SEND_BYTES
@@ -70,9 +70,9 @@ async def _serve(how: str, path: Path, port: int) -> None:
         bodies: list[Body] = []
 
         async def ask(channel: Channel) -> None:
-            names = {target.exporter.port: target.exporter.name for target in channel.qube.targets}
+            names = {target.exporter.endpoint: target.exporter.name for target in channel.qube.targets}
 
-            def tell(asked: int, result: Answer | ScrapeError) -> None:
+            def tell(asked: Endpoint, result: Answer | ScrapeError) -> None:
                 assert isinstance(result, Answer), result
                 bodies.append((channel.qube.name, names[asked], result.body))
 
