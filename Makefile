@@ -144,9 +144,10 @@ install-monitor:
 
 # The service, for the scraped qubes.
 install-service:
-	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)$(MANDIR)/man8"
+	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)$(MANDIR)/man8" "$(DESTDIR)/etc/$(NAME)/endpoints.d" "$(DESTDIR)$(PREFIX)/share/doc/$(NAME)-service"
 	install -m 644 conf/man/ruddo.PrometheusProxy.8 "$(DESTDIR)$(MANDIR)/man8/"
 	install -m 755 vmside/ruddo.PrometheusProxy "$(DESTDIR)/etc/qubes-rpc/"
+	install -m 644 conf/endpoint.example "$(DESTDIR)$(PREFIX)/share/doc/$(NAME)-service/"
 
 # The policy, the service that lists the running qubes, and the Salt formula, for dom0.
 FORMULA := /srv/formulas/base/$(NAME)-formula/$(NAME)
