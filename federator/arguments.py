@@ -132,7 +132,7 @@ def _add_web(parser: argparse.ArgumentParser) -> None:
         dest="web_file",
         type=Path,
         metavar="PATH",
-        help="with serve and check: another file with tls_server_config, basic_auth_users and rate_limit",
+        help="with serve, check and doctor: another file with tls_server_config, basic_auth_users and rate_limit",
     )
 
 

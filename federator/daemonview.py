@@ -142,13 +142,14 @@ def _view(pages: Pages, snapshot: Snapshot) -> list[Check]:
     """Where the daemon's page says something else of a target than doctor's own scrape."""
     ups = {(qube, exporter): up == "1" for qube, exporter, up in _UP.findall(pages.untrusted_metrics)}
     reasons = {(qube, exporter): reason for qube, exporter, reason in _FAILURE.findall(pages.untrusted_metrics)}
+    outcomes = [outcome for outcome in snapshot.outcomes if outcome.target.exporter.page]
     checks = [
         check
-        for outcome in snapshot.outcomes
+        for outcome in outcomes
         for key in [(outcome.target.qube, outcome.target.exporter.name)]
         if (check := _difference(outcome, ups.get(key), reasons.get(key, "for an unknown reason")))
     ]
-    same = len(snapshot.outcomes) - len(checks)
+    same = len(outcomes) - len(checks)
     return [Check("daemon's view", HERE, "ok", f"{same} exporters are as doctor sees them"), *checks]
 
 

@@ -60,7 +60,8 @@ class Pattern:
                 compiled = re.compile(self.pattern)
             match = compiled.fullmatch if _HARMLESS.fullmatch(self.pattern) else _Steps(self.pattern).fullmatch
         except re.error as error:
-            raise ValueError(f"{self.pattern!r} is not a regular expression: {error}") from None
+            hint = "; .* stands for any characters" if self.pattern.startswith("*") else ""
+            raise ValueError(f"{self.pattern!r} is not a regular expression: {error}{hint}") from None
         except FutureWarning as warning:
             raise ValueError(
                 f"{self.pattern!r} is unclear: {str(warning).lower()}; put a backslash before the character there, and"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import tomli
 
-from federator.errors import ConfigError
+from federator.errors import ConfigError, shown
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+(?:\[[0-9]+\])?")
 # More digits than any value needs, and few enough to calculate with.
@@ -44,10 +44,25 @@ def read(text: str, path: Path) -> "Table":
     try:
         document = tomli.loads(text)
     except tomli.TOMLDecodeError as error:  # it says where
-        raise ConfigError(f"{path}: not TOML: {error}{_near_long_or_deep(text)}") from None
+        raise ConfigError(f"{path}: {_for_people(str(error), text)}{_near_long_or_deep(text)}") from None
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, lists in thousands of lists
         raise ConfigError(f"{path}: not TOML: {_near_long_or_deep(text) or error}") from None
     return Table(document, Place(path))
+
+
+def _for_people(error: str, text: str) -> str:
+    """What tomli says, with the line that it means and the usual cause."""
+    if twice := re.match(r"Cannot declare \((.*?),?\) twice (\(at line \d+.*\))", error):
+        name = twice[1].replace("'", "").replace(", ", ".")
+        return f"[{name}] is there twice {twice[2]}; make one table of the two"
+    number = re.search(r"at line (\d+)", error)
+    line = text.split("\n")[int(number[1]) - 1].strip() if number else ""
+    hint = ""
+    if error.startswith("Invalid value"):
+        hint = '; a text stands in straight quotes: "10s"'
+    elif "end of a table declaration" in error:
+        hint = '; a name with other characters than letters, digits, _ and - stands in quotes: [qubes."NAME"]'
+    return f"not TOML: {error}{f': {shown(line)}' if line else ''}{hint}"
 
 
 def _near_long_or_deep(text: str) -> str:
@@ -104,6 +119,12 @@ class Entry:
         if not isinstance(self.value, kind) or (kind is int and isinstance(self.value, bool)):
             raise self.error(f"expected {_KINDS[kind]}, not {_kind_of(self.value)}")
         return self.value
+
+    def duration(self) -> float:
+        """A duration in seconds."""
+        if type(self.value) in (int, float):
+            raise self.error(f'expected a text in quotes, with a unit: "{self.value}s"')
+        return self.convert(_duration)
 
     def convert(self, converter: Callable[[str], T]) -> T:
         """What `converter` makes of a text. It raises ValueError with words for people."""
@@ -242,7 +263,7 @@ class Table:
     def duration(self, key: str, fallback: float, least: float, most: float) -> float:
         """A duration in a range, in seconds."""
         entry = self.entry(key)
-        seconds = self.attempt(lambda: entry.convert(_duration), fallback) if entry else fallback
+        seconds = self.attempt(entry.duration, fallback) if entry else fallback
         if seconds < least:
             return self.fault(key, f"too short; at least {least:g}s", fallback)
         if seconds > most:

@@ -228,6 +228,9 @@ def _silence(sight: Sight) -> Html:
         *more,
         "    static_configs:",
         f'      - targets: ["{sight.address}"]',
+        "    metric_relabel_configs:    # or all qubes would have one instance",
+        "      - {source_labels: [qube], regex: (.+), target_label: instance}",
+        "      - {source_labels: [exporter], regex: (.+), target_label: job}",
     )
     since = "" if sight.history.asked else " since the start"
     return _banner(

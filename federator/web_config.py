@@ -59,6 +59,9 @@ def web_settings(table: Table, guard: Table | None) -> Web:
     source.reject("http_server_config", "not supported; there is HTTP/1.1 only, and no headers to set")
     source.done()
     table.done()
+    for number, address in enumerate(addresses):
+        if address in addresses[:number] and address != ("", 0):
+            raise table.error("listen_addresses", f"{listed[number].value!r} is there twice; once is enough")
     if not listed and not table.faulty:
         raise table.error("listen_addresses", 'empty; name at least one, such as "127.0.0.1:8199"')
     return Web(listen_addresses=addresses, hosts=hosts, tls=tls, users=users, rate_limit=rate_limit)
@@ -74,7 +77,9 @@ def listen_address(text: str) -> Address:
     host, colon, port = text.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     # Port 0 lets the system choose a free one: the log says which.
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535 or (":" in host) != ("[" in text):
+    if colon and re.fullmatch(r"[0-9]{1,9}", port) and int(port) > 65535:
+        raise ValueError(f"{text!r}: {port} is not a port; ports are 1 to 65535")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or (":" in host) != ("[" in text):
         raise ValueError(f"{text!r} is not HOST:PORT; write 127.0.0.1:8199, [::1]:8199, or :8199 for every address")
     return host, int(port)
 

@@ -145,7 +145,7 @@ FAULTS = {
     ),
     "a bad port to listen on": (
         "[web]\nlisten_addresses = [':99999']\n" + WORK,
-        "web.listen_addresses[0]: ':99999' is not",
+        "web.listen_addresses[0]: ':99999': 99999 is not a port",
     ),
     "discovery's source": (WORK + "[discovery]\nsource = 'qvm-ls'\n", "discovery.source: 'qvm-ls' is none of admin.vm"),
     "discovery of nothing": (
@@ -207,6 +207,18 @@ FAULTS = {
         WORK.replace("9100", "{ port = 1, drop = ['('] }"),
         "exporters.node.drop[0]: '(' is not a regular",
     ),
+    "an address twice": (
+        "[web]\nlisten_addresses = [':1', ':1']\n" + WORK,
+        "web.listen_addresses: ':1' is there twice; once is enough",
+    ),
+    "a table twice": ("[qubes.work]\nexporters = []\n" + WORK, "[qubes.work] is there twice (at line"),
+    "a name without quotes": ("[qubes.my!]\n" + WORK, "'[qubes.my!]'; a name with other characters than"),
+    "quotes of a word processor": ("[scrape]\ntimeout = “10s”\n" + WORK, "; a text stands in straight quotes"),
+    "a time without a unit": (
+        "[scrape]\ntimeout = 10\n" + WORK,
+        'scrape.timeout: expected a text in quotes, with a unit: "10s"',
+    ),
+    "a glob": (WORK + "[discovery]\ninclude = ['*']\n", "at position 0; .* stands for any characters"),
     "an interval on the page": (
         WORK.replace("9100", "{ port = 1, interval = '1h' }"),
         "exporters.node.interval: /metrics asks every exporter each time; add page = false, and let Prometheus scrape",

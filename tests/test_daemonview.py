@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What doctor makes of the daemon's pages, by their texts."""
 
+from dataclasses import replace
+
 import pytest
 
 from federator.counters import Counters
@@ -13,6 +15,9 @@ from tests.test_findings import NOW, snapshot
 
 UP = Outcome(target(), 0.1, reading=read(b"m 1\n"))
 DOWN = Outcome(target(), 0.1, error=RefusedError("denied"))
+
+APART = target()
+NOT_ON_PAGE = replace(UP, target=replace(APART, exporter=replace(APART.exporter, page=False)))
 
 
 def page(*outcomes: Outcome, reloaded: bool = True) -> Pages:
@@ -29,6 +34,7 @@ def page(*outcomes: Outcome, reloaded: bool = True) -> Pages:
         ([DOWN], UP, "failed", "down for the daemon (refused), and up for doctor"),
         ([UP], DOWN, "warning", "up for the daemon"),
         ([], UP, "failed", "another configuration"),
+        ([], NOT_ON_PAGE, None, ""),
     ],
 )
 def test_a_difference_between_the_daemon_and_doctor_is_named(

@@ -50,18 +50,19 @@ Ctrl-C ends it.
 """
 
 
-def free_port(wanted: int) -> int:
-    """The wanted port if it is free, else another free port."""
-    for port in (wanted, 0):
-        with socket.socket() as sock:
+def free_ports(wanted: dict[str, int]) -> dict[str, int]:
+    """The wanted ports where they are free, else other free ones. All are held until the last one is found."""
+    found: dict[str, int] = {}
+    with ExitStack() as held:
+        for name, port in wanted.items():
+            sock = held.enter_context(socket.socket())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 sock.bind(("127.0.0.1", port))
             except OSError:
-                continue
-            found: int = sock.getsockname()[1]
-            return found
-    sys.exit("there is no free port on 127.0.0.1")
+                sock.bind(("127.0.0.1", 0))
+            found[name] = sock.getsockname()[1]
+    return found
 
 
 def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
@@ -70,7 +71,7 @@ def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
     demo = tomli.loads(text)
     wanted = {name: table["port"] if isinstance(table, dict) else table for name, table in demo["exporters"].items()}
     wanted["web"] = int(demo["web"]["listen_addresses"][0].rpartition(":")[2])
-    ports = {name: free_port(port) for name, port in wanted.items()}
+    ports = free_ports(wanted)
     config = DEMO
     if ports != wanted:
         new = {str(port): str(ports[name]) for name, port in wanted.items()}
