@@ -274,7 +274,7 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             raise reasons.not_started(command[0], error.strerror) from None
         self._fields["call"] = command[-1]
         note("a call was opened", self._fields)
-        if self._error is None and not self._wire.greeted:  # it may have ended, and qubesd waits for the end of input
+        if self._error is None and self._wire.greeting:  # it may have ended; and qubesd waits for the end of input
             self._pipe(0).write(self._wire.greeting)
             await self._greeted  # perhaps done: a service may greet before it is greeted
         if self._error is not None:

@@ -198,8 +198,8 @@ class Slot:
     def _without_late(self, endpoints: frozenset[Endpoint], request: Request) -> frozenset[Endpoint]:
         """The endpoints that may be asked: the others owe an answer. Raises TimedOutError where too long."""
         late = endpoints & self._wire.pending
+        self._late_since = self._late_since if self._wire.pending else None
         if not late:
-            self._late_since = None
             return endpoints
         now = asyncio.get_running_loop().time()
         self._late_since = self._late_since or now

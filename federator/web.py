@@ -91,7 +91,7 @@ class Served:
         """
         Hold it while a page for this client is made: its pages are made one after the other.
 
-        So one that asks for many pages at one time takes half of the time from another client, and no more.
+        So one that asks for many pages at one time takes no more time from another client than it has itself.
         """
         return self._making.setdefault(network_of(address), asyncio.Lock())
 
@@ -420,6 +420,12 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
     return await handler(request)
 
 
+def _without_traceback(refusal: web.HTTPException) -> web.Response:
+    """The same answer. An exception would hold its frames, with a page in them, while its connection is kept."""
+    headers = {name: value for name, value in refusal.headers.items() if not name.lower().startswith("content-")}
+    return web.Response(status=refusal.status, reason=refusal.reason, text=refusal.text, headers=headers)
+
+
 @web.middleware
 async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse:
     # Paths come from outside: only those we know become label values.
@@ -436,13 +442,13 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
         code = refusal.status
         if code == 404 and resource is None:
             *paths, last = [route.path for route in ROUTES]
-            raise web.HTTPNotFound(text=f"there is {', '.join(paths)} and {last}\n") from None
-        raise
+            return web.Response(status=404, text=f"there is {', '.join(paths)} and {last}\n")
+        return _without_traceback(refusal)
     except MemoryError as error:
         code = 503
         # unexpected.py tells it once for all who share the page, and lets go of what it can.
         asyncio.get_running_loop().call_exception_handler({"message": "no memory for a page", "exception": error})
-        raise web.HTTPServiceUnavailable(text="memory is short; see scrape.memory_limit\n") from None
+        return web.Response(status=503, text="memory is short; see scrape.memory_limit\n")
     else:
         return response
     finally:

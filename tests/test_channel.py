@@ -1177,6 +1177,36 @@ async def test_a_call_that_is_late_for_too_long_is_ended(
     (tmp_path / "end").touch()
 
 
+async def test_other_endpoints_do_not_make_it_forget_that_one_is_late(
+    qubes: Qubes, line: MakeLine, tmp_path: Path, clock: Clock
+) -> None:
+    """One that never answers would be late for ever while another one is asked for in between."""
+    qubes.service = tmp_path / "half"
+    qubes.service.write_text(HALF, encoding="utf-8")
+    qubes.service.chmod(0o755)
+    qubes.add("work")
+    work = line(qube("work", 9100, 9256), patience=30.0)
+    assert bodies(await work.ask(9256))
+    for _ in range(2):
+        assert (await work.ask(9100, seconds=IMPATIENT))[9100]
+    clock.advance(20.0)
+    assert bodies(await work.ask(9256)) == {9256: b"m 1\n"}
+    clock.advance(20.0)
+    assert [call.failures for call in work.channel.calls()] == [0]
+    await work.ask(9100)
+    assert [call.failures for call in work.channel.calls()] == [1]
+
+
+# Says that requests overlap, answers for 9256, and never for 9100.
+HALF = """#!/bin/sh
+read -r greeting
+printf '=2\\n'
+while read -r request; do
+    case "$request" in *" 9256") printf '9256 200 4 0.1  -;overlaps\\nm 1\\n' ;; esac
+done
+"""
+
+
 async def test_places_of_the_limiter_are_given_in_the_order_of_waiting() -> None:
     """One that comes when a place becomes free does not overtake those that wait."""
     limiter = ConnectionLimiter(1)

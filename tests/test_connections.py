@@ -18,8 +18,10 @@ import pytest
 from aiohttp.web import Request
 
 from federator import config, connections, daemon, host, web
+from federator.admission import Admission, Place
 from federator.connections import Connections
 from federator.counters import Counters
+from federator.errors import BusyError
 from federator.web import Served
 from tests.helpers import Clock, soon
 from tests.parts import PATIENCE_SECONDS, Daemon, Exporter, eventually, toml
@@ -612,6 +614,43 @@ async def test_a_page_whose_client_is_gone_is_let_go(
         await soon("no page is left", lambda: _bytes_of_large_texts() <= before + len(held.body))
     finally:
         gc.enable()
+
+
+async def test_a_page_that_is_refused_is_let_go(
+    served: Callable[..., "asyncio.Task[Connections]"], held: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not with the connection, which is kept: the exception of the refusal held it."""
+    held.body = b"".join(b'm{number="%d",filler="%s"} 1\n' % (number, b"x" * 600) for number in range(15_000))
+    held.hold.set()
+    listening = await served()
+    reader, writer = await connected(listening)
+
+    async def asked() -> bytes:
+        writer.write(METRICS)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0])
+        await reader.readexactly(length)
+        return head.partition(b"\r\n")[0]
+
+    assert await asked() == b"HTTP/1.1 200 OK"
+    resize = Admission.resize
+
+    def refuse(self: Admission, place: Place, size: int) -> None:
+        resize(self, place, size)
+        if place.requests:  # the page is made
+            raise BusyError
+
+    monkeypatch.setattr(Admission, "resize", refuse)
+    gc.collect()
+    gc.disable()
+    try:
+        before = _bytes_of_large_texts()
+        for _ in range(2):
+            assert await asked() == b"HTTP/1.1 503 Service Unavailable"
+        await soon("no page is left", lambda: _bytes_of_large_texts() <= before + len(held.body))
+    finally:
+        gc.enable()
+        writer.close()
 
 
 def _bytes_of_large_texts() -> int:
