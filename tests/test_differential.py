@@ -32,6 +32,8 @@ pytestmark = pytest.mark.slow
 HONEST = b'# HELP work_samples Honest.\n# TYPE work_samples gauge\nwork_samples 1\n# TYPE m gauge\nm{a="b"} 1\n'
 # Prometheus' own reader does not miss a comma between labels; others of the format do, prometheus_client's among them.
 TAKEN = {'a{b="c" d="e"} 1', 'a{b="c"d="e"} 1'}
+# Since 2.49 or so it reads a name in quotes, as Prometheus 3 writes names of UTF-8. Older ones on the page would not.
+TAKEN_BY_NEWER = {'{ "a" } 1'}
 # Bodies per page, so that the types and names of several hostile bodies meet.
 NEIGHBOURS = 3
 
@@ -167,4 +169,4 @@ def test_what_is_dropped_with_a_complaint_is_what_prometheus_refuses(tmp_path: P
     errors = verdicts([*good, *bad], tmp_path)
     assert not any(errors[: len(good)])
     taken = {line for line, error in zip(COMPLAINTS, errors[len(good) :], strict=True) if not error}
-    assert taken == TAKEN
+    assert taken - TAKEN_BY_NEWER == TAKEN
