@@ -21,6 +21,7 @@ from federator.model import (
     MAX_TIMEOUT_SECONDS,
     Config,
     Discovery,
+    Dom0,
     Endpoint,
     Exporter,
     Limits,
@@ -69,6 +70,9 @@ MAX_BUFFER_SIZE = 1 << 20
 MAX_CONNECT_LIMIT = 64
 # Prometheus takes a series for gone five minutes after its last sample; but some backups run once a day.
 MAX_SCRAPE_INTERVAL_SECONDS = 86_400.0
+# A round of 100 qubes takes some 80 s, since dom0 is to be called slowly. A pool does not fill unseen in an hour.
+MIN_DOM0_INTERVAL_SECONDS = 30.0
+MAX_DOM0_INTERVAL_SECONDS = 3600.0
 # A qube that works again, or is started, is scraped on the same day.
 MAX_BACKOFF_SECONDS = 86_400.0
 MAX_REFRESH_SECONDS = 86_400.0
@@ -130,7 +134,7 @@ def parse(text: str, path: Path) -> Config:
 
 def from_table(top: Table, path: Path, web_top: Table | None = None) -> Config:
     """Check a configuration that is a TOML table already, and so may be `web_file`'s. Raises ConfigError."""
-    for key in ("web", "scrape", "qrexec", "exporters", "qubes", "discovery"):
+    for key in ("web", "scrape", "qrexec", "exporters", "qubes", "discovery", "dom0"):
         top.entry(key)
     top.done()  # first, since other faults follow from a table with a mistyped name
     web = top.attempt(lambda: web_settings(top.table("web"), web_top), Web(listen_addresses=()))
@@ -151,10 +155,11 @@ def from_table(top: Table, path: Path, web_top: Table | None = None) -> Config:
         with top.noting():
             discovery = _discovery(entry_of_discovery.as_table(), exporters)
             qrexec = replace(qrexec, patience=discovery.refresh_interval)
+    dom0 = top.attempt(lambda: _dom0(top.table("dom0")), None) if top.entry("dom0") else None
     top.finish(web_top)
-    if not qubes and not (discovery and discovery.exporters):
+    if not qubes and not (discovery and discovery.exporters) and not dom0:
         raise top.error("qubes", "there is nothing to scrape; add a table such as [qubes.work]")
-    return Config(path=path, web=web, scrape=scrape, qrexec=qrexec, qubes=tuple(qubes), discovery=discovery)
+    return Config(path, web, scrape, qrexec, tuple(qubes), discovery, dom0)
 
 
 def _scrape(table: Table) -> Scrape:
@@ -264,6 +269,15 @@ def _discovery(table: Table, exporters: Mapping[str, Exporter | None]) -> Discov
     if not include and not table.faulty:
         raise table.error("include", 'empty, so no qube would be found; leave it out, or write [".*"]')
     return Discovery(source=source, refresh_interval=interval, exporters=chosen, include=include, exclude=exclude)
+
+
+def _dom0(table: Table) -> Dom0:
+    usual = Dom0()
+    names = ("stats", "storage", "volumes", "properties", "updates")
+    switches = {name: table.take(name, bool, getattr(usual, name)) for name in names}
+    interval = table.duration("interval", usual.interval, MIN_DOM0_INTERVAL_SECONDS, MAX_DOM0_INTERVAL_SECONDS)
+    table.done()
+    return Dom0(**switches, interval=interval)
 
 
 def _patterns(table: Table, key: str, default: Sequence[str]) -> tuple[Pattern, ...]:

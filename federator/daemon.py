@@ -86,7 +86,7 @@ async def serve(
     finally:
         stop.set()  # a reload that comes now would revive what is being closed
         # First, so that those who wait are told; aiohttp 3.8 would wait for them before it stops.
-        await served.fleet.close()
+        await asyncio.gather(served.fleet.close(), served.dom0.close())
         await connections.close(FAREWELL_SECONDS)
         await runner.cleanup()
 
@@ -145,6 +145,7 @@ def reload(path: Path, served: Served, *, watch_addresses: bool, web_file: Path 
         host.check(settings)
         served.access.reconfigure(settings.web)
         served.fleet.reconfigure(settings)
+        served.dom0.reconfigure(settings)
         served.admission.most_bytes = shares.being_sent(settings.scrape)
     except (ConfigError, StartError) as error:
         served.reload = replace(served.reload, successful=False, error=str(error))

@@ -59,7 +59,7 @@ class Fleet:
         self.closing = False
         self._counters = counters
         self._own_name = own_name
-        self._limiter = ConnectionLimiter(config.qrexec.connect_limit)
+        self.limiter = ConnectionLimiter(config.qrexec.connect_limit)
         self._memory = _memory_of(config.scrape)
         self.texts = Budget(shares.in_flight(config.scrape))  # that are received and read
         self.texts_read = Budget(shares.read(config.scrape))  # that wait for others
@@ -89,7 +89,7 @@ class Fleet:
             for member in self._members.values():
                 member.readers.clear()
         self.config = config
-        self._limiter.limit = config.qrexec.connect_limit
+        self.limiter.limit = config.qrexec.connect_limit
         self.texts.limit = shares.in_flight(config.scrape)
         self.texts_read.limit = shares.read(config.scrape)
         self._pace.interval = config.scrape.min_interval
@@ -161,6 +161,11 @@ class Fleet:
         return self._discoverer is None or self._discoverer.known
 
     @property
+    def states(self) -> Mapping[str, str]:
+        """What dom0 said last; nothing where it did not, or too long ago."""
+        return self._states if self.knows_states else _NO_STATES
+
+    @property
     def dotted_names(self) -> Container[str]:
         """Every name with a dot that dom0 ever told."""
         return self._discoverer.dotted_names if self._discoverer else ()
@@ -200,7 +205,7 @@ class Fleet:
                 self._end(asyncio.get_running_loop().create_task(self._discoverer.close()))
             self._discoverer = None
         elif self._discoverer is None:
-            self._discoverer = Discoverer(config.discovery, config.qrexec, self._limiter, self._counters)
+            self._discoverer = Discoverer(config.discovery, config.qrexec, self.limiter, self._counters)
         else:
             self._discoverer.reconfigure(config.discovery, config.qrexec)
 
@@ -217,7 +222,7 @@ class Fleet:
         for qube in qubes:
             member = self._members.get(qube.name)
             if member is None:
-                channel = Channel(qube, self.config.qrexec, self._limiter, self._counters, self.texts, self._pace)
+                channel = Channel(qube, self.config.qrexec, self.limiter, self._counters, self.texts, self._pace)
                 member = self._members[qube.name] = _Member(channel)
             elif qube.name in started:
                 member.channel.reconfigure(qube, self.config.qrexec)

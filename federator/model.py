@@ -191,6 +191,18 @@ class Discovery:
 
 
 @dataclass(frozen=True, slots=True)
+class Dom0:
+    """[dom0]: which of its figures dom0 is asked for; all but stats once in `interval` seconds."""
+
+    stats: bool = True
+    storage: bool = True
+    volumes: bool = False
+    properties: bool = False
+    updates: bool = False
+    interval: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration, checked."""
 
@@ -200,6 +212,7 @@ class Config:
     qrexec: Qrexec
     qubes: tuple[Qube, ...]
     discovery: Discovery | None = None
+    dom0: Dom0 | None = None
 
     @property
     def targets(self) -> tuple[Target, ...]:

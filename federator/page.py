@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from federator.dom0 import Dom0Figures
 from federator.fleet import Fleet
 from federator.gauges import gauges
 from federator.model import Reload, Snapshot
@@ -20,6 +21,10 @@ from federator.text.merge import Merger
 # zlib's default level costs more than reading and merging together; the first one gives most of what there is to gain.
 GZIP_LEVEL = 1
 GZIP_WINDOW = 16 + zlib.MAX_WBITS  # 16: with gzip's header
+
+
+# Names of qubes, or None for everything.
+Wanted = frozenset[str] | None
 
 
 class Page:
@@ -54,31 +59,38 @@ class Page:
 class Pages:
     """Makes pages. A page is remembered for as long as somebody has its snapshot."""
 
-    def __init__(self, fleet: Fleet, scheduler: Scheduler) -> None:
+    def __init__(self, fleet: Fleet, scheduler: Scheduler, dom0: Dom0Figures) -> None:
         self._fleet = fleet
+        self._dom0 = dom0
         self._scheduler = scheduler
         self._merger = Merger()
         self._departures = fleet.departures
-        self._pages: WeakKeyDictionary[Snapshot, Page] = WeakKeyDictionary()
+        self._pages: WeakKeyDictionary[Snapshot, dict[Wanted, Page]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._pages)
 
-    def of(self, snapshot: Snapshot, reload: Reload) -> Page:
-        """The snapshot's page. `reload` is told on it, as it was when the page was first wanted."""
-        page = self._pages.get(snapshot)
+    def of(self, snapshot: Snapshot, reload: Reload, wanted: Wanted = None) -> Page:
+        """
+        The snapshot's page. `reload` is told on it, as it was when the page was first wanted.
+
+        `wanted`: the qubes whose figures of dom0 are on it; None for all figures that there are.
+        """
+        pages = self._pages.setdefault(snapshot, {})
+        page = pages.get(wanted)
         if page is None:
-            page = self._pages[snapshot] = Page(self._merged(snapshot, reload))
-            page.when_it_fails(lambda: self._pages.pop(snapshot, None))
+            page = pages[wanted] = Page(self._merged(snapshot, reload, wanted))
+            page.when_it_fails(lambda: pages.pop(wanted, None))
         return page
 
-    async def _merged(self, snapshot: Snapshot, reload: Reload) -> Sequence[bytes]:
+    async def _merged(self, snapshot: Snapshot, reload: Reload, wanted: Wanted) -> Sequence[bytes]:
         if self._departures != self._fleet.departures:
             self._departures = self._fleet.departures
             self._merger = Merger()  # the old one's plans hold what the departed had
         ours = gauges(snapshot.qubes, snapshot.allowed, reload)
         theirs = [outcome.reading for outcome in snapshot.outcomes if outcome.reading]
-        return await self._scheduler.run(self._merger.merge([ours, *theirs]), first=True)
+        of_dom0 = self._dom0.figures.reading(asyncio.get_running_loop().time(), wanted)
+        return await self._scheduler.run(self._merger.merge([ours, of_dom0, *theirs]), first=True)
 
 
 async def at_once(text: bytes) -> Sequence[bytes]:

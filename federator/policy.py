@@ -8,6 +8,18 @@ Owns their words, their columns and their order. Must not know where they are pr
 import re
 from collections.abc import Sequence
 
+from federator.dom0_replies import (
+    FEATURE,
+    FEATURES,
+    LIST,
+    POOL,
+    POOL_USAGE,
+    POOLS,
+    PROPERTIES,
+    STATS,
+    VOLUME,
+    VOLUMES,
+)
 from federator.model import Config, Endpoint, in_order
 from federator.targets import DOM0, is_qube_name
 from federator.wire import SERVICE, argument
@@ -17,6 +29,7 @@ USUAL_NETVM = "sys-net"
 # What dom0 is called in its policy, and the qubes that have the tag of our documentation.
 ADMIN_QUBE = "@adminvm"
 TAGGED = "@tag:monitored"
+ANY_QUBE = "@anyvm"
 # What dom0 calls a disposable that nobody gave a name.
 _NUMBERED = re.compile(r"disp[0-9]+")
 
@@ -25,19 +38,25 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
     """Lines for a file in /etc/qubes/policy.d. Their order counts: dom0 takes the first one that fits a call."""
     us, discovery, called = _us(own_name), config.discovery, _called(config)
     found = any(name == TAGGED for name, _ in called)
-    if not called and not discovery:
+    if not called and not discovery and not config.dom0:
         return ["# nothing is called over qrexec, so dom0 needs no line"]
     allowed = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
     if discovery:
         # dom0 lists only the qubes that a line allows, and itself.
         listed = [name for name, _ in called if name != ADMIN_QUBE] if discovery.source == "admin.vm.List" else []
         allowed += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
+    allowed += [rule for rule in _of_dom0(config, us) if rule not in allowed]
     single = single_port_rules(config, own_name)
     return [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
         "# dom0 takes the first line that fits; in a file sorted after 90-prometheus-proxy.policy, they do nothing",
         f"# {us} may read these ports and endpoints of these qubes; halted ones are not started",
         *(f"# {line}" for line in numbered_disposables(config)),
+        *(
+            ["# what [dom0] asks for is about all qubes: a tag in the place of @anyvm makes it fewer"]
+            if config.dom0
+            else []
+        ),
         *_aligned(allowed),
         *(["# tag the qubes that may be found: qvm-tags QUBE add monitored"] if found else []),
         # Commented out, because with them each port is allowed in a call of its own, too.
@@ -70,6 +89,28 @@ def numbered_disposables(config: Config) -> list[str]:
         for qube in config.qubes
         if _NUMBERED.fullmatch(qube.name)
     ]
+
+
+def _of_dom0(config: Config, us: str) -> list[tuple[str, str, str, str, str]]:
+    """What [dom0] asks for, read-only. `+` alone is a call without an argument."""
+    wanted = config.dom0
+    if wanted is None:
+        return []
+    questions: list[tuple[str, str, str]] = []
+    if wanted.stats:
+        questions.append((STATS, "+", ADMIN_QUBE))
+    if wanted.storage:
+        questions += [(POOLS, "+", ADMIN_QUBE), (POOL, "*", ADMIN_QUBE), (POOL_USAGE, "*", ADMIN_QUBE)]
+    if wanted.volumes or wanted.properties or wanted.updates:
+        questions += [(LIST, "*", ADMIN_QUBE), (LIST, "*", ANY_QUBE)]
+    if wanted.properties:
+        questions.append((PROPERTIES, "+", ANY_QUBE))
+    if wanted.volumes:
+        questions += [(VOLUME, f"+{volume}", ANY_QUBE) for volume in VOLUMES]
+    if wanted.updates:
+        questions += [(FEATURE, f"+{feature}", ANY_QUBE) for feature in FEATURES]
+        questions.append((FEATURE, f"+{FEATURES[0]}", ADMIN_QUBE))
+    return [(service, words, us, target, "allow target=dom0") for service, words, target in questions]
 
 
 def _called(config: Config) -> list[tuple[str, tuple[Endpoint, ...]]]:

@@ -49,6 +49,8 @@ def setting_lines(config: Config) -> Iterator[str]:
             yield f"labels = {{ {', '.join(f'{name} = {_text(value)}' for name, value in qube.labels)} }}"
     if config.discovery is not None:
         yield from ("", "[discovery]", *_keys(config.discovery))
+    if config.dom0 is not None:
+        yield from ("", "[dom0]", *_keys(config.dom0))
 
 
 def _keys(table: Any) -> Iterator[str]:

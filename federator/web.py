@@ -24,6 +24,7 @@ from federator.admission import Admission, Place
 from federator.asking import page_weight
 from federator.connections import Connection
 from federator.counters import Counters
+from federator.dom0 import Dom0Figures
 from federator.errors import BusyError, ScrapeError, StoppingError
 from federator.fleet import Fleet
 from federator.forward import Forwarder
@@ -66,6 +67,7 @@ class Served:
     scraper: Scraper
     forwarder: Forwarder
     pages: Pages
+    dom0: Dom0Figures
     counters: Counters
     access: Access
     admission: Admission
@@ -102,9 +104,10 @@ class Served:
         fleet = Fleet(config, counters, own_name=own_name)
         state_log = StateLog()
         scraper = Scraper(fleet, state_log, counters)
-        forwarder, pages = Forwarder(fleet, state_log, counters), Pages(fleet, scraper.scheduler)
+        dom0 = Dom0Figures(config, fleet.limiter, counters)
+        forwarder, pages = Forwarder(fleet, state_log, counters), Pages(fleet, scraper.scheduler, dom0)
         admission = Admission(shares.being_sent(config.scrape))
-        return cls(fleet, scraper, forwarder, pages, counters, access, admission, own_name)
+        return cls(fleet, scraper, forwarder, pages, dom0, counters, access, admission, own_name)
 
 
 class Route(NamedTuple):
@@ -189,15 +192,23 @@ def _seconds_left(request: web.Request, started: float, settings: Scrape) -> flo
     return budget(untrusted_timeout, settings) - (asyncio.get_running_loop().time() - started)
 
 
+def _of_dom0(query: MultiMapping[str]) -> frozenset[str] | None:
+    """The qubes of which dom0's figures are wanted. They are no exporter's."""
+    if "exporter" in query:
+        return frozenset()
+    return frozenset(query.getall("qube")) if "qube" in query else None
+
+
 async def _metrics(request: web.Request) -> web.StreamResponse:
     scraper: Scraper = request.app[SERVED].scraper
     async with _place(request, expected_size(request.query, scraper.last)) as (served, place, came):
         seconds = _seconds_left(request, came, served.fleet.config.scrape)
+        served.dom0.somebody_scrapes(served.fleet.states)
         snapshot = await scraper.collect(wanted(request.query, served.fleet.targets), seconds)
         _note_asked(served, request, snapshot.seconds, snapshot.allowed)
         async with served.making_for(request.remote or ""):
             started = asyncio.get_running_loop().time()
-            page = served.pages.of(snapshot, served.reload)
+            page = served.pages.of(snapshot, served.reload, _of_dom0(request.query))
             served.admission.resize(place, _size(await page.plain()))
             encoded = await encode(request, page)
             # Not how long it takes to be sent: a client that reads slowly must not take the time of others.

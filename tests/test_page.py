@@ -11,6 +11,7 @@ import pytest
 
 from federator import config, page
 from federator.counters import Counters
+from federator.dom0 import Dom0Figures
 from federator.fleet import Fleet
 from federator.model import Outcome, QubeOutcome, Reload, Snapshot
 from federator.page import Page, Pages, at_once
@@ -31,7 +32,8 @@ async def fleet() -> Fleet:
 @pytest.fixture
 async def pages(fleet: Fleet) -> Pages:
     """The pages of that fleet."""
-    return Pages(fleet, Scheduler())
+    settings = fleet.config
+    return Pages(fleet, Scheduler(), Dom0Figures(settings, fleet.limiter, Counters()))
 
 
 def snapshot(body: bytes = b"m 1\n") -> Snapshot:

@@ -30,6 +30,17 @@ _RESERVED_NAMES = frozenset(
     }
 )
 _RESERVED_PREFIX = "qubes_proxy_"
+# What dom0 says of qubes and pools: no qube may say that in its place.
+_OF_DOM0 = frozenset(
+    {
+        *("qube_running", "qube_state", "qube_info", "qube_cpu_seconds_total", "qube_vcpus"),
+        *("qube_memory_assigned_bytes", "qube_memory_usable_bytes", "qube_memory_used_bytes", "qube_swap_used_bytes"),
+        *("qube_volume_size_bytes", "qube_volume_usage_bytes"),
+        *("qube_updates_available", "qube_os_eol_timestamp_seconds"),
+        *("qubes_pool_size_bytes", "qubes_pool_usage_bytes"),
+        *("qubes_pool_metadata_size_bytes", "qubes_pool_metadata_usage_bytes"),
+    }
+)
 _EXPORTED = "exported_"
 # Prometheus 3 writes the numbers in these labels in its own way, if the type is histogram or summary. The type on the
 # page depends on what other targets say; a series must not. So the numbers are written so here, whatever the type is.
@@ -95,4 +106,4 @@ def page_labels(labels: Sequence[tuple[str, str]]) -> bytes:
 
 
 def _is_reserved(name: str) -> bool:
-    return name in _RESERVED_NAMES or name.startswith(_RESERVED_PREFIX)
+    return name in _RESERVED_NAMES or name in _OF_DOM0 or name.startswith(_RESERVED_PREFIX)
