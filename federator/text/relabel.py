@@ -73,7 +73,7 @@ class Relabeling:
             return None
         # A histogram moves as a whole: `qubes_proxy` itself is not reserved, but its `qubes_proxy_count` is.
         parts = family.name + "_" if family.type in ("histogram", "summary") else name
-        if _is_reserved(family.name) or _is_reserved(parts):
+        if is_reserved(family.name) or is_reserved(parts):
             return PageName(family._replace(name=_EXPORTED + family.name), (_EXPORTED + name).encode())
         return PageName(family, name.encode())
 
@@ -105,5 +105,6 @@ def page_labels(labels: Sequence[tuple[str, str]]) -> bytes:
     return b"," + text if text else b""
 
 
-def _is_reserved(name: str) -> bool:
+def is_reserved(name: str) -> bool:
+    """Is this a name that only the daemon or Prometheus may use?"""
     return name in _RESERVED_NAMES or name in _OF_DOM0 or name.startswith(_RESERVED_PREFIX)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Asking dom0 for its figures: real processes, and a stand-in that answers as qubesd does."""
+
+import asyncio
+import itertools
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from federator import config, dom0, host
+from federator.counters import Counters
+from federator.dom0 import Dom0Figures
+from federator.dom0_replies import (
+    FEATURE,
+    LIST,
+    POOL,
+    POOL_USAGE,
+    POOLS,
+    PROPERTIES,
+    STATS,
+    VOLUME,
+)
+from federator.fleet import Fleet
+from federator.policy import rules
+from tests.helpers import soon
+from tests.parts import Daemon, Exporter, Prometheus, eventually, toml
+from tests.standin.qubes import CLIENT, Qubes
+
+MakeDaemon = Callable[..., Daemon]
+ADMIN = CLIENT.with_name("admin")
+CALLS = (LIST, STATS, PROPERTIES, VOLUME, FEATURE, POOLS, POOL, POOL_USAGE)
+SWITCHES = ("stats", "storage", "volumes", "properties", "updates")
+EVERYTHING = "[dom0]\ninterval = '30s'\n" + "".join(f"{switch} = true\n" for switch in SWITCHES)
+
+
+@pytest.fixture
+def machine(qubes: Qubes) -> Qubes:
+    """The qube work runs, vault is halted, debian-12 is a template; dom0 answers all that it is asked."""
+    qubes.add("dom0", install=False)
+    for call in CALLS:
+        (qubes.root / "qubes" / "dom0" / "services" / call).symlink_to(ADMIN)
+    qubes.add("work")
+    qubes.add("vault", state="Halted")
+    qubes.add("debian-12", state="Halted")
+    (qubes.root / "qubes" / "debian-12" / "class").write_text("TemplateVM")
+    (qubes.root / "qubes" / "debian-12" / "features").write_text("updates-available=1\nos-eol=2028-06-30\n")
+    return qubes
+
+
+def names(page: str) -> set[str]:
+    """The families of dom0 on a page."""
+    return set(re.findall(r"^(qubes?_(?!proxy)\w+){", page, re.MULTILINE))
+
+
+def failures(page: str) -> dict[str, str]:
+    """The calls that dom0 does not answer, with the reason."""
+    return dict(re.findall(r'^qubes_proxy_dom0_failure{call="(.*?)",reason="(\w+)"} 1$', page, re.MULTILINE))
+
+
+def test_the_page_has_what_dom0_knows(
+    machine: Qubes, exporter: Callable[[bytes], Exporter], daemon: MakeDaemon
+) -> None:
+    """Of qubes with and without exporters, over one open call and a few short ones; nothing is started."""
+    forged = b'qube_running{qube="vault"} 1\nqubes_pool_size_bytes 1\n'
+    proxy = daemon({"work": {"x": exporter(forged).port}}, rest=EVERYTHING)
+    wanted = [
+        'qube_cpu_seconds_total{qube="work"}',
+        'qube_cpu_seconds_total{qube="dom0"}',
+        'qube_state{qube="vault",state="Halted"} 1',
+        'qube_info{qube="vault",class="AppVM",label="red",template="debian-12",netvm="sys-firewall"',
+        'qube_volume_usage_bytes{qube="debian-12",volume="root"} 700',
+        'qube_updates_available{qube="debian-12"} 1',
+        'qube_updates_available{qube="dom0"} 0',
+        'qube_os_eol_timestamp_seconds{qube="debian-12"} ',
+        'qubes_pool_metadata_usage_bytes{pool="vm-pool"} 300',
+        'qubes_proxy_dom0_up{call="admin.vm.Stats"} 1',
+    ]
+    eventually("all is there", lambda: all(line in proxy.get().text for line in wanted))
+    page = proxy.get().text
+    assert not failures(page)
+    assert 'exported_qube_running{qube="work",exporter="x",exported_qube="vault"} 1' in page
+    narrowed = proxy.get("/metrics?qube=work").text
+    assert 'qube_vcpus{qube="work"} 2' in narrowed
+    assert "vault" not in re.sub(r"^exported_.*$", "", narrowed, flags=re.MULTILINE)
+    assert not names(proxy.get("/metrics?exporter=x").text)
+    calls = [(target, service) for target, service, _ in machine.calls()]
+    assert len([one for one in calls if one[1] == STATS]) == 1
+    # The table of docs/dom0.md: one round, with three qubes and one pool.
+    assert sorted(one for one in calls if not one[1].startswith((STATS, "ruddo."))) == sorted(
+        [
+            ("dom0", LIST),
+            ("dom0", POOLS),
+            ("dom0", f"{POOL}+vm-pool"),
+            ("dom0", f"{POOL_USAGE}+vm-pool"),
+            *((qube, PROPERTIES) for qube in ("work", "vault", "debian-12")),
+            *((qube, f"{VOLUME}+private") for qube in ("work", "vault", "debian-12")),
+            ("debian-12", f"{VOLUME}+root"),
+            ("dom0", f"{FEATURE}+updates-available"),
+            ("debian-12", f"{FEATURE}+updates-available"),
+            ("debian-12", f"{FEATURE}+os-eol"),
+        ]
+    )
+    assert machine.state("vault") == "Halted"
+
+
+@pytest.mark.parametrize("denied", [PROPERTIES, VOLUME, FEATURE])
+def test_a_call_that_is_refused_costs_its_own_figures(machine: Qubes, daemon: MakeDaemon, denied: str) -> None:
+    """The page and the log name it; three refusals say that its line is missing, and no further qube is asked."""
+    for name in ("dom0", "work", "vault", "debian-12"):
+        (machine.root / "qubes" / name / "denied").write_text(denied)
+    for number in range(4):
+        machine.add(f"q{number}")
+        (machine.root / "qubes" / f"q{number}" / "denied").write_text(denied)
+        (machine.root / "qubes" / f"q{number}" / "class").write_text("StandaloneVM")
+    (machine.root / "qubes" / "dom0" / "class").write_text("AdminVM")
+    proxy = daemon({}, rest=EVERYTHING)
+    eventually("it is refused", lambda: denied in failures(proxy.get().text))
+    others = {PROPERTIES: "qube_volume_size_bytes", VOLUME: "qube_info", FEATURE: "qube_info"}
+    eventually("the others come", lambda: {others[denied], "qubes_pool_size_bytes"} <= names(proxy.get().text))
+    eventually("statistics come", lambda: "qube_vcpus" in names(proxy.get().text))
+    assert failures(proxy.get().text) == {denied: "refused"}
+    assert f"call={denied} reason=refused" in proxy.log
+    assert "`prometheus-qubes-proxy policy` prints the line" in proxy.log
+    assert len([one for one in machine.calls() if one[1].startswith(denied)]) <= dom0.MAX_REFUSALS + 1
+
+
+@pytest.mark.parametrize("trouble", ["garbage", "flood", "old"])
+def test_what_dom0_says_wrong_costs_its_own_figures(machine: Qubes, daemon: MakeDaemon, trouble: str) -> None:
+    """Garbage ends the call, which is made again later; old releases' keys are understood."""
+    (machine.root / "qubes" / "dom0" / "trouble").write_text(trouble)
+    proxy = daemon({}, qrexec="backoff_initial = '1s'\nbackoff_max = '1s'\n", rest="[dom0]\nstorage = false\n")
+    if trouble != "old":
+        eventually("it is told", lambda: failures(proxy.get().text) == {STATS: "protocol"})
+        assert not names(proxy.get().text)
+        (machine.root / "qubes" / "dom0" / "trouble").unlink()
+    eventually("it is there", lambda: 'qube_memory_usable_bytes{qube="work"} 409600000\n' in proxy.get().text)
+    eventually("no failure is left", lambda: not failures(proxy.get().text))
+    assert "Traceback" not in proxy.log
+
+
+async def test_nothing_is_asked_where_nobody_scrapes(machine: Qubes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The open call is ended after a while, and made again at the next scrape."""
+    monkeypatch.setattr(dom0, "IDLE_SECONDS", 1.0)
+    host.watch_children()
+    settings = config.parse(
+        toml({}, client=machine.client, qrexec="backoff_initial = '0s'\n", rest="[dom0]\nstorage = false\n"), Path("/x")
+    )
+    counters = Counters()
+    fleet = Fleet(settings, counters)
+    asking = Dom0Figures(settings, fleet.limiter, counters)
+    for times in (1, 2):
+        asking.somebody_scrapes({})
+        await soon("figures come", lambda: len(asking.figures) > 0)
+        await soon("the call is ended", lambda: not machine.left_behind())
+        assert len(machine.calls("dom0")) == times
+        asking.figures.forget({"work", "dom0"})
+        asking.figures.drop("qubes_proxy_dom0_up", ("call", STATS))
+    await asking.close()
+    await fleet.close()
+
+
+def test_rates_are_true_while_qubes_and_qubesd_come_and_go(machine: Qubes, daemon: MakeDaemon, tmp_path: Path) -> None:
+    """A restart of a qube is a reset of its counter; one of qubesd, and a wrong value, are nothing."""
+    cpu = machine.root / "qubes" / "work" / "cpu"
+    proxy = daemon({}, qrexec="backoff_initial = '500ms'\nbackoff_max = '500ms'\n", rest="[dom0]\nstorage = false\n")
+    now = itertools.count(5_000, 100)
+
+    def goes_on(times: int) -> None:
+        for _ in range(times):
+            cpu.write_text(str(next(now)))
+            asyncio.run(asyncio.sleep(0.1))
+
+    def qubesd_ends() -> None:
+        for folder in Path("/proc").iterdir():
+            words = (
+                (folder / "cmdline").read_bytes() if folder.name.isdecimal() and (folder / "cmdline").exists() else b""
+            )
+            if f"{machine.root}/qubes/dom0/services/{STATS}".encode() in words:
+                os.kill(int(folder.name), signal.SIGKILL)
+
+    with Prometheus(tmp_path, proxy.url.removeprefix("http://")).running() as prometheus:
+        eventually("it is scraped", lambda: "work" in prometheus.query("qube_cpu_seconds_total"))
+        goes_on(30)
+        qubesd_ends()
+        goes_on(20)
+        cpu.write_text("4000")  # one wrong value
+        asyncio.run(asyncio.sleep(0.15))
+        goes_on(20)
+        now = itertools.count(100, 100)  # the qube was started anew
+        goes_on(30)
+        rates = "max_over_time(rate(qube_cpu_seconds_total{qube='work'}[5s])[30s:1s])"
+        eventually("there is a rate", lambda: "work" in prometheus.query(rates))
+        assert 0 < prometheus.query(rates)["work"] < 4, "two CPUs, and the clock of a busy machine"
+        least = prometheus.query(rates.replace("max_", "min_"))["work"]
+        assert least >= 0
+
+
+@pytest.mark.parametrize("switches", [list(one) for size in range(6) for one in itertools.combinations(SWITCHES, size)])
+def test_the_policy_has_what_is_asked_and_nothing_else(switches: list[str]) -> None:
+    """Each line is read-only, for one service, and needed by one of the switches."""
+    table = "[dom0]\n" + "".join(f"{switch} = {str(switch in switches).lower()}\n" for switch in SWITCHES)
+    settings = config.parse(f"[exporters]\nnode = 9100\n[qubes.work]\nexporters = ['node']\n{table}", Path("/x"))
+    lines = [line.split() for line in rules(settings, "sys-net")]
+    assert all(line[2] == "sys-net" and line[4] == "allow" for line in lines)
+    assert all(line[5:] == ["target=dom0"] for line in lines if line[0].startswith("admin."))
+    needed = {
+        "stats": {(STATS, "+", "@adminvm")},
+        "storage": {(POOLS, "+", "@adminvm"), (POOL, "*", "@adminvm"), (POOL_USAGE, "*", "@adminvm")},
+        "volumes": {(VOLUME, "+private", "@anyvm"), (VOLUME, "+root", "@anyvm")},
+        "properties": {(PROPERTIES, "+", "@anyvm")},
+        "updates": {
+            (FEATURE, "+updates-available", "@anyvm"),
+            (FEATURE, "+os-eol", "@anyvm"),
+            (FEATURE, "+updates-available", "@adminvm"),
+        },
+    }
+    wanted = set().union(*(needed[switch] for switch in switches))
+    if {"volumes", "properties", "updates"}.intersection(switches):
+        wanted |= {(LIST, "*", "@adminvm"), (LIST, "*", "@anyvm")}
+    assert {(line[0], line[1], line[3]) for line in lines if line[0].startswith("admin.")} == wanted

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What dom0 says over its Admin API, by its bytes."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from federator import dom0_replies
+from federator.dom0_replies import MAX_EVENT, Events, Numbers
+from federator.errors import ProtocolError
+
+CONNECTED = b"1\0\0connection-established\0\0"
+STATS = b"1\0work\0vm-stats\0memory_kb\x00400\0cpu_time\x001500\0cpu_usage_internal\x000.5\0\0"
+
+
+def heard(*pieces: bytes) -> list[tuple[str, Numbers]]:
+    """What the wire tells of these pieces."""
+    told: list[tuple[str, Numbers]] = []
+    wire = Events(lambda qube, numbers: told.append((qube, numbers)))
+    for piece in pieces:
+        assert not wire.receive(piece)
+    return told
+
+
+@given(st.lists(st.integers(0, 3 * len(STATS)), max_size=6))
+def test_events_are_the_same_however_the_pipe_cuts_them(cuts: list[int]) -> None:
+    """Keys whose values are no whole numbers are hints, and left out."""
+    text = CONNECTED + STATS + b"1\0dom0\0vm-stats\0cpu_time\x0020\0\0" + b"1\0work\0other\0a\0b\0\0"
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(places)]
+    assert heard(*pieces) == [("work", {"memory_kb": 400, "cpu_time": 1500}), ("dom0", {"cpu_time": 20})]
+
+
+@pytest.mark.parametrize("subject", [b"", b"a/b", b"work\n", b"none", b"x" * 40, b"\xff"])
+def test_a_name_that_no_qube_has_becomes_no_label(subject: bytes) -> None:
+    """Nor does it cost the others theirs."""
+    assert [qube for qube, _ in heard(b"1\0" + subject + b"\0vm-stats\0cpu_time\x001\0\0" + STATS)] == ["work"]
+
+
+@pytest.mark.parametrize("text", [b"garbage", b"0\0", b"1x", b"\0\0", b"1\0" + b"x" * (MAX_EVENT + 100)])
+def test_what_is_no_event_ends_the_call(text: bytes) -> None:
+    """So does one without an end."""
+    with pytest.raises(ProtocolError):
+        heard(CONNECTED, text)
+
+
+def test_an_error_is_named() -> None:
+    """By its type; the rest is for dom0's journal."""
+    with pytest.raises(ProtocolError, match="'QubesVMNotFoundError'; its journal"):
+        heard(b"2\0QubesVMNotFoundError\0trace\0no such\0")
+    with pytest.raises(ProtocolError, match="PermissionDenied"):
+        dom0_replies.payload(b"2\0PermissionDenied\0\0\0", "admin.pool.List")
+    with pytest.raises(ProtocolError, match="is no reply"):
+        dom0_replies.payload(b"hello", "admin.pool.List")
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=4))
+def test_foreign_bytes_raise_nothing_else(text: bytes, cuts: list[int]) -> None:
+    """And are told as numbers of qubes, or not at all."""
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    try:
+        told = heard(*[text[start:end] for start, end in pairwise(places)])
+    except ProtocolError:
+        return
+    assert all(type(number) is int for _, numbers in told for number in numbers.values())
+    for parse in (dom0_replies.classes, dom0_replies.pools, dom0_replies.numbers, dom0_replies.properties):
+        parse(text)
+    dom0_replies.date(text)
+
+
+def test_replies() -> None:
+    """As qubesd writes them."""
+    listed = b"dom0 class=AdminVM state=Running\nwork class=AppVM state=Halted uuid=1\nx/y class=AppVM state=Running\n"
+    assert dom0_replies.classes(listed) == {"dom0": ("AdminVM", "Running"), "work": ("AppVM", "Halted")}
+    assert dom0_replies.pools(b"vm-pool\n../x\n\nlinux-kernel\n") == ["vm-pool", "linux-kernel"]
+    assert dom0_replies.numbers(b"driver=lvm_thin\nsize=20\nusage=\nrw=True\n") == {"size": 20}
+    told = b"label default=False type=label red\nnetvm default=True type=vm \n"
+    told += b"kernelopts default=True type=str a\\\\b\\nc\n"
+    assert dom0_replies.properties(told) == {"label": "red", "netvm": "", "kernelopts": "a\\b\nc"}
+    assert (dom0_replies.date(b"2026-06-30"), dom0_replies.date(b"soon")) == ("2026-06-30", None)
