@@ -6,7 +6,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Scripts whose names have no extension. mypy checks each of them by itself.
-SCRIPTS := vmside/ruddo.PrometheusProxy vmside/ruddo.PrometheusDiscover tests/standin/qrexec-client-vm
+SCRIPTS := vmside/ruddo.PrometheusProxy vmside/ruddo.PrometheusDiscover tests/standin/qrexec-client-vm tests/standin/admin
 
 # Where `make install` puts the files. DESTDIR comes before all of these, for building packages.
 PREFIX ?= /usr

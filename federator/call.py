@@ -267,12 +267,12 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
 
     async def open(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the process and greet. Raises ScrapeError; if it is cancelled, `end` the call."""
+        self._fields["call"] = command[-1]
         try:
             # A session of its own: Ctrl-C at a terminal is for the daemon to act on, and `_end` may signal them all.
             await self._loop.subprocess_exec(lambda: self, *command, env=dict(environment), start_new_session=True)
         except OSError as error:
             raise reasons.not_started(command[0], error.strerror) from None
-        self._fields["call"] = command[-1]
         note("a call was opened", self._fields)
         if self._error is None and self._wire.greeting:  # it may have ended; and qubesd waits for the end of input
             self._pipe(0).write(self._wire.greeting)

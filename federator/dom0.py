@@ -43,18 +43,66 @@ _NOT_SET = b"2\0QubesFeatureNotFoundError\0"
 log = logging.getLogger(__name__)
 
 
+class _Calls:
+    """The calls to dom0."""
+
+    def __init__(self, qrexec: Qrexec, limiter: ConnectionLimiter, counter: CallCounter) -> None:
+        self.qrexec = qrexec
+        self._limiter = limiter
+        self._counter = counter
+        self._ends: set[asyncio.Task[None]] = set()
+
+    async def listen(self, service: str, wire: Events) -> None:
+        """Until dom0 ends the call, or this is cancelled. Raises ScrapeError."""
+        callee = Callee(DOM0, "qrexec", service)
+        call = Call(callee, wire, self._counter)
+        try:
+            async with self._limiter.place():
+                await call.open(*command(self.qrexec, callee))
+            await call.ask(b"", lambda _: None)
+        finally:
+            self._end(call)
+
+    async def ask(self, service: str, target: str, argument: str) -> bytes:
+        """What dom0 answers. Raises ScrapeError."""
+        callee = Callee(target, "qrexec", service)
+        wire = OneReply(MAX_REPLY)
+        call = Call(callee, wire, self._counter)
+        replies: list[bytes] = []
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS), self._limiter.place():
+                await call.open(*command(self.qrexec, callee, argument))
+                await call.ask(wire.ask(), replies.append)
+        except TimeoutError:
+            raise reasons.late(DOM0) from None
+        finally:
+            self._end(call)
+        if not replies:
+            raise ProtocolError(f"dom0 did not answer {service}")
+        if service == FEATURE and replies[0].startswith(_NOT_SET):
+            return b""
+        return dom0_replies.payload(replies[0], service)
+
+    async def all_ended(self) -> None:
+        """Returns when all processes are gone."""
+        while self._ends:
+            await asyncio.wait(self._ends)
+
+    def _end(self, call: Call[None] | Call[bytes]) -> None:
+        end = call.end()
+        self._ends.add(end)
+        end.add_done_callback(self._ends.discard)
+
+
 class Dom0Figures:
     """What dom0 says of the machine, for as long as somebody scrapes. Nothing at all without [dom0]."""
 
     def __init__(self, config: Config, limiter: ConnectionLimiter, counter: CallCounter) -> None:
         self.figures = Figures(_labels(config))
         self._settings: Dom0 | None = config.dom0
-        self._qrexec: Qrexec = config.qrexec
-        self._limiter = limiter
-        self._counter = counter
+        self._calls = _Calls(config.qrexec, limiter, counter)
         self._stream: asyncio.Task[None] | None = None
         self._round: asyncio.Task[None] | None = None
-        self._ends: set[asyncio.Task[None]] = set()
         self._idle: asyncio.TimerHandle | None = None
         self._heard_at = 0.0  # an event
         self._next_round = 0.0
@@ -68,11 +116,11 @@ class Dom0Figures:
     def reconfigure(self, config: Config) -> None:
         """Be what this configuration says. A refused call may be allowed now."""
         self.figures.relabel(_labels(config))
-        if (config.dom0, config.qrexec) != (self._settings, self._qrexec):
+        if (config.dom0, config.qrexec) != (self._settings, self._calls.qrexec):
             self._stop()
             self.figures = Figures(_labels(config))
             self._listed = {}
-        self._settings, self._qrexec = config.dom0, config.qrexec
+        self._settings, self._calls.qrexec = config.dom0, config.qrexec
         self._refresh = config.discovery.refresh_interval if config.discovery else 0.0
         self._backoff, self._next_round = self._new_backoff(), 0.0
 
@@ -117,8 +165,7 @@ class Dom0Figures:
         tasks = [task for task in (self._stream, self._round) if task is not None]
         self._stop()
         await asyncio.gather(*tasks, return_exceptions=True)
-        while self._ends:
-            await asyncio.wait(self._ends)
+        await self._calls.all_ended()
 
     def _stop(self) -> None:
         if self._idle is not None:
@@ -128,7 +175,7 @@ class Dom0Figures:
                 task.cancel()
 
     def _new_backoff(self) -> Backoff:
-        return Backoff(self._qrexec.backoff_initial, self._qrexec.backoff_max)
+        return Backoff(self._calls.qrexec.backoff_initial, self._calls.qrexec.backoff_max)
 
     @staticmethod
     def _asks_now_and_then(settings: Dom0) -> bool:
@@ -147,19 +194,12 @@ class Dom0Figures:
     # -- statistics ---------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        """Until dom0 ends the call, or nobody wants it any more."""
-        callee = Callee(DOM0, "qrexec", STATS)
-        call = Call(callee, Events(self._hear), self._counter)
         try:
-            async with self._limiter.place():
-                await call.open(*command(self._qrexec, callee))
-            await call.ask(b"", lambda _: None)
+            await self._calls.listen(STATS, Events(self._hear))
         except ScrapeError as error:
             now = asyncio.get_running_loop().time()
             self._backoff.failed(now)
             self._note(STATS, error.bare(), self._backoff.wait(now))
-        finally:
-            self._end(call)
 
     def _hear(self, qube: str, told: Numbers) -> None:
         now = self._heard_at = asyncio.get_running_loop().time()
@@ -222,29 +262,13 @@ class Dom0Figures:
             self.figures.note_updates(qube, answer, now, interval)
 
     async def _ask(self, service: str, target: str, argument: str, interval: float) -> bytes | None:
-        """dom0's answer; None where there is none, which is noted."""
+        """What dom0 answers; None where it does not, which is noted."""
         await asyncio.sleep(PAUSE_SECONDS)
-        callee = Callee(target, "qrexec", service)
-        wire = OneReply(MAX_REPLY)
-        call = Call(callee, wire, self._counter)
-        replies: list[bytes] = []
-        answer: bytes | None = None
-        error: ScrapeError | None = None
+        answer, error = None, None
         try:
-            async with asyncio.timeout(TIMEOUT_SECONDS), self._limiter.place():
-                await call.open(*command(self._qrexec, callee, argument))
-                await call.ask(wire.ask(), replies.append)
-            (untrusted_reply,) = replies
-            is_unset = service == FEATURE and untrusted_reply.startswith(_NOT_SET)
-            answer = b"" if is_unset else dom0_replies.payload(untrusted_reply, service)
-        except TimeoutError:
-            error = reasons.late(DOM0)
+            answer = await self._calls.ask(service, target, argument)
         except ScrapeError as failed:
             error = failed.bare()
-        except ValueError:
-            error = ProtocolError(f"dom0 did not answer {service}")
-        finally:
-            self._end(call)
         self._note(service, error, interval)
         return answer
 
@@ -260,11 +284,6 @@ class Dom0Figures:
             log.info("dom0 tells its figures again", extra=fields)
         reason = error.reason if error else None
         self.figures.note_call(service, reason, asyncio.get_running_loop().time(), interval)
-
-    def _end(self, call: Call[None] | Call[bytes]) -> None:
-        end = call.end()
-        self._ends.add(end)
-        end.add_done_callback(self._ends.discard)
 
 
 def _questions(settings: Dom0, of_class: str, *, changed: bool) -> Iterator[tuple[str, str]]:

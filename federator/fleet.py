@@ -98,8 +98,6 @@ class Fleet:
         for qube in self.qubes:
             self._members[qube.name].channel.reconfigure(qube, config.qrexec)
 
-    # -- what there is ------------------------------------------------------------------------------------------
-
     @property
     def targets(self) -> tuple[Target, ...]:
         """Every target there is now, in the order of the page."""
@@ -127,8 +125,6 @@ class Fleet:
             member = self._members.get(target.qube)
             if member is None or target not in member.readers:
                 self._memory.forget(target)
-
-    # -- what dom0 says -----------------------------------------------------------------------------------------
 
     async def refresh(self, seconds: float, patience: float = PATIENCE_SECONDS) -> None:
         """
@@ -174,8 +170,6 @@ class Fleet:
     def discovery_error(self) -> ScrapeError | None:
         """Why dom0 does not say which qubes run, if it does not."""
         return self._discoverer.error if self._discoverer else None
-
-    # -- its life -----------------------------------------------------------------------------------------------
 
     def start(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Begin something that asks qubes, and goes on where nobody waits for it any more; `close` ends it."""

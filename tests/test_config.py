@@ -433,6 +433,7 @@ port = 9100
 [qubes.NAME]
 exporters = ["NAME"]
 [discovery]
+[dom0]
 """
 EXAMPLE = Path(__file__).parent.parent / "conf" / "prometheus-qubes-proxy.toml"
 

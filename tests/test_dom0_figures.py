@@ -80,11 +80,12 @@ def test_the_rest() -> None:
     figures.note_eol("debian-12", "2026-06-30", 0.0, 300.0)
     figures.note_eol("debian-12", "2026-99-30", 0.0, 300.0)
     figures.note_call("admin.pool.List", "refused", 0.0, 300.0)
+    info = 'qube_info{qube="work",class="AppVM",label="green",template="debian-12",netvm="sys-net"'
+    info += ',provides_network="true"}'
     assert set(text(figures).splitlines()) == {
         'qube_running{qube="work"} 0',
         'qube_state{qube="work",state="Halted"} 1',
-        'qube_info{qube="work",class="AppVM",label="green",template="debian-12",netvm="sys-net",'
-        'provides_network="true"} 1',
+        info + " 1",
         'qube_volume_size_bytes{qube="work",volume="private"} 20',
         'qube_volume_usage_bytes{qube="work",volume="private"} 7',
         'qubes_pool_size_bytes{pool="vm-pool"} 100',
