@@ -28,6 +28,11 @@ def failure(reason: str) -> str:
     return f'qubes_proxy_exporter_failure{{{NODE},reason="{reason}"}} 1'
 
 
+def pool(kind: str, usage: str) -> list[str]:
+    """The series of a pool of 100 bytes; `usage` may grow: `51+0.1` is 0.1 more each minute."""
+    return [f'qubes_pool_{kind}{of}_bytes{{pool="vm-pool"}} {value}' for of, value in (("usage", usage), ("size", "100"))]
+
+
 # Alert: the series of a machine where it fires, with the labels of the first one, and of a machine where it does not.
 CASES = [
     ("QubesProxyUnreachable", ["up 0"], ["up 1"]),
@@ -56,6 +61,14 @@ CASES = [
         [f"qubes_proxy_exporter_scrape_lines_dropped{{{NODE}}} 1"],
         [f"qubes_proxy_exporter_scrape_lines_dropped{{{NODE}}} 0"],
     ),
+    ("QubesPoolFilling", pool("", "86"), pool("", "84")),
+    ("QubesPoolFilling", pool("metadata_", "86") + pool("", "9"), pool("metadata_", "84") + pool("", "9")),
+    ("QubesPoolNearlyFull", pool("", "96"), pool("", "94")),
+    ("QubesPoolNearlyFull", pool("metadata_", "96") + pool("", "9"), pool("metadata_", "94") + pool("", "9")),
+    ("QubesPoolFullSoon", pool("", "51+0.1"), pool("", "51")),
+    ("QubesPoolFullSoon", pool("", "51+0.1"), pool("", "1+0.1")),
+    ("QubeCrashed", [f'qube_state{{{QUBE},state="Crashed"}} 1'], [f'qube_state{{{QUBE},state="Crashed"}} 0']),
+    ("QubeCrashed", [f'qube_state{{{QUBE},state="Crashed"}} 1'], [f'qube_state{{{QUBE},state="Halted"}} 1']),
 ]
 
 
