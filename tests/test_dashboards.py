@@ -26,7 +26,8 @@ PANELS: list[dict[str, Any]] = [one for one in json.loads(DASHBOARD)["panels"] i
 EXPRESSIONS = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 VARIABLES = {"$machine": ".*", "$qube": ".*", "$__rate_interval": "1m"}
 
-FROM_DOM0 = {"QubesPoolFilling", "QubesPoolNearlyFull", "QubesPoolFullSoon", "QubeCrashed"}  # these daemons have no [dom0]
+# These daemons have no [dom0].
+FROM_DOM0 = {"QubesPoolFilling", "QubesPoolNearlyFull", "QubesPoolFullSoon", "QubeCrashed"}
 MARKUP = "<script>alert(1)</script>"
 HOSTILE = f"""bad{{ 1
 node_filesystem_size_bytes{{device="x",fstype="ext4",mountpoint="{MARKUP}"}} 100

@@ -30,7 +30,9 @@ def failure(reason: str) -> str:
 
 def pool(kind: str, usage: str) -> list[str]:
     """The series of a pool of 100 bytes; `usage` may grow: `51+0.1` is 0.1 more each minute."""
-    return [f'qubes_pool_{kind}{of}_bytes{{pool="vm-pool"}} {value}' for of, value in (("usage", usage), ("size", "100"))]
+    return [
+        f'qubes_pool_{kind}{of}_bytes{{pool="vm-pool"}} {value}' for of, value in (("usage", usage), ("size", "100"))
+    ]
 
 
 # Alert: the series of a machine where it fires, with the labels of the first one, and of a machine where it does not.
