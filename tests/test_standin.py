@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts import eventually
 from tests.standin.qubes import SERVICE, Qubes
 
 # Each of these tests starts processes and waits for them.
