@@ -7,7 +7,8 @@ Owns the places, and how they are shared out. Must not know HTTP, nor what is as
 Each page that is being made or sent costs memory, so there are few places, and the pages may have so many bytes
 together. Requests for the same page share a place. One client cannot keep all others out, nor can a few: a client gets
 a place only while it has fewer than are free, which is half of them at first, and half of the rest for the next one.
-Bytes are shared out in the same way: a client may have half of those that the others leave.
+Bytes are shared out in a similar way: a client may have half of those that the others leave, and three quarters if it
+has one page.
 """
 
 from collections.abc import Hashable, Iterator
@@ -68,8 +69,8 @@ class Admission:
         """So many bytes it has. Raises BusyError where that is too much beside the others."""
         others = [one for one in self._places.values() if one is not place and one.size]
         of_network = sum(one.size for one in others if one.network == place.network)
-        of_others = sum(one.size for one in others) - of_network
-        # One page by itself is never too much: it has a limit of its own.
-        if size and others and size + of_network > (self.most_bytes - of_others) // 2:
+        left = self.most_bytes - (sum(one.size for one in others) - of_network)
+        # One page by itself is never too much: it has a limit of its own. The first one of a client may be large.
+        if size and others and size + of_network > (left // 2 if of_network else left * 3 // 4):
             raise BusyError("the pages that are being sent take too much memory; see scrape.memory_limit")
         place.size = size

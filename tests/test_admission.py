@@ -52,21 +52,24 @@ def test_a_place_is_given_back_whatever_happens() -> None:
 
 
 def test_one_address_leaves_bytes_for_others() -> None:
-    """Half of them, and so does the next one. What was expected counts until it is known."""
+    """Half of them, or a quarter if it has one page; and so does the next one. What was expected counts at first."""
     admission = Admission(1000)
     with admission.place("greedy", "a", 300) as first:
         with pytest.raises(BusyError, match="memory_limit"), admission.place("greedy", "b", 201):
             pass
-        with admission.place("greedy", "c", 200), admission.place("its friend", "d", 250):
-            with pytest.raises(BusyError), admission.place("its friend", "e", 1):
+        with admission.place("greedy", "c", 200):
+            with pytest.raises(BusyError), admission.place("its friend", "d", 376):
                 pass
-            with pytest.raises(BusyError):
-                admission.resize(first, 301)
-            with admission.place("honest", "f", 125):
-                pass
-            admission.resize(first, 100)
-            with admission.place("honest", "f", 225):
-                pass
+            with admission.place("its friend", "d", 375):
+                with pytest.raises(BusyError), admission.place("its friend", "e", 1):
+                    pass
+                with pytest.raises(BusyError):
+                    admission.resize(first, 301)
+                with admission.place("honest", "f", 93):
+                    pass
+                admission.resize(first, 100)
+                with admission.place("honest", "f", 243):
+                    pass
     assert len(admission) == 0
 
 
