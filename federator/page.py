@@ -68,7 +68,7 @@ class Pages:
         self._pages: WeakKeyDictionary[Snapshot, dict[Wanted, Page]] = WeakKeyDictionary()
 
     def __len__(self) -> int:
-        return len(self._pages)
+        return sum(map(len, self._pages.values()))
 
     def of(self, snapshot: Snapshot, reload: Reload, wanted: Wanted = None) -> Page:
         """
