@@ -88,6 +88,8 @@ class Budget:
         self._take_back(self._total // 2)
 
     def _take_back(self, limit: int) -> None:
+        if self._total <= limit:  # as for nearly every piece that a pipe brings
+            return
         for chosen in list(surplus(self._held, limit)):
             self.release(chosen)
             chosen.give_up()
