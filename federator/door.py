@@ -45,7 +45,7 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._sockets = [shared.dup() for shared in server.sockets]
         self._taking: set[asyncio.Task[object]] = set()
-        self._pauses: set[asyncio.TimerHandle] = set()
+        self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}  # the last one of each socket
         self._too_many = Seldom(TOLD_SECONDS)
         self._failed = Seldom(TOLD_SECONDS)
         for sock in self._sockets:
@@ -60,7 +60,7 @@ class Door:
 
     def close(self) -> None:
         """Listen no more."""
-        for pause in self._pauses:
+        for pause in self._pauses.values():
             pause.cancel()
         for sock in self._sockets:
             if sock.fileno() >= 0:
@@ -106,8 +106,7 @@ class Door:
 
     def _pause(self, sock: socket.socket, error: OSError) -> None:
         self._loop.remove_reader(sock.fileno())
-        pause = self._loop.call_later(PAUSE_SECONDS, self._open, sock)
-        self._pauses = {one for one in self._pauses if not one.cancelled() and one.when() > self._loop.time()} | {pause}
+        self._pauses[sock] = self._loop.call_later(PAUSE_SECONDS, self._open, sock)
         times = self._failed.again()
         if times is not None:
             log.error(
