@@ -204,12 +204,10 @@ exec cat >/dev/null
     ],
 )
 async def test_a_service_that_lies_about_its_answer(
-    qubes: Qubes, line: MakeLine, tmp_path: Path, said: str, reason: str | None
+    qubes: Qubes, line: MakeLine, said: str, reason: str | None
 ) -> None:
     """Lengths that are wrong either way, ports nobody asked for, one answer too many; the call is of no more use."""
-    qubes.service = tmp_path / "liar"
-    qubes.service.write_text(LIAR % said, encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(LIAR % said)
     qubes.add("work")
     work = line(qube("work", 9100), backoff_initial=0.001, backoff_max=0.001)
     heard = await work.ask(seconds=IMPATIENT if reason == "timeout" else PATIENT)
@@ -316,10 +314,10 @@ async def test_backoff_doubles_up_to_its_limit(qubes: Qubes, line: MakeLine, clo
 
 
 async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
-    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
     """One call a port; remembered, so that the greeting it does not know is said once."""
-    add_with_upstreams_service(qubes, tmp_path)
+    add_with_upstreams_service(qubes)
     a, b = exporter(b"a 1\n"), exporter(b"b 1\n")
     work = line(qube("work", a.port, b.port), backoff_initial=0.001, backoff_max=0.001)
     for _ in range(3):
@@ -339,12 +337,10 @@ async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
     assert len(bodies(await work.ask())) == 2
 
 
-async def test_upstreams_service_has_no_endpoints(
-    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
-) -> None:
+async def test_upstreams_service_has_no_endpoints(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """Ports go on, one a call; a name is never spoken of in version 1, and the service is older. Until it is not."""
     new = qubes.service
-    add_with_upstreams_service(qubes, tmp_path)
+    add_with_upstreams_service(qubes)
     served = exporter(b"a 1\n")
     work = line(qube("work", served.port, "app", "other"), backoff_initial=0.001, backoff_max=0.001)
     for _ in range(3):
@@ -363,12 +359,10 @@ async def test_upstreams_service_has_no_endpoints(
 
 
 @pytest.mark.parametrize("policy", ["allow", "allow +app", "allow +9100+app", "allow +9100"])
-async def test_a_name_alone_and_upstreams_service(
-    qubes: Qubes, line: MakeLine, clock: Clock, tmp_path: Path, policy: str
-) -> None:
+async def test_a_name_alone_and_upstreams_service(qubes: Qubes, line: MakeLine, clock: Clock, policy: str) -> None:
     """Whatever the policy allows, there is a reason each time, and calls stay few; the new service is found by them."""
     new = qubes.service
-    add_with_upstreams_service(qubes, tmp_path)
+    add_with_upstreams_service(qubes)
     qubes.set_policy("work", policy)
     work = line(qube("work", 9100, "app"), backoff_initial=100.0, backoff_max=300.0)
     for _ in range(6):
@@ -463,11 +457,9 @@ async def test_upstreams_service_in_a_qube_that_was_halted_meanwhile(
         assert "or the qube does not run" in (await work.fails())[1]
 
 
-async def test_a_reload_leaves_calls_of_version_1_alone(
-    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
-) -> None:
+async def test_a_reload_leaves_calls_of_version_1_alone(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """It forgets what went wrong, not what works."""
-    add_with_upstreams_service(qubes, tmp_path)
+    add_with_upstreams_service(qubes)
     a = exporter(b"a 1\n")
     work = line(qube("work", a.port))
     await work.ask()
@@ -560,12 +552,10 @@ async def test_ports_that_are_refused_are_called_together_and_singly_in_turns(
         assert nominal * 0.75 < wait < nominal * 1.25
 
 
-def add_with_upstreams_service(qubes: Qubes, folder: Path) -> None:
+def add_with_upstreams_service(qubes: Qubes) -> None:
     """The qube `work`, which has upstream's service, or what behaves like it."""
     parts.debian_program("curl")
-    qubes.service = folder / "upstream"
-    qubes.service.write_text(UPSTREAM, encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(UPSTREAM)
     qubes.add("work")
 
 
@@ -804,12 +794,10 @@ while read -r request; do printf '9100 200 4 0.1 -\\nm 1\\n'; done
 
 @pytest.mark.slow
 async def test_a_service_that_greets_before_it_is_greeted(
-    qubes: Qubes, line: MakeLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    qubes: Qubes, line: MakeLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its greeting may be here before anybody waits for it; it is not waited for until the deadline then."""
-    qubes.service = tmp_path / "hasty"
-    qubes.service.write_text(HASTY, encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(HASTY)
     qubes.add("work")
     loop = asyncio.get_running_loop()
     start = loop.subprocess_exec
@@ -852,13 +840,9 @@ done
 """
 
 
-async def test_what_a_service_may_write_to_stderr_is_counted_for_each_scrape(
-    qubes: Qubes, line: MakeLine, tmp_path: Path
-) -> None:
+async def test_what_a_service_may_write_to_stderr_is_counted_for_each_scrape(qubes: Qubes, line: MakeLine) -> None:
     """One that complains a little at each scrape is not cut off after some of them."""
-    qubes.service = tmp_path / "talkative"
-    qubes.service.write_text(TALKATIVE.format(half=STDERR_LIMIT // 2), encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(TALKATIVE.format(half=STDERR_LIMIT // 2))
     qubes.add("work")
     work = line(qube("work", 9100))
     for _ in range(5):
@@ -957,12 +941,10 @@ exit 3
 
 
 async def test_a_qube_that_answers_and_ends_is_called_only_now_and_then(
-    qubes: Qubes, line: MakeLine, tmp_path: Path, clock: Clock
+    qubes: Qubes, line: MakeLine, clock: Clock
 ) -> None:
     """Each call costs dom0 a decision, whether it succeeds or not; in between, the qube is down and says why."""
-    qubes.service = tmp_path / "once"
-    qubes.service.write_text(ONCE, encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(ONCE)
     qubes.add("work")
     work = line(qube("work", 9100), backoff_initial=50.0, backoff_max=50.0)
     for calls in range(1, 4):
@@ -1056,7 +1038,7 @@ async def test_a_slow_exporter_does_not_hold_up_its_neighbour(
 
 
 async def test_a_service_that_takes_one_request_at_a_time_gets_one(
-    qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
+    qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
     """One of before: it does not say that requests overlap, and ends where they do."""
     text = qubes.service.read_text(encoding="utf-8")
@@ -1066,9 +1048,7 @@ async def test_a_service_that_takes_one_request_at_a_time_gets_one(
     ):
         assert text.count(new) == 1
         text = text.replace(new, old)
-    qubes.service = tmp_path / "older"
-    qubes.service.write_text(text, encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(text)
     qubes.add("work")
     slow, fast = exporter(b"slow 1\n"), exporter(b"fast 1\n")
     work = line(qube("work", slow.port, fast.port))
@@ -1107,12 +1087,10 @@ read -r request
     ],
 )
 async def test_a_call_that_fails_fails_for_all_that_share_it(
-    qubes: Qubes, line: MakeLine, tmp_path: Path, then: str, reason: str
+    qubes: Qubes, line: MakeLine, then: str, reason: str
 ) -> None:
     """It counts once, and whatever comes late is for nobody: the next request is a new call's."""
-    qubes.service = tmp_path / "overlapping"
-    qubes.service.write_text(OVERLAPPING % then, encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(OVERLAPPING % then)
     qubes.add("work")
     work = line(qube("work", 9100, 9256, 9300))
     await work.ask(9100)
@@ -1142,9 +1120,7 @@ while read -r request; do printf '9100 200 4 0.1  -;\\nm 3\\n'; done
 
 async def test_a_late_answer_is_dropped_where_the_call_is_kept(qubes: Qubes, line: MakeLine, tmp_path: Path) -> None:
     """Until it has come, its port is late without being asked; and then it is asked again, over the same call."""
-    qubes.service = tmp_path / "late"
-    qubes.service.write_text(LATE % (tmp_path / "now"), encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(LATE % (tmp_path / "now"))
     qubes.add("work")
     work = line(qube("work", 9100), patience=30.0)
     assert bodies(await work.ask(9100)) == {9100: b"m 1\n"}
@@ -1162,9 +1138,7 @@ async def test_a_call_that_is_late_for_too_long_is_ended(
     qubes: Qubes, line: MakeLine, tmp_path: Path, clock: Clock
 ) -> None:
     """dom0 has not said that the qube is paused: so its service hangs. It counts as one failure."""
-    qubes.service = tmp_path / "late"
-    qubes.service.write_text(LATE % (tmp_path / "end"), encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(LATE % (tmp_path / "end"))
     qubes.add("work")
     work = line(qube("work", 9100), patience=30.0)
     await work.ask(9100)
@@ -1178,12 +1152,10 @@ async def test_a_call_that_is_late_for_too_long_is_ended(
 
 
 async def test_other_endpoints_do_not_make_it_forget_that_one_is_late(
-    qubes: Qubes, line: MakeLine, tmp_path: Path, clock: Clock
+    qubes: Qubes, line: MakeLine, clock: Clock
 ) -> None:
     """One that never answers would be late for ever while another one is asked for in between."""
-    qubes.service = tmp_path / "half"
-    qubes.service.write_text(HALF, encoding="utf-8")
-    qubes.service.chmod(0o755)
+    qubes.set_service(HALF)
     qubes.add("work")
     work = line(qube("work", 9100, 9256), patience=30.0)
     assert bodies(await work.ask(9256))

@@ -36,6 +36,12 @@ class Qubes:
         self.set_state(name, state)
         self.set_policy(name, policy)
 
+    def set_service(self, text: str) -> None:
+        """What qubes that are added from now on have installed: a script."""
+        self.service = self.root / "service"
+        self.service.write_text(text, encoding="utf-8")
+        self.service.chmod(0o755)
+
     def service_of(self, name: str) -> Path:
         """The qube's service, to remove it or to take its permissions."""
         return self.root / "qubes" / name / "services" / SERVICE
