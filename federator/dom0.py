@@ -16,11 +16,26 @@ from federator import dom0_replies, reasons
 from federator.backoff import Backoff
 from federator.call import Call, CallCounter, ConnectionLimiter, command
 from federator.dom0_figures import STATS_SECONDS, Figures, Labels
-from federator.dom0_replies import FEATURE, LIST, POOL, POOL_USAGE, POOLS, PROPERTIES, STATS, VOLUME, Events, Numbers
+from federator.dom0_replies import (
+    END_OF_LIFE,
+    FEATURE,
+    LIST,
+    POOL,
+    POOL_USAGE,
+    POOLS,
+    PRIVATE,
+    PROPERTIES,
+    ROOT,
+    STATS,
+    UPDATES,
+    VOLUME,
+    Events,
+    Numbers,
+)
 from federator.errors import ProtocolError, RefusedError, ScrapeError
 from federator.model import Callee, Config, Dom0, Qrexec
 from federator.targets import DOM0
-from federator.wire import OneReply
+from federator.wire import OneReply, payload
 
 # The open call is ended where nobody scraped for so long: three times the interval that Prometheus has by default.
 IDLE_SECONDS = 180.0
@@ -81,7 +96,7 @@ class _Calls:
             raise ProtocolError(f"dom0 did not answer {service}")
         if service == FEATURE and replies[0].startswith(_NOT_SET):
             return b""
-        return dom0_replies.payload(replies[0], service)
+        return payload(replies[0], service)
 
     async def all_ended(self) -> None:
         """Returns when all processes are gone."""
@@ -115,8 +130,9 @@ class Dom0Figures:
 
     def reconfigure(self, config: Config) -> None:
         """Be what this configuration says. A refused call may be allowed now."""
-        self.figures.relabel(_labels(config))
-        if (config.dom0, config.qrexec) != (self._settings, self._calls.qrexec):
+        if (config.dom0, config.qrexec) == (self._settings, self._calls.qrexec):
+            self.figures.relabel(_labels(config))
+        else:
             self._stop()
             self.figures = Figures(_labels(config))
             self._listed = {}
@@ -145,11 +161,12 @@ class Dom0Figures:
                 self._heard_at = now
                 self._backoff.tried(now)
                 self._stream = loop.create_task(self._listen())
-                self._stream.add_done_callback(self._stream_ended)
-        if self._round is None and now >= self._next_round and self._asks_now_and_then(self._settings):
+                self._stream.add_done_callback(self._ended)
+        asks_now_and_then = self._settings.storage or self._settings.asks_each_qube
+        if self._round is None and now >= self._next_round and asks_now_and_then:
             self._next_round = now + 0.9 * self._settings.interval
             self._round = loop.create_task(self._ask_round(self._settings))
-            self._round.add_done_callback(self._round_ended)
+            self._round.add_done_callback(self._ended)
 
     def _note_states(self, states: Mapping[str, str]) -> None:
         if states is self._told_states:
@@ -177,17 +194,11 @@ class Dom0Figures:
     def _new_backoff(self) -> Backoff:
         return Backoff(self._calls.qrexec.backoff_initial, self._calls.qrexec.backoff_max)
 
-    @staticmethod
-    def _asks_now_and_then(settings: Dom0) -> bool:
-        return settings.storage or settings.volumes or settings.properties or settings.updates
-
-    def _stream_ended(self, task: asyncio.Task[None]) -> None:
-        self._stream = None
-        if not task.cancelled() and (bug := task.exception()) is not None:
-            log.error("bug in asking dom0", exc_info=bug)
-
-    def _round_ended(self, task: asyncio.Task[None]) -> None:
-        self._round = None
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task is self._stream:
+            self._stream = None
+        else:
+            self._round = None
         if not task.cancelled() and (bug := task.exception()) is not None:
             log.error("bug in asking dom0", exc_info=bug)
 
@@ -215,7 +226,7 @@ class Dom0Figures:
         self._rounds += 1
         if settings.storage:
             await self._ask_pools(settings.interval)
-        if settings.properties or settings.volumes or settings.updates:
+        if settings.asks_each_qube:
             await self._ask_qubes(settings)
 
     async def _ask_pools(self, interval: float) -> None:
@@ -256,7 +267,7 @@ class Dom0Figures:
             self.figures.note_properties(qube, of_class, told, now, SELDOM_ROUNDS * interval)
         elif service == VOLUME:
             self.figures.note_volume(qube, argument, dom0_replies.numbers(answer), now, interval)
-        elif argument == "os-eol":
+        elif argument == END_OF_LIFE:
             self.figures.note_eol(qube, dom0_replies.date(answer) or "", now, interval)
         else:
             self.figures.note_updates(qube, answer, now, interval)
@@ -291,13 +302,13 @@ def _questions(settings: Dom0, of_class: str, *, changed: bool) -> Iterator[tupl
     if settings.properties and changed and of_class != "AdminVM":
         yield PROPERTIES, ""
     if settings.volumes and of_class != "AdminVM":
-        yield VOLUME, "private"
+        yield VOLUME, PRIVATE
         if of_class in _WITH_SYSTEM:
-            yield VOLUME, "root"
+            yield VOLUME, ROOT
     if settings.updates and (of_class in _WITH_SYSTEM or of_class == "AdminVM"):
-        yield FEATURE, "updates-available"
+        yield FEATURE, UPDATES
     if settings.updates and of_class in _WITH_SYSTEM:
-        yield FEATURE, "os-eol"
+        yield FEATURE, END_OF_LIFE
 
 
 def _labels(config: Config) -> dict[str, Labels]:

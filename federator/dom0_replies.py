@@ -8,17 +8,19 @@ know when dom0 is asked, nor what the facts are shown as. All of it is untrusted
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import NamedTuple
 
 from federator.errors import ProtocolError, shown
-from federator.targets import DOM0, is_qube_name
-from federator.wire import Wire
+from federator.targets import DOM0, is_qube_name, words_of_list
+from federator.wire import Wire, error_of
 
 # The calls, and what is asked of their arguments.
 LIST, STATS = "admin.vm.List", "admin.vm.Stats"
 PROPERTIES, VOLUME, FEATURE = "admin.vm.property.GetAll", "admin.vm.volume.Info", "admin.vm.feature.Get"
 POOLS, POOL, POOL_USAGE = "admin.pool.List", "admin.pool.Info", "admin.pool.UsageDetails"
-VOLUMES, FEATURES = ("private", "root"), ("updates-available", "os-eol")
+VOLUMES = PRIVATE, ROOT = ("private", "root")
+FEATURES = UPDATES, END_OF_LIFE = ("updates-available", "os-eol")
 
 # An event of admin.vm.Stats has some 300 bytes.
 MAX_EVENT = 16 << 10
@@ -49,7 +51,6 @@ class Events(Wire[None]):
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._untrusted_rest = b""
-        self._connected = False
 
     @property
     def greeted(self) -> bool:
@@ -60,11 +61,6 @@ class Events(Wire[None]):
     def owed(self) -> bool:
         """It may always say more."""
         return True
-
-    @property
-    def connected(self) -> bool:
-        """Has dom0 begun to tell?"""
-        return self._connected
 
     def receive(self, untrusted: bytes) -> list[None]:
         """See `Wire`."""
@@ -79,7 +75,6 @@ class Events(Wire[None]):
         return []
 
     def _take(self, event: "_Event") -> None:
-        self._connected = True
         name = event.untrusted_subject.decode("ascii", "replace")
         if event.untrusted_name == b"vm-stats" and (is_qube_name(name) or name == DOM0):
             pairs = zip(event.untrusted_words[::2], event.untrusted_words[1::2], strict=False)
@@ -115,27 +110,10 @@ def _event(untrusted: bytes, start: int) -> _Event | None:
         words.append(word)
 
 
-def error_of(untrusted_reply: bytes, service: str) -> ProtocolError:
-    r"""What an answer `2\0TYPE\0…` says."""
-    untrusted_kind = untrusted_reply[2:].partition(b"\0")[0]
-    return ProtocolError(f"dom0 answered {service} with an error: {shown(untrusted_kind)}; its journal has the details")
-
-
-def payload(untrusted_reply: bytes, service: str) -> bytes:
-    r"""What stands behind `0\0`. Raises ProtocolError for an error, and for what is no reply."""
-    if untrusted_reply.startswith(b"2\0"):
-        raise error_of(untrusted_reply, service)
-    if not untrusted_reply.startswith(b"0\0"):
-        raise ProtocolError(f"dom0's answer is no reply of {service}: {shown(untrusted_reply[:80])}")
-    return untrusted_reply[2:]
-
-
 def classes(untrusted: bytes) -> dict[str, tuple[str, str]]:
     """admin.vm.List: class and state of each qube, dom0 among them."""
     found: dict[str, tuple[str, str]] = {}
-    for untrusted_line in untrusted.decode("ascii", "replace").split("\n")[:MAX_QUBES]:
-        untrusted_name, *words = untrusted_line.split(" ")
-        fields = dict(word.partition("=")[::2] for word in words)
+    for untrusted_name, fields in islice(words_of_list(untrusted), MAX_QUBES):
         if not (is_qube_name(untrusted_name) or untrusted_name == DOM0):
             continue
         if fields.get("state", "").isalpha() and fields.get("class", "").isalpha():

@@ -201,6 +201,11 @@ class Dom0:
     updates: bool = False
     interval: float = 300.0
 
+    @property
+    def asks_each_qube(self) -> bool:
+        """Is dom0 asked about single qubes, and so for the list of them?"""
+        return self.volumes or self.properties or self.updates
+
 
 @dataclass(frozen=True, slots=True)
 class Config:

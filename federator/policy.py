@@ -17,6 +17,7 @@ from federator.dom0_replies import (
     POOLS,
     PROPERTIES,
     STATS,
+    UPDATES,
     VOLUME,
     VOLUMES,
 )
@@ -101,7 +102,7 @@ def _of_dom0(config: Config, us: str) -> list[tuple[str, str, str, str, str]]:
         questions.append((STATS, "+", ADMIN_QUBE))
     if wanted.storage:
         questions += [(POOLS, "+", ADMIN_QUBE), (POOL, "*", ADMIN_QUBE), (POOL_USAGE, "*", ADMIN_QUBE)]
-    if wanted.volumes or wanted.properties or wanted.updates:
+    if wanted.asks_each_qube:
         questions += [(LIST, "*", ADMIN_QUBE), (LIST, "*", ANY_QUBE)]
     if wanted.properties:
         questions.append((PROPERTIES, "+", ANY_QUBE))
@@ -109,7 +110,7 @@ def _of_dom0(config: Config, us: str) -> list[tuple[str, str, str, str, str]]:
         questions += [(VOLUME, f"+{volume}", ANY_QUBE) for volume in VOLUMES]
     if wanted.updates:
         questions += [(FEATURE, f"+{feature}", ANY_QUBE) for feature in FEATURES]
-        questions.append((FEATURE, f"+{FEATURES[0]}", ADMIN_QUBE))
+        questions.append((FEATURE, f"+{UPDATES}", ADMIN_QUBE))
     return [(service, words, us, target, "allow target=dom0") for service, words, target in questions]
 
 

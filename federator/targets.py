@@ -7,10 +7,11 @@ when dom0 is asked.
 """
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
-from federator.errors import ProtocolError, shown
+from federator.errors import ProtocolError
 from federator.model import ENDPOINT_NAME, Config, Endpoint, Exporter, Qube, Target
+from federator.wire import payload
 
 DOM0 = "dom0"
 RUNNING = "Running"
@@ -42,22 +43,21 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
     The format is in QubesOS/qubes-core-admin, qubes/api/__init__.py and admin.py; ext/admin.py leaves qubes out of it.
     Raises ProtocolError for a reply that is not complete: with half of a list, running qubes would look halted.
     """
-    if untrusted_reply.startswith(b"2\0"):
-        untrusted_kind = untrusted_reply[2:].partition(b"\0")[0]
-        raise ProtocolError(
-            f"dom0 answered admin.vm.List with an error: {shown(untrusted_kind)}; its journal has the details"
-        )
-    if not untrusted_reply.startswith(b"0\0"):
-        raise ProtocolError(f"dom0's answer is no reply of admin.vm.List: {shown(untrusted_reply[:80])}")
-    if not untrusted_reply.endswith(b"\n"):
+    untrusted_list = payload(untrusted_reply, "admin.vm.List")
+    if not untrusted_list.endswith(b"\n"):
         raise ProtocolError("dom0's reply of admin.vm.List is cut")
     states: dict[str, str] = {}
-    for untrusted_line in untrusted_reply[2:].decode("ascii", "replace").split("\n"):
-        untrusted_name, *untrusted_words = untrusted_line.split(" ")
-        fields = dict(word.partition("=")[::2] for word in untrusted_words)
+    for untrusted_name, fields in words_of_list(untrusted_list):
         if is_qube_name(untrusted_name) and fields.get("state", "").isalpha():
             states[untrusted_name] = REMOTE if fields.get("class") == _REMOTE_CLASS else fields["state"]
     return states
+
+
+def words_of_list(untrusted_list: bytes) -> Iterator[tuple[str, dict[str, str]]]:
+    """The lines of admin.vm.List: what stands where a name should, and the words KEY=VALUE behind it."""
+    for untrusted_line in untrusted_list.decode("ascii", "replace").split("\n"):
+        untrusted_name, *untrusted_words = untrusted_line.split(" ")
+        yield untrusted_name, dict(word.partition("=")[::2] for word in untrusted_words)
 
 
 def states_of_names(untrusted_text: bytes) -> dict[str, str]:

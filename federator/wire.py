@@ -394,6 +394,21 @@ class OneReply(Wire[bytes]):
         return [bytes(self._reply)] if owed else []
 
 
+def error_of(untrusted_reply: bytes, service: str) -> ProtocolError:
+    r"""What an answer `2\0TYPE\0…` says."""
+    untrusted_kind = untrusted_reply[2:].partition(b"\0")[0]
+    return ProtocolError(f"dom0 answered {service} with an error: {shown(untrusted_kind)}; its journal has the details")
+
+
+def payload(untrusted_reply: bytes, service: str) -> bytes:
+    r"""What stands behind `0\0`. Raises ProtocolError for an error, and for what is no reply."""
+    if untrusted_reply.startswith(b"2\0"):
+        raise error_of(untrusted_reply, service)
+    if not untrusted_reply.startswith(b"0\0"):
+        raise ProtocolError(f"dom0's answer is no reply of {service}: {shown(untrusted_reply[:80])}")
+    return untrusted_reply[2:]
+
+
 def _with_words(untrusted: str) -> tuple[str, frozenset[str]]:
     """The last field of a header: the Content-Type, and the service's own words."""
     if not untrusted.startswith(" "):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federator import dom0_replies
+from federator import dom0_replies, wire
 from federator.dom0_replies import MAX_EVENT, Events, Numbers
 from federator.errors import ProtocolError
 
@@ -18,9 +18,9 @@ STATS = b"1\0work\0vm-stats\0memory_kb\x00400\0cpu_time\x001500\0cpu_usage_inter
 def heard(*pieces: bytes) -> list[tuple[str, Numbers]]:
     """What the wire tells of these pieces."""
     told: list[tuple[str, Numbers]] = []
-    wire = Events(lambda qube, numbers: told.append((qube, numbers)))
+    events = Events(lambda qube, numbers: told.append((qube, numbers)))
     for piece in pieces:
-        assert not wire.receive(piece)
+        assert not events.receive(piece)
     return told
 
 
@@ -51,9 +51,9 @@ def test_an_error_is_named() -> None:
     with pytest.raises(ProtocolError, match="'QubesVMNotFoundError'; its journal"):
         heard(b"2\0QubesVMNotFoundError\0trace\0no such\0")
     with pytest.raises(ProtocolError, match="PermissionDenied"):
-        dom0_replies.payload(b"2\0PermissionDenied\0\0\0", "admin.pool.List")
+        wire.payload(b"2\0PermissionDenied\0\0\0", "admin.pool.List")
     with pytest.raises(ProtocolError, match="is no reply"):
-        dom0_replies.payload(b"hello", "admin.pool.List")
+        wire.payload(b"hello", "admin.pool.List")
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=4))

@@ -222,7 +222,7 @@ ALLOWED = {
     "config": {"errors", "model", "pattern", "targets", "toml_reader", "web_config"},
     "web_config": {"model", "toml_reader"},
     "toml_reader": {"errors"},
-    "targets": {"errors", "model"},
+    "targets": {"errors", "model", "wire"},
     "policy": {"dom0_replies", "model", "targets", "wire"},
     "findings": {"errors", "model", "policy", "reasons", "remedies", "targets"},
     "daemonview": {"findings", "model"},
