@@ -6,12 +6,13 @@ Owns their names and help texts, what of dom0's facts becomes which sample, and 
 how dom0 is asked, nor what time it is: the caller says.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import NamedTuple
 
-from federator.dom0_replies import Numbers
+from federator.dom0_replies import INFO, MAX_QUBES, Numbers
 from federator.model import Family, MetricType, Reading
 from federator.text.escaping import labels_text
 
@@ -22,12 +23,24 @@ STATS_SECONDS = 3.0
 # So often dom0 may say that a qube used less CPU than before until it counts as started anew. One such value between
 # others is an error of dom0, and would look like hours of work at once to `rate`.
 STEPS_BACK = 3
+# The states that qubesd knows (QubesOS/qubes-core-admin, qubes/vm/qubesvm.py); there may be others one day.
+STATES = ("Halted", "Transient", "Running", "Paused", "Suspended", "Halting", "Dying", "Crashed", "NA")
+# What the value of such a property may be to become the value of a label: a name of anything in Qubes.
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{0,64}")
 
 FAMILIES: Mapping[str, tuple[MetricType, str]] = {
     "qube_running": ("gauge", "Whether the qube runs, as dom0 says."),
-    "qube_state": ("gauge", "1 for the state that the qube is in, as dom0 says."),
+    "qube_state": ("gauge", "1 for the state that the qube is in, as dom0 says, and 0 for the others."),
+    "qube_last_seen_running_timestamp_seconds": (
+        "gauge",
+        "When dom0 last said that the qube runs; absent if it has not since this daemon was started.",
+    ),
     "qube_info": ("gauge", "What dom0 knows of the qube: class, label, template, NetVM."),
-    "qube_cpu_seconds_total": ("counter", "CPU time of the qube since it was started, with that of its stub domain."),
+    "qube_cpu_seconds_total": ("counter", "CPU time of the qube since it was started."),
+    "qube_stubdomain_cpu_seconds_total": (
+        "counter",
+        "CPU time of the qube's stub domain, where dom0 tells it apart; some releases of Qubes tell it wrongly.",
+    ),
     "qube_vcpus": ("gauge", "Virtual CPUs that are online."),
     "qube_memory_assigned_bytes": ("gauge", "Memory that the hypervisor gave to the qube."),
     "qube_memory_usable_bytes": ("gauge", "Memory that the qube itself may use."),
@@ -44,10 +57,12 @@ FAMILIES: Mapping[str, tuple[MetricType, str]] = {
     "qubes_proxy_dom0_up": ("gauge", "Whether dom0 answered the last call of this kind."),
     "qubes_proxy_dom0_failure": ("gauge", "1 while dom0 does not answer calls of this kind, with the reason."),
 }
-# Keys of a vm-stats event, in KiB. Old releases have memory_kb alone.
+# Keys of a vm-stats event: in milliseconds, and in KiB. Old releases have memory_kb alone.
+_CPU = {"cpu_time": "qube_cpu_seconds_total", "cpu_time_internal": "qube_stubdomain_cpu_seconds_total"}
 _KIB = {"memory_assigned_total": "qube_memory_assigned_bytes", "swap_used": "qube_swap_used_bytes"}
 
-Labels = tuple[tuple[str, str], ...]
+Label = tuple[str, str]
+Labels = tuple[Label, ...]
 
 
 class _Sample(NamedTuple):
@@ -61,58 +76,81 @@ class Figures:
 
     def __init__(self, qube_labels: Mapping[str, Labels]) -> None:
         self._qube_labels = qube_labels
-        self._samples: dict[str, dict[Labels, _Sample]] = {name: {} for name in FAMILIES}
-        self._steps_back: dict[str, int] = {}
+        # By family, and by the first label, which says what a sample is about.
+        self._samples: dict[str, dict[Label, dict[Labels, _Sample]]] = {name: {} for name in FAMILIES}
+        self._steps_back: dict[tuple[str, str], int] = {}
+        self._seen_running: dict[str, float] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._samples.values()))
+        return sum(len(samples) for abouts in self._samples.values() for samples in abouts.values())
 
     def relabel(self, qube_labels: Mapping[str, Labels]) -> None:
         """Other labels for qubes, from now on. What is known stays."""
+        if qube_labels == self._qube_labels:
+            return
         self._qube_labels = qube_labels
-        for name, samples in self._samples.items():
-            for labels, sample in samples.items():
-                samples[labels] = sample._replace(line=self._line(name, labels, sample.value))
+        for name, abouts in self._samples.items():
+            for about, samples in abouts.items():
+                for rest, sample in samples.items():
+                    samples[rest] = sample._replace(line=self._line(name, about, rest, sample.value))
 
-    def put(self, name: str, labels: Labels, value: float, now: float, interval: float) -> None:
-        """A sample that is told again in `interval` seconds."""
-        until = now + VALID_INTERVALS * interval
-        self._samples[name][labels] = _Sample(value, until, self._line(name, labels, value))
+    def put(self, name: str, about: Label, value: float, now: float, interval: float, *rest: Label) -> None:
+        """A sample that is told again in `interval` seconds, with `rest` as its other labels."""
+        abouts = self._samples[name]
+        if about not in abouts and len(abouts) > MAX_QUBES:  # and dom0
+            return
+        samples = abouts.setdefault(about, {})
+        before = samples.get(rest)
+        line = before.line if before and before.value == value else self._line(name, about, rest, value)
+        samples[rest] = _Sample(value, now + VALID_INTERVALS * interval, line)
 
-    def drop(self, name: str, first: tuple[str, str]) -> None:
-        """Forget the samples of a family that begin with this label."""
-        for labels in [labels for labels in self._samples[name] if labels[0] == first]:
-            del self._samples[name][labels]
+    def drop(self, name: str, about: Label) -> None:
+        """Forget the samples of a family that are about this."""
+        self._samples[name].pop(about, None)
 
     def forget(self, qubes: Collection[str]) -> None:
         """These are no more."""
-        for samples in self._samples.values():
-            for labels in [labels for labels in samples if _is_of(labels, qubes)]:
-                del samples[labels]
+        for qube in qubes:
+            self._seen_running.pop(qube, None)
+            for name in FAMILIES:
+                self.drop(name, ("qube", qube))
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._steps_back.clear()
+        self._seen_running.clear()
+        for abouts in self._samples.values():
+            abouts.clear()
 
     def reading(self, now: float, qubes: Collection[str] | None = None) -> Reading:
         """What is not too old; of these qubes alone, where they are given."""
         lines: dict[str, list[bytes]] = {}
-        for name, samples in self._samples.items():
-            for labels in [labels for labels, sample in samples.items() if sample.until < now]:
-                del samples[labels]
-            wanted = [one.line for labels, one in samples.items() if qubes is None or _is_of(labels, qubes)]
-            if wanted:
-                lines[name] = wanted
+        for name, abouts in self._samples.items():
+            found: list[bytes] = []
+            for about, samples in list(abouts.items()):
+                for rest in [rest for rest, sample in samples.items() if sample.until < now]:
+                    del samples[rest]
+                if not samples:
+                    del abouts[about]
+                if qubes is None or (about[0] == "qube" and about[1] in qubes):
+                    found += [sample.line for sample in samples.values()]
+            if found:
+                lines[name] = found
         return Reading(
             _families(tuple(lines)), [b"".join(one) for one in lines.values()], sum(map(len, lines.values()))
         )
 
     # -- what dom0 says -----------------------------------------------------------------------------------------
 
-    def note_stats(self, qube: str, told: Numbers, now: float) -> None:
+    def note_stats(self, qube: str, told: Numbers, now: float, wall: float) -> None:
         """A vm-stats event. Old releases' keys do; each that is missing or odd costs its own sample only."""
 
         def put(name: str, value: float) -> None:
-            self.put(name, (("qube", qube),), value, now, STATS_SECONDS)
+            self.put(name, ("qube", qube), value, now, STATS_SECONDS)
 
-        if "cpu_time" in told:
-            put("qube_cpu_seconds_total", self._cpu_seconds(qube, told["cpu_time"] / 1000, now))
+        for key, name in _CPU.items():
+            if key in told:
+                put(name, self._cpu_seconds(name, qube, told[key] / 1000, now))
         if "online_vcpus" in told:
             put("qube_vcpus", told["online_vcpus"])
         for key, name in _KIB.items():
@@ -123,41 +161,48 @@ class Figures:
             put("qube_memory_usable_bytes", usable * 1024)
         if "memory_with_swap_used" in told:
             put("qube_memory_used_bytes", max(0, told["memory_with_swap_used"] - told.get("swap_used", 0)) * 1024)
+        if qube in self._seen_running:
+            self._seen_running[qube] = wall
 
-    def _cpu_seconds(self, qube: str, told: float, now: float) -> float:
+    def _cpu_seconds(self, name: str, qube: str, told: float, now: float) -> float:
         """A qube that starts anew begins near 0; other steps back are held back for a while."""
-        before = self._samples["qube_cpu_seconds_total"].get((("qube", qube),))
+        before = self._samples[name].get(("qube", qube), {}).get(())
         if before is None or before.until < now or told >= before.value or told < before.value / 2:
-            self._steps_back.pop(qube, None)
+            self._steps_back.pop((name, qube), None)
             return told
-        steps = self._steps_back[qube] = self._steps_back.get(qube, 0) + 1
+        steps = self._steps_back[name, qube] = self._steps_back.get((name, qube), 0) + 1
         if steps >= STEPS_BACK:
-            del self._steps_back[qube]
+            del self._steps_back[name, qube]
             return told
         return before.value
 
-    def note_state(self, qube: str, state: str, now: float, interval: float) -> None:
-        """What the qube does, by dom0's list."""
-        self.drop("qube_state", ("qube", qube))
-        self.put("qube_state", (("qube", qube), ("state", state)), 1, now, interval)
-        self.put("qube_running", (("qube", qube),), int(state == "Running"), now, interval)
+    def note_state(self, qube: str, state: str, now: float, interval: float, wall: float) -> None:
+        """What the qube does, by dom0's list. `wall`: the time of day, in seconds since 1970."""
+        about = ("qube", qube)
+        if any(label[1] not in STATES for (label,) in self._samples["qube_state"].get(about, ())):
+            self.drop("qube_state", about)
+        for one in STATES if state in STATES else (*STATES, state):
+            self.put("qube_state", about, int(one == state), now, interval, ("state", one))
+        self.put("qube_running", about, int(state == "Running"), now, interval)
+        if state == "Running":
+            self._seen_running[qube] = wall
+        if qube in self._seen_running:
+            seen = self._seen_running[qube]
+            self.put("qube_last_seen_running_timestamp_seconds", about, seen, now, interval)
 
     def note_properties(self, qube: str, of_class: str, told: Mapping[str, str], now: float, interval: float) -> None:
-        """What admin.vm.property.GetAll says. Its answer is asked for seldom, so it is valid for longer."""
-        labels = (
-            ("qube", qube),
-            ("class", of_class),
-            *((name, told.get(name, "")[:64]) for name in ("label", "template", "netvm")),
-            ("provides_network", str(told.get("provides_network") == "True").lower()),
-        )
+        """What is known of the properties INFO. They are asked for seldom, so they are valid for longer."""
+        found = {name: told[name] if _NAME.fullmatch(told.get(name, "")) else "" for name in INFO if name in told}
+        found |= {"provides_network": found["provides_network"].lower()} if "provides_network" in found else {}
         self.drop("qube_info", ("qube", qube))
-        self.put("qube_info", labels, 1, now, interval)
+        labels = (("class", of_class), *((name, found.get(name, "")) for name in INFO))
+        self.put("qube_info", ("qube", qube), 1, now, interval, *labels)
 
     def note_volume(self, qube: str, volume: str, told: Numbers, now: float, interval: float) -> None:
         """What admin.vm.volume.Info says."""
         for key in ("size", "usage"):
             if key in told:
-                self.put(f"qube_volume_{key}_bytes", (("qube", qube), ("volume", volume)), told[key], now, interval)
+                self.put(f"qube_volume_{key}_bytes", ("qube", qube), told[key], now, interval, ("volume", volume))
 
     def note_pool(self, pool: str, info: Numbers, details: Numbers, now: float, interval: float) -> None:
         """What admin.pool.Info and admin.pool.UsageDetails say: the details are those of a thin pool."""
@@ -165,11 +210,11 @@ class Figures:
         told |= {key.removeprefix("data_"): value for key, value in details.items() if key.startswith("data_")}
         for key in ("size", "usage", "metadata_size", "metadata_usage"):
             if key in told:
-                self.put(f"qubes_pool_{key}_bytes", (("pool", pool),), told[key], now, interval)
+                self.put(f"qubes_pool_{key}_bytes", ("pool", pool), told[key], now, interval)
 
     def note_updates(self, qube: str, told: bytes, now: float, interval: float) -> None:
         """The feature updates-available: `1`, or empty, or not set."""
-        self.put("qube_updates_available", (("qube", qube),), int(told.strip() == b"1"), now, interval)
+        self.put("qube_updates_available", ("qube", qube), int(told.strip() == b"1"), now, interval)
 
     def note_eol(self, qube: str, day: str, now: float, interval: float) -> None:
         """The feature os-eol: a day that there is, or nothing."""
@@ -177,25 +222,26 @@ class Figures:
             seconds = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()
         except ValueError:
             return
-        self.put("qube_os_eol_timestamp_seconds", (("qube", qube),), seconds, now, interval)
+        self.put("qube_os_eol_timestamp_seconds", ("qube", qube), seconds, now, interval)
 
     def note_call(self, kind: str, reason: str | None, now: float, interval: float) -> None:
         """What came of a call of this kind: the reason why dom0 did not answer, or None."""
-        self.put("qubes_proxy_dom0_up", (("call", kind),), int(reason is None), now, interval)
-        self.drop("qubes_proxy_dom0_failure", ("call", kind))
+        about = ("call", kind)
+        self.put("qubes_proxy_dom0_up", about, int(reason is None), now, interval)
+        self.drop("qubes_proxy_dom0_failure", about)
         if reason is not None:
-            self.put("qubes_proxy_dom0_failure", (("call", kind), ("reason", reason)), 1, now, interval)
+            self.put("qubes_proxy_dom0_failure", about, 1, now, interval, ("reason", reason))
 
-    def _line(self, name: str, labels: Labels, value: float) -> bytes:
-        (first, *rest) = labels
-        own = self._qube_labels.get(first[1], ()) if first[0] == "qube" else ()
-        taken = {label for label, _ in labels}
-        pairs = [first, *(pair for pair in own if pair[0] not in taken), *rest]
+    def forget_call(self, kind: str) -> None:
+        """It is not made any more."""
+        self.drop("qubes_proxy_dom0_up", ("call", kind))
+        self.drop("qubes_proxy_dom0_failure", ("call", kind))
+
+    def _line(self, name: str, about: Label, rest: Labels, value: float) -> bytes:
+        own = self._qube_labels.get(about[1], ()) if about[0] == "qube" else ()
+        taken = {about[0], *(label for label, _ in rest)}
+        pairs = [about, *(pair for pair in own if pair[0] not in taken), *rest]
         return f"{name}{{{labels_text(pairs)}}} {value!r}\n".encode()
-
-
-def _is_of(labels: Labels, qubes: Collection[str]) -> bool:
-    return labels[0][0] == "qube" and labels[0][1] in qubes
 
 
 @cache

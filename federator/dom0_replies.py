@@ -17,8 +17,10 @@ from federator.wire import Wire, error_of
 
 # The calls, and what is asked of their arguments.
 LIST, STATS = "admin.vm.List", "admin.vm.Stats"
-PROPERTIES, VOLUME, FEATURE = "admin.vm.property.GetAll", "admin.vm.volume.Info", "admin.vm.feature.Get"
+PROPERTIES, PROPERTY = "admin.vm.property.GetAll", "admin.vm.property.Get"
+VOLUME, FEATURE = "admin.vm.volume.Info", "admin.vm.feature.Get"
 POOLS, POOL, POOL_USAGE = "admin.pool.List", "admin.pool.Info", "admin.pool.UsageDetails"
+INFO = ("label", "template", "netvm", "provides_network")
 VOLUMES = PRIVATE, ROOT = ("private", "root")
 FEATURES = UPDATES, END_OF_LIFE = ("updates-available", "os-eol")
 
@@ -31,6 +33,7 @@ MAX_POOLS = 100
 _POOL_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 _NUMBER = re.compile(rb"[0-9]{1,18}")
 _DATE = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_SINGLE_PROPERTY = re.compile(r"default=(?:True|False) type=[a-z]{1,16} (.*)", re.DOTALL)
 _PROPERTY = re.compile(r"([a-z_]{1,64}) default=(?:True|False) type=([a-z]{1,16}) (.*)")
 
 Numbers = Mapping[str, int]
@@ -111,7 +114,7 @@ def _event(untrusted: bytes, start: int) -> _Event | None:
 
 
 def classes(untrusted: bytes) -> dict[str, tuple[str, str]]:
-    """admin.vm.List: class and state of each qube, dom0 among them."""
+    """admin.vm.List: class and state of each qube, dom0 among them. Raises ProtocolError for a list that is cut."""
     found: dict[str, tuple[str, str]] = {}
     for untrusted_name, fields in islice(words_of_list(untrusted), MAX_QUBES):
         if not (is_qube_name(untrusted_name) or untrusted_name == DOM0):
@@ -144,6 +147,12 @@ def properties(untrusted: bytes) -> dict[str, str]:
         if match := _PROPERTY.fullmatch(untrusted_line):
             found[match[1]] = re.sub(r"\\(.)", lambda escape: "\n" if escape[1] == "n" else escape[1], match[3])
     return found
+
+
+def single_property(untrusted: bytes) -> str:
+    """admin.vm.property.Get: the value, or an empty text where it has none, or is not to be understood."""
+    match = _SINGLE_PROPERTY.fullmatch(untrusted.decode("utf-8", "replace"))
+    return match[1] if match else ""
 
 
 def date(untrusted: bytes) -> str | None:

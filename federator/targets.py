@@ -44,8 +44,6 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
     Raises ProtocolError for a reply that is not complete: with half of a list, running qubes would look halted.
     """
     untrusted_list = payload(untrusted_reply, "admin.vm.List")
-    if not untrusted_list.endswith(b"\n"):
-        raise ProtocolError("dom0's reply of admin.vm.List is cut")
     states: dict[str, str] = {}
     for untrusted_name, fields in words_of_list(untrusted_list):
         if is_qube_name(untrusted_name) and fields.get("state", "").isalpha():
@@ -54,7 +52,13 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
 
 
 def words_of_list(untrusted_list: bytes) -> Iterator[tuple[str, dict[str, str]]]:
-    """The lines of admin.vm.List: what stands where a name should, and the words KEY=VALUE behind it."""
+    """
+    The lines of admin.vm.List: what stands where a name should, and the words KEY=VALUE behind it.
+
+    Raises ProtocolError for a list that is cut.
+    """
+    if not untrusted_list.endswith(b"\n"):
+        raise ProtocolError("dom0's reply of admin.vm.List is cut")
     for untrusted_line in untrusted_list.decode("ascii", "replace").split("\n"):
         untrusted_name, *untrusted_words = untrusted_line.split(" ")
         yield untrusted_name, dict(word.partition("=")[::2] for word in untrusted_words)

@@ -7,11 +7,12 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from federator import config, dom0, host
+from federator import config, dom0, dom0_round, host
 from federator.counters import Counters
 from federator.dom0 import Dom0Figures
 from federator.dom0_replies import (
@@ -21,6 +22,7 @@ from federator.dom0_replies import (
     POOL_USAGE,
     POOLS,
     PROPERTIES,
+    PROPERTY,
     STATS,
     VOLUME,
 )
@@ -32,7 +34,7 @@ from tests.standin.qubes import CLIENT, Qubes
 
 MakeDaemon = Callable[..., Daemon]
 ADMIN = CLIENT.with_name("admin")
-CALLS = (LIST, STATS, PROPERTIES, VOLUME, FEATURE, POOLS, POOL, POOL_USAGE)
+CALLS = (LIST, STATS, PROPERTIES, PROPERTY, VOLUME, FEATURE, POOLS, POOL, POOL_USAGE)
 SWITCHES = ("stats", "storage", "volumes", "properties", "updates")
 EVERYTHING = "[dom0]\ninterval = '30s'\n" + "".join(f"{switch} = true\n" for switch in SWITCHES)
 
@@ -61,6 +63,15 @@ def failures(page: str) -> dict[str, str]:
     return dict(re.findall(r'^qubes_proxy_dom0_failure{call="(.*?)",reason="(\w+)"} 1$', page, re.MULTILINE))
 
 
+def asking_dom0(machine: Qubes, table: str) -> tuple[Dom0Figures, Fleet]:
+    """In this process, with this table."""
+    host.watch_children()
+    settings = config.parse(toml({}, client=machine.client, qrexec="backoff_initial = '0s'\n", rest=table), Path("/x"))
+    counters = Counters()
+    fleet = Fleet(settings, counters)
+    return Dom0Figures(settings, fleet.limiter, counters), fleet
+
+
 def test_the_page_has_what_dom0_knows(
     machine: Qubes, exporter: Callable[[bytes], Exporter], daemon: MakeDaemon
 ) -> None:
@@ -71,6 +82,9 @@ def test_the_page_has_what_dom0_knows(
         'qube_cpu_seconds_total{qube="work"}',
         'qube_cpu_seconds_total{qube="dom0"}',
         'qube_state{qube="vault",state="Halted"} 1',
+        'qube_state{qube="vault",state="Running"} 0',
+        'qube_last_seen_running_timestamp_seconds{qube="work"} ',
+        'qube_stubdomain_cpu_seconds_total{qube="work"} 0.7',
         'qube_info{qube="vault",class="AppVM",label="red",template="debian-12",netvm="sys-firewall"',
         'qube_volume_usage_bytes{qube="debian-12",volume="root"} 700',
         'qube_updates_available{qube="debian-12"} 1',
@@ -82,6 +96,7 @@ def test_the_page_has_what_dom0_knows(
     eventually("all is there", lambda: all(line in proxy.get().text for line in wanted))
     page = proxy.get().text
     assert not failures(page)
+    assert 'qube_last_seen_running_timestamp_seconds{qube="vault"}' not in page
     assert 'exported_qube_running{qube="work",exporter="x",exported_qube="vault"} 1' in page
     narrowed = proxy.get("/metrics?qube=work").text
     assert 'qube_vcpus{qube="work"} 2' in narrowed
@@ -112,11 +127,12 @@ def test_the_page_has_what_dom0_knows(
 @pytest.mark.parametrize("denied", [PROPERTIES, VOLUME, FEATURE])
 def test_a_call_that_is_refused_costs_its_own_figures(machine: Qubes, daemon: MakeDaemon, denied: str) -> None:
     """The page and the log name it; three refusals say that its line is missing, and no further qube is asked."""
+    written = f"{PROPERTIES}\n{PROPERTY}\n" if denied == PROPERTIES else denied
     for name in ("dom0", "work", "vault", "debian-12"):
-        (machine.root / "qubes" / name / "denied").write_text(denied)
+        (machine.root / "qubes" / name / "denied").write_text(written)
     for number in range(4):
         machine.add(f"q{number}")
-        (machine.root / "qubes" / f"q{number}" / "denied").write_text(denied)
+        (machine.root / "qubes" / f"q{number}" / "denied").write_text(written)
         (machine.root / "qubes" / f"q{number}" / "class").write_text("StandaloneVM")
     (machine.root / "qubes" / "dom0" / "class").write_text("AdminVM")
     proxy = daemon({}, rest=EVERYTHING)
@@ -127,7 +143,46 @@ def test_a_call_that_is_refused_costs_its_own_figures(machine: Qubes, daemon: Ma
     assert failures(proxy.get().text) == {denied: "refused"}
     assert f"call={denied} reason=refused" in proxy.log
     assert "`prometheus-qubes-proxy policy` prints the line" in proxy.log
-    assert len([one for one in machine.calls() if one[1].startswith(denied)]) <= dom0.MAX_REFUSALS + 1
+    assert len([one for one in machine.calls() if one[1].startswith(f"{denied}+")]) <= 2 * dom0_round.MAX_REFUSALS
+
+
+def test_properties_are_asked_one_by_one_where_that_alone_is_allowed(machine: Qubes, daemon: MakeDaemon) -> None:
+    """So a person can keep the rest of a qube's properties from the daemon's qube. It is no failure."""
+    for name in ("work", "vault", "debian-12"):
+        (machine.root / "qubes" / name / "denied").write_text(f"{PROPERTIES}\n{PROPERTY}+netvm\n")
+    proxy = daemon({}, rest=EVERYTHING)
+    info = 'qube_info{qube="work",class="AppVM",label="red",template="debian-12",netvm="",provides_network="false"} 1'
+    eventually("it is there", lambda: info in proxy.get().text)
+    eventually("the round ends", lambda: "qube_os_eol_timestamp_seconds" in names(proxy.get().text))
+    assert not failures(proxy.get().text)
+    assert f'qubes_proxy_dom0_up{{call="{PROPERTY}"}} 1' in proxy.get().text
+    assert "does not tell" not in proxy.log
+
+
+async def test_a_line_that_is_missing_for_some_questions_is_logged_once(
+    machine: Qubes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of one kind of call, one question is refused and the next one answered, for each qube in each round."""
+    monkeypatch.setattr(dom0_round, "PAUSE_SECONDS", 0.0)
+    caplog.set_level("INFO")
+    (machine.root / "qubes" / "debian-12" / "denied").write_text(f"{FEATURE}+os-eol\n")
+    asking, fleet = asking_dom0(machine, "[dom0]\nstats = false\nstorage = false\nupdates = true\n")
+
+    def asked_again() -> int:
+        asking.somebody_scrapes({})
+        return len(machine.calls())
+
+    for calls in (4, 8, 12):
+        asking.reconfigure(fleet.config)  # so that the next round begins at once
+        await soon("a round", partial(lambda wanted: asked_again() == wanted, calls))
+    assert caplog.text.count("dom0 does not tell its figures") == 1
+    assert "again" not in caplog.text
+    assert b"qube_updates_available" in b"".join(asking.figures.reading(0.0).blocks)
+    (machine.root / "qubes" / "debian-12" / "denied").unlink()
+    asking.reconfigure(fleet.config)
+    await soon("it is told", lambda: asked_again() and "dom0 tells its figures again" in caplog.text)
+    await asking.close()
+    await fleet.close()
 
 
 @pytest.mark.parametrize("trouble", ["garbage", "flood", "old"])
@@ -147,13 +202,7 @@ def test_what_dom0_says_wrong_costs_its_own_figures(machine: Qubes, daemon: Make
 async def test_nothing_is_asked_where_nobody_scrapes(machine: Qubes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The open call is ended after a while, and made again at the next scrape."""
     monkeypatch.setattr(dom0, "IDLE_SECONDS", 1.0)
-    host.watch_children()
-    settings = config.parse(
-        toml({}, client=machine.client, qrexec="backoff_initial = '0s'\n", rest="[dom0]\nstorage = false\n"), Path("/x")
-    )
-    counters = Counters()
-    fleet = Fleet(settings, counters)
-    asking = Dom0Figures(settings, fleet.limiter, counters)
+    asking, fleet = asking_dom0(machine, "[dom0]\nstorage = false\n")
     for times in (1, 2):
         asking.somebody_scrapes({})
         await soon("figures come", lambda: len(asking.figures) > 0)

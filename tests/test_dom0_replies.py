@@ -65,7 +65,8 @@ def test_foreign_bytes_raise_nothing_else(text: bytes, cuts: list[int]) -> None:
     except ProtocolError:
         return
     assert all(type(number) is int for _, numbers in told for number in numbers.values())
-    for parse in (dom0_replies.classes, dom0_replies.pools, dom0_replies.numbers, dom0_replies.properties):
+    dom0_replies.classes(text + b"\n")
+    for parse in (dom0_replies.pools, dom0_replies.numbers, dom0_replies.properties, dom0_replies.single_property):
         parse(text)
     dom0_replies.date(text)
 
@@ -74,9 +75,14 @@ def test_replies() -> None:
     """As qubesd writes them."""
     listed = b"dom0 class=AdminVM state=Running\nwork class=AppVM state=Halted uuid=1\nx/y class=AppVM state=Running\n"
     assert dom0_replies.classes(listed) == {"dom0": ("AdminVM", "Running"), "work": ("AppVM", "Halted")}
+    with pytest.raises(ProtocolError, match="cut"):
+        dom0_replies.classes(listed[:-1])
     assert dom0_replies.pools(b"vm-pool\n../x\n\nlinux-kernel\n") == ["vm-pool", "linux-kernel"]
     assert dom0_replies.numbers(b"driver=lvm_thin\nsize=20\nusage=\nrw=True\n") == {"size": 20}
     told = b"label default=False type=label red\nnetvm default=True type=vm \n"
     told += b"kernelopts default=True type=str a\\\\b\\nc\n"
     assert dom0_replies.properties(told) == {"label": "red", "netvm": "", "kernelopts": "a\\b\nc"}
+    assert dom0_replies.single_property(b"default=True type=vm sys-net") == "sys-net"
+    assert dom0_replies.single_property(b"default=True type=vm ") == ""
+    assert dom0_replies.single_property(b"sys-net") == ""
     assert (dom0_replies.date(b"2026-06-30"), dom0_replies.date(b"soon")) == ("2026-06-30", None)

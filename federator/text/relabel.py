@@ -33,7 +33,8 @@ _RESERVED_PREFIX = "qubes_proxy_"
 # What dom0 says of qubes and pools: no qube may say that in its place.
 _OF_DOM0 = frozenset(
     {
-        *("qube_running", "qube_state", "qube_info", "qube_cpu_seconds_total", "qube_vcpus"),
+        *("qube_running", "qube_state", "qube_last_seen_running_timestamp_seconds", "qube_info"),
+        *("qube_cpu_seconds_total", "qube_stubdomain_cpu_seconds_total", "qube_vcpus"),
         *("qube_memory_assigned_bytes", "qube_memory_usable_bytes", "qube_memory_used_bytes", "qube_swap_used_bytes"),
         *("qube_volume_size_bytes", "qube_volume_usage_bytes"),
         *("qube_updates_available", "qube_os_eol_timestamp_seconds"),

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+One round of short calls to dom0: pools, volumes, properties and updates, one call after the other.
+
+Owns which calls a round has, and which of them are left out after refusals. Must not know when a round begins, nor how
+a call is made.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from federator import dom0_replies
+from federator.dom0_calls import Dom0Calls
+from federator.dom0_figures import Figures
+from federator.dom0_replies import (
+    END_OF_LIFE,
+    FEATURE,
+    INFO,
+    LIST,
+    POOL,
+    POOL_USAGE,
+    POOLS,
+    PRIVATE,
+    PROPERTIES,
+    PROPERTY,
+    ROOT,
+    UPDATES,
+    VOLUME,
+)
+from federator.errors import RefusedError, ScrapeError
+from federator.model import Dom0
+from federator.targets import DOM0
+
+# Between two short calls, so that they never come as a burst. A thousand calls take less than the usual interval.
+PAUSE_SECONDS = 0.2
+# What changes seldom is asked for again in so many rounds, or when the qube's state changed.
+SELDOM_ROUNDS = 12
+# Where dom0 refuses the same question for so many qubes in a row, its line is missing: it is not asked of the others.
+MAX_REFUSALS = 3
+
+# Qubes with an operating system of their own.
+_WITH_SYSTEM = frozenset({"TemplateVM", "StandaloneVM"})
+
+Question = tuple[str, str]  # a service and its argument
+
+
+class Rounds:
+    """What one round knows of those before it."""
+
+    def __init__(self, calls: Dom0Calls, figures: Figures) -> None:
+        self._calls = calls
+        self._figures = figures
+        self._number = 0
+        self._listed: Mapping[str, tuple[str, str]] = {}
+        # Of this round.
+        self._refusals: Counter[Question] = Counter()
+        self._asked: dict[str, float] = {}  # by service: seconds until it is asked again
+        self._failed: set[str] = set()
+
+    def forget(self) -> None:
+        """Begin anew: nothing was asked before."""
+        self._number, self._listed = 0, {}
+
+    async def ask(self, settings: Dom0, *, states_known: bool) -> None:
+        """Make all calls of one round. `states_known`: discovery tells the figures which qubes run."""
+        self._number += 1
+        self._refusals.clear()
+        self._asked.clear()
+        self._failed.clear()
+        if settings.storage:
+            await self._ask_pools(settings.interval)
+        if settings.asks_each_qube:
+            await self._ask_qubes(settings, states_known=states_known)
+        for service in self._asked.keys() - self._failed:
+            self._calls.note(service, None, self._asked[service])
+
+    async def _ask_pools(self, interval: float) -> None:
+        listed = await self._told(POOLS, DOM0, "", interval)
+        for pool in dom0_replies.pools(listed or b""):
+            info = await self._told(POOL, DOM0, pool, interval)
+            details = await self._told(POOL_USAGE, DOM0, pool, interval)
+            numbers = dom0_replies.numbers(info or b""), dom0_replies.numbers(details or b"")
+            self._figures.note_pool(pool, *numbers, _now(), interval)
+
+    async def _ask_qubes(self, settings: Dom0, *, states_known: bool) -> None:
+        listed = await self._listed_now(settings.interval)
+        if listed is None:
+            return
+        before, self._listed = self._listed, listed
+        self._figures.forget(before.keys() - listed.keys())
+        if not states_known:
+            for qube, (_, state) in listed.items():
+                self._figures.note_state(qube, state, _now(), settings.interval, time.time())
+        for qube, (of_class, state) in listed.items():
+            changed = before.get(qube) != (of_class, state) or self._number % SELDOM_ROUNDS == 1
+            if settings.properties and changed and of_class != "AdminVM":
+                await self._ask_properties(qube, of_class, SELDOM_ROUNDS * settings.interval)
+            for service, argument in _questions(settings, of_class):
+                answer = await self._told(service, qube, argument, settings.interval)
+                if answer is not None:
+                    self._note_answer(service, qube, argument, answer, settings.interval)
+
+    async def _listed_now(self, interval: float) -> dict[str, tuple[str, str]] | None:
+        """Class and state of each qube that dom0 shows; None where it does not answer, or not with a whole list."""
+        answer, error = await self._try(LIST, DOM0, "")
+        listed = None
+        if answer is not None:
+            try:
+                listed = dom0_replies.classes(answer)
+            except ScrapeError as cut:
+                error = cut
+        self._note(LIST, error, interval)
+        return listed
+
+    async def _ask_properties(self, qube: str, of_class: str, interval: float) -> None:
+        """All at once; or one by one, which tells the daemon's qube less, where dom0 refuses the other."""
+        answer, error = await self._try(PROPERTIES, qube, "")
+        if answer is not None:
+            told = dom0_replies.properties(answer)
+        elif error is None or isinstance(error, RefusedError):
+            told = await self._properties_one_by_one(qube, interval)
+        else:
+            told = {}
+        if told:
+            self._figures.note_properties(qube, of_class, told, _now(), interval)
+        if answer is not None or (error is not None and not told):
+            self._note(PROPERTIES, error, interval)
+        elif told:  # so the refusal is wanted
+            self._calls.forget(PROPERTIES)
+
+    async def _properties_one_by_one(self, qube: str, interval: float) -> dict[str, str]:
+        told: dict[str, str] = {}
+        for name in INFO:
+            answer, error = await self._try(PROPERTY, qube, name)
+            if answer is not None:
+                self._note(PROPERTY, error, interval)
+                told[name] = dom0_replies.single_property(answer)
+        return told
+
+    def _note_answer(self, service: str, qube: str, argument: str, answer: bytes, interval: float) -> None:
+        if service == VOLUME:
+            self._figures.note_volume(qube, argument, dom0_replies.numbers(answer), _now(), interval)
+        elif argument == END_OF_LIFE:
+            self._figures.note_eol(qube, dom0_replies.date(answer) or "", _now(), interval)
+        else:
+            self._figures.note_updates(qube, answer, _now(), interval)
+
+    async def _told(self, service: str, target: str, argument: str, interval: float) -> bytes | None:
+        """What dom0 answers; None where it does not, which is noted, or was not asked."""
+        answer, error = await self._try(service, target, argument)
+        if answer is not None or error is not None:
+            self._note(service, error, interval)
+        return answer
+
+    def _note(self, service: str, error: ScrapeError | None, interval: float) -> None:
+        """One failure counts for the whole round: else a line that is missing for some qubes would fill the log."""
+        self._asked[service] = interval
+        if error is not None:
+            self._failed.add(service)
+        if error is not None or not self._calls.fails(service):
+            self._calls.note(service, error, interval)
+
+    async def _try(self, service: str, target: str, argument: str) -> tuple[bytes | None, ScrapeError | None]:
+        """What dom0 answers, or why it does not; neither where it refused that too often in this round."""
+        question = service, "" if target == DOM0 else argument
+        if self._refusals[question] >= MAX_REFUSALS:
+            return None, None
+        await asyncio.sleep(PAUSE_SECONDS)
+        try:
+            answer = await self._calls.ask(service, target, argument)
+        except ScrapeError as failed:
+            self._refusals[question] += isinstance(failed, RefusedError)
+            return None, failed.bare()
+        self._refusals[question] = 0
+        return answer, None
+
+
+def _questions(settings: Dom0, of_class: str) -> Iterator[Question]:
+    """What is asked of one qube in each round."""
+    if settings.volumes and of_class != "AdminVM":
+        yield VOLUME, PRIVATE
+        if of_class in _WITH_SYSTEM:
+            yield VOLUME, ROOT
+    if settings.updates and (of_class in _WITH_SYSTEM or of_class == "AdminVM"):
+        yield FEATURE, UPDATES
+    if settings.updates and of_class in _WITH_SYSTEM:
+        yield FEATURE, END_OF_LIFE
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
