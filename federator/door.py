@@ -21,8 +21,8 @@ from federator.seldom import Seldom
 # Connections that wait to be accepted. Where there are more, the system drops one, and its client tries again after a
 # second.
 MAX_WAITING = 4096
-# So many are looked at in one turn. Most of a flood are closed at once, which takes some microseconds each.
-MAX_A_TURN = 512
+# So many are looked at in one turn: all that can wait. Most of a flood are closed at once, in some microseconds each.
+MAX_A_TURN = MAX_WAITING
 # An address opens so many at once, and then one in so many seconds. Prometheus keeps its one, a browser opens six.
 AT_ONCE = 128
 PACE_SECONDS = 0.005
