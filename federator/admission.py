@@ -8,7 +8,8 @@ Each page that is being made or sent costs memory, so there are few places, and 
 together. Requests for the same page share a place. One client cannot keep all others out, nor can a few: a client gets
 a place only while it has fewer than are free, which is half of them at first, and half of the rest for the next one.
 Bytes are shared out in a similar way: a client may have half of those that the others leave, and three quarters if it
-has one page.
+has one page. A page that several clients wait for counts for one of them: for the first, or for the last one that may
+have so much. So a client that asks for the same page as a greedy one is not refused with it.
 """
 
 from collections.abc import Hashable, Iterator
@@ -23,7 +24,7 @@ MAX_REQUESTS = 40
 
 @dataclass(slots=True)
 class Place:
-    """One page. `network`: of the client that came first. `size`: its bytes, or what may be expected."""
+    """One page. `network`: of the client that it counts for. `size`: its bytes, or what may be expected."""
 
     network: str
     size: int
@@ -55,7 +56,7 @@ class Admission:
             if of_network >= MAX_REQUESTS - len(self._places):
                 raise BusyError(f"{of_network} scrapes of this address are being served already")
             place = Place(network, 0)
-            self.resize(place, size)
+            self.resize(place, size, network)
             self._places[page] = place
         place.requests += 1
         try:
@@ -65,12 +66,12 @@ class Admission:
             if not place.requests:
                 del self._places[page]
 
-    def resize(self, place: Place, size: int) -> None:
-        """So many bytes it has. Raises BusyError where that is too much beside the others."""
+    def resize(self, place: Place, size: int, network: str) -> None:
+        """So many bytes it has, for a client of this network. Raises BusyError where that is too much for it."""
         others = [one for one in self._places.values() if one is not place and one.size]
-        of_network = sum(one.size for one in others if one.network == place.network)
+        of_network = sum(one.size for one in others if one.network == network)
         left = self.most_bytes - (sum(one.size for one in others) - of_network)
         # One page by itself is never too much: it has a limit of its own. The first one of a client may be large.
         if size and others and size + of_network > (left // 2 if of_network else left * 3 // 4):
             raise BusyError("the pages that are being sent take too much memory; see scrape.memory_limit")
-        place.size = size
+        place.network, place.size = network, size

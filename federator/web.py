@@ -209,7 +209,7 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
         async with served.making_for(request.remote or ""):
             started = asyncio.get_running_loop().time()
             page = served.pages.of(snapshot, served.reload, _of_dom0(request.query))
-            served.admission.resize(place, _size(await page.plain()))
+            served.admission.resize(place, _size(await page.plain()), network_of(request.remote or ""))
             encoded = await encode(request, page)
             # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
             scraper.cost.note(page_weight(snapshot.outcomes), asyncio.get_running_loop().time() - started)
@@ -273,7 +273,7 @@ async def _forward(request: web.Request) -> web.StreamResponse:
             _note_asked(served, request, asyncio.get_running_loop().time() - started, seconds)
         except ScrapeError as error:
             return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")
-        served.admission.resize(place, len(text))
+        served.admission.resize(place, len(text), network_of(request.remote or ""))
         sending = _send(request, *await encode(request, Page(at_once(text)), content_type))
         del text
         return await sending
@@ -363,12 +363,13 @@ async def _look(
     """What people see, and how it is sent to them. Those who look take no place of those who scrape."""
     served: Served = request.app[SERVED]
     try:
-        with served.looks.place(network_of(request.remote or ""), id(request)) as place:
+        network = network_of(request.remote or "")
+        with served.looks.place(network, id(request)) as place:
 
             async def send(answer: Answer) -> web.StreamResponse:
                 if answer.status == 304:  # without a body, which aiohttp 3.8 would end with a last chunk
                     return web.Response(status=304, headers=answer.headers)
-                served.looks.resize(place, len(answer.body))
+                served.looks.resize(place, len(answer.body), network)
                 return await _send(request, answer.headers, [answer.body])
 
             yield served.status, send

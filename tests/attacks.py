@@ -457,7 +457,7 @@ def scrape(world: World) -> str:
     seconds = time.monotonic() - started
     world.seen.seconds.append(seconds)
     if answer.status != 200:
-        return f"status {answer.status}"
+        return f"status {answer.status}: {body.decode(errors='replace').strip()}"
     if seconds > TIMEOUT:
         return f"late: {seconds:.1f} s"
     return incomplete(gzip.decompress(body).decode(), wall, world.honest)

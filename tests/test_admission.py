@@ -64,13 +64,28 @@ def test_one_address_leaves_bytes_for_others() -> None:
                 with pytest.raises(BusyError), admission.place("its friend", "e", 1):
                     pass
                 with pytest.raises(BusyError):
-                    admission.resize(first, 301)
+                    admission.resize(first, 301, "greedy")
                 with admission.place("honest", "f", 93):
                     pass
-                admission.resize(first, 100)
+                admission.resize(first, 100, "greedy")
                 with admission.place("honest", "f", 243):
                     pass
     assert len(admission) == 0
+
+
+def test_who_asks_for_the_page_of_a_greedy_client_is_not_refused_with_it() -> None:
+    """The page counts for who may have it; the greedy client is refused."""
+    admission = Admission(1000)
+    with admission.place("greedy", "a", 200), admission.place("greedy", "b") as shared:
+        with admission.place("honest", "b") as same:
+            assert same is shared
+            with pytest.raises(BusyError):
+                admission.resize(shared, 400, "greedy")
+            admission.resize(shared, 400, "honest")
+        with admission.place("greedy", "c", 1):
+            pass
+        with pytest.raises(BusyError), admission.place("honest", "d", 1):
+            pass
 
 
 def test_a_page_by_itself_is_never_too_large() -> None:
