@@ -641,8 +641,8 @@ async def test_a_page_that_is_refused_is_let_go(
     assert await asked() == b"HTTP/1.1 200 OK"
     resize = Admission.resize
 
-    def refuse(self: Admission, place: Place, size: int) -> None:
-        resize(self, place, size)
+    def refuse(self: Admission, place: Place, size: int, network: str) -> None:
+        resize(self, place, size, network)
         if place.requests:  # the page is made
             raise BusyError
 
