@@ -21,6 +21,7 @@ UP, DOWN = f"qubes_proxy_qube_up{{{QUBE}}} 1", f"qubes_proxy_qube_up{{{QUBE}}} 0
 NODE_UP, NODE_DOWN = f"qubes_proxy_exporter_up{{{NODE}}} 1", f"qubes_proxy_exporter_up{{{NODE}}} 0"
 TOOK_9_SECONDS = f"qubes_proxy_exporter_scrape_duration_seconds{{{NODE}}} 9"
 BUILD = "qubes_proxy_build_info 1"
+END = f"qube_os_eol_timestamp_seconds{{{QUBE}}}"
 
 
 def failure(reason: str) -> str:
@@ -33,6 +34,12 @@ def pool(kind: str, usage: str) -> list[str]:
     return [
         f'qubes_pool_{kind}{of}_bytes{{pool="vm-pool"}} {value}' for of, value in (("usage", usage), ("size", "100"))
     ]
+
+
+def states(present: str) -> list[str]:
+    """The states of a qube that is in this one."""
+    names = present, *({"Running", "Halted", "Crashed"} - {present})
+    return [f'qube_state{{{QUBE},state="{name}"}} {int(name == present)}' for name in names]
 
 
 # Alert: the series of a machine where it fires, with the labels of the first one, and of a machine where it does not.
@@ -63,20 +70,32 @@ CASES = [
         [f"qubes_proxy_exporter_scrape_lines_dropped{{{NODE}}} 1"],
         [f"qubes_proxy_exporter_scrape_lines_dropped{{{NODE}}} 0"],
     ),
+    (
+        "QubesDom0DoesNotAnswer",
+        ['qubes_proxy_dom0_up{call="admin.pool.List"} 0'],
+        ['qubes_proxy_dom0_up{call="admin.pool.List"} 1'],
+    ),
     ("QubesPoolFilling", pool("", "86"), pool("", "84")),
     ("QubesPoolFilling", pool("metadata_", "86") + pool("", "9"), pool("metadata_", "84") + pool("", "9")),
     ("QubesPoolNearlyFull", pool("", "96"), pool("", "94")),
     ("QubesPoolNearlyFull", pool("metadata_", "96") + pool("", "9"), pool("metadata_", "94") + pool("", "9")),
     ("QubesPoolFullSoon", pool("", "51+0.1"), pool("", "51")),
     ("QubesPoolFullSoon", pool("", "51+0.1"), pool("", "1+0.1")),
-    ("QubeCrashed", [f'qube_state{{{QUBE},state="Crashed"}} 1'], [f'qube_state{{{QUBE},state="Crashed"}} 0']),
-    ("QubeCrashed", [f'qube_state{{{QUBE},state="Crashed"}} 1'], [f'qube_state{{{QUBE},state="Halted"}} 1']),
+    ("QubesPoolFullSoon", pool("metadata_", "51+0.1") + pool("", "9"), pool("metadata_", "51") + pool("", "9")),
+    ("QubesPoolFullSoon", pool("metadata_", "51+0.1") + pool("", "9"), pool("metadata_", "1+0.1") + pool("", "9")),
+    ("QubeCrashed", states("Crashed"), states("Running")),
+    ("QubeCrashed", states("Crashed"), states("Halted")),
+    ("QubeUpdatesWait", [f"qube_updates_available{{{QUBE}}} 1"], [f"qube_updates_available{{{QUBE}}} 0"]),
+    ("QubeUpdatesWait", [f"qube_updates_available{{{QUBE}}} 1"], [f"qube_updates_available{{{QUBE}}} 0 1"]),
+    # promtool begins in 1970.
+    ("QubeEndOfUpdates", [f"{END} {29 * 86400}"], [f"{END} {31 * 86400}"]),
+    ("QubeEndOfUpdates", [f"{END} 0"], [f"{END} {31 * 86400}"]),
 ]
 
 
 def stored(line: str, machine: str, *, relabelled: bool) -> tuple[str, dict[str, str], str]:
     """Name, labels and value of a series of the page, as Prometheus stores it."""
-    found = re.fullmatch(r"(\w+)(?:{(.*)})? (\S+)", line)
+    found = re.fullmatch(r"(\w+)(?:{(.*)})? (.+)", line)
     assert found
     own = dict(re.findall(r'(\w+)="([^"]*)"', found[2] or ""))
     labels = {"instance": f"{machine}:8199", "job": "qubes", "machine": machine, **own}
