@@ -22,6 +22,7 @@ from typing import Generic, Protocol, TypeVar, cast
 from federator import reasons
 from federator.budget import Budget
 from federator.errors import ScrapeError
+from federator.mishap import Caught
 from federator.model import Callee, Endpoint, Qrexec
 from federator.wire import Wire
 
@@ -360,22 +361,17 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
         """Bytes of the qube, or of the client on its behalf."""
         if self._error is not None or self._ending is not None:
             return
-        try:
-            if fd == 2:
-                self._stderr.take(data)
-            else:
-                self._spoke = True
-                answers = self._wire.receive(data)
-                self.count_held()
-                self._pass_on(answers)
-        except ScrapeError as error:
-            self.end(error.bare())
-        except MemoryError as error:  # the wire may have a hole now
-            self.end(reasons.too_much_at_once())
-            self._loop.call_exception_handler({"message": "no memory for a text", "exception": error})
-        except Exception:  # a bug of ours: it must not leave anybody waiting for this call
-            log.exception("bug in a call", extra={"qube": self._callee.name})
-            self.end(reasons.bug())
+        with Caught("bug in a call", self.end, qube=self._callee.name):  # the wire may have a hole then
+            try:
+                if fd == 2:
+                    self._stderr.take(data)
+                else:
+                    self._spoke = True
+                    answers = self._wire.receive(data)
+                    self.count_held()
+                    self._pass_on(answers)
+            except ScrapeError as error:
+                self.end(error.bare())
 
     def _pass_on(self, answers: Sequence[A]) -> None:
         if self._wire.greeted:
@@ -406,13 +402,9 @@ class Call(asyncio.SubprocessProtocol, Generic[A]):
             return
         status = self._transport.get_returncode()
         if status == 0 and self._ending is None:
-            try:
+            with Caught("bug in a call", self.end, qube=self._callee.name):
                 if answers := self._wire.end_of_output():
                     self._pass_on(answers)
                     self.end()
                     return
-            except Exception:  # a bug of ours: see pipe_data_received
-                log.exception("bug in a call", extra={"qube": self._callee.name})
-                self.end(reasons.bug())
-                return
         self.end(reasons.call_ended(status, self._stderr.last_words, self._callee, self._wire, spoke=self._spoke))

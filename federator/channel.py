@@ -135,8 +135,8 @@ class Channel:
             await self._keep_pace(part)
             deadline.begin(asyncio.get_running_loop().time())
             await self._ask(part)
-        except Exception:
-            part.tell_all(part.owed.copy(), reasons.bug())
+        except Exception as failed:
+            part.tell_all(part.owed.copy(), reasons.of_ours(failed))
             raise
         finally:
             part.tell_all(part.owed.copy(), reasons.not_its_turn(self.qube.name))

@@ -6,21 +6,20 @@ Owns what may be passed on of it. Must not know HTTP, nor how a qube is reached.
 """
 
 import asyncio
-import logging
 from dataclasses import dataclass
+from functools import partial
 
 from federator import reasons
 from federator.counters import Counters
 from federator.errors import ExpositionError, HttpError, ScrapeError, shown
 from federator.fleet import Fleet
+from federator.mishap import Caught
 from federator.model import Answer, Endpoint, Outcome, Qube, Target
 from federator.request import Deadline, Request
 from federator.scrape import deadline_of
 from federator.statelog import StateLog
 from federator.targets import RUNNING
 from federator.text.content_type import exposition_type, is_cut
-
-log = logging.getLogger(__name__)
 
 
 class Forwarder:
@@ -88,10 +87,8 @@ class Forwarder:
         max_body = self._fleet.config.scrape.limits.body_size
         request = Request([target.exporter.endpoint], asking.deadline, max_body, tell, gives_way=True)
         try:
-            await self._fleet.channel(qube.name).ask(request)
-        except Exception:  # a bug of ours: it costs this fetch, and no other
-            log.exception("bug in asking a qube", extra={"qube": qube.name})
-            tell(target.exporter.endpoint, reasons.bug())
+            with Caught("bug in asking a qube", partial(tell, target.exporter.endpoint), qube=qube.name):
+                await self._fleet.channel(qube.name).ask(request)
         finally:
             if self._askings.get(target) is asking:
                 del self._askings[target]  # the answer is for those who wait, and for nobody else

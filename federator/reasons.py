@@ -121,6 +121,18 @@ def bug() -> ClosedError:
     return ClosedError("a bug in the proxy; its log has the details, please report them")
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Is it that, and nothing else? Tasks that end together put it into groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(MemoryError)[1] is None
+    return isinstance(error, MemoryError)
+
+
+def of_ours(error: BaseException, bug_is: type[ScrapeError] = ClosedError) -> ScrapeError:
+    """No fault of the qube: see mishap.py."""
+    return too_much_at_once() if is_lack_of_memory(error) else bug_is(str(bug()))
+
+
 def not_started(program: str, why: str | None) -> ClosedError:
     """The system does not start the client, or the local service."""
     return ClosedError(f"{program} cannot be started: {why}")

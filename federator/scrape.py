@@ -10,15 +10,15 @@ without it.
 """
 
 import asyncio
-import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Container, Iterable
 from dataclasses import replace
+from functools import partial
 from weakref import WeakValueDictionary
 
-from federator import reasons
+from federator import mishap, reasons
 from federator.asking import Asking, TextBeingRead, Told, fit_on_page
 from federator.channel import Channel
 from federator.cost import PageCost
@@ -26,6 +26,7 @@ from federator.counters import Counters
 from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
 from federator.fleet import Fleet
 from federator.history import History
+from federator.mishap import Caught
 from federator.model import Answer, Endpoint, Outcome, Qube, QubeOutcome, Reading, Scrape, Snapshot, Target
 from federator.request import Deadline, Request, Tell
 from federator.scheduler import Scheduler
@@ -42,8 +43,6 @@ MAX_PATIENCE = 2.0
 LEAST_SECONDS = 3.0
 # While a scrape waits, it looks at least so often whether the page that is to be made became larger.
 WATCH_SECONDS = 0.05
-
-log = logging.getLogger(__name__)
 
 
 def budget(untrusted_header: str | None, settings: Scrape) -> float:
@@ -220,12 +219,9 @@ class Scraper:
                     self.fleet.forget_text(target)
                     asking.add(Outcome(target=target, seconds=seconds, error=result))
 
-            try:
+            with Caught("bug in asking a qube", partial(self._add_missing, asking), qube=asking.qube.name):
                 max_body = self.fleet.config.scrape.limits.body_size
                 await _ask_all(channel, asking, max_body, tell)
-            except Exception:  # a bug of ours: it costs this scrape of this qube, and no other
-                log.exception("bug in asking a qube", extra={"qube": asking.qube.name})
-                self._add_missing(asking, reasons.bug())
             # The qube's time ends with its last answer; that we take turns in reading it is not its fault.
             answered = loop.time()
         self.fleet.forget_if_gone(asking.targets)
@@ -251,13 +247,9 @@ class Scraper:
             error = failed.bare()
         except TimeoutError:
             error = reasons.read_too_late()
-        except MemoryError as failed:
-            error = reasons.too_much_at_once()
-            asyncio.get_running_loop().call_exception_handler({"message": "no memory to read", "exception": failed})
-        except Exception:
-            # A bug of ours. It is shown as one; but a text that can trigger it must not cost the others their page.
-            log.exception("bug in reading an exposition", extra={"qube": target.qube, "exporter": target.exporter.name})
-            error = ExpositionError(str(reasons.bug()))
+        except Exception as failed:  # noqa: BLE001 - a text that can trigger it must not cost the others their page
+            error = reasons.of_ours(failed, ExpositionError)
+            mishap.tell("bug in reading an exposition", failed, qube=target.qube, exporter=target.exporter.name)
         if error is not None:
             self.fleet.forget_text(target)
         asking.add(_outcome(target, seconds, answer, reading, error))

@@ -172,8 +172,8 @@ class Slot:
             if call is not None and not self._keeps(call, endpoints, request):
                 self._failed(call, reasons.late(self._caller.callee.name), endpoints, request)
             raise
-        except BaseException:  # a bug of ours: nobody knows what the service would say next
-            self.drop(reasons.bug())
+        except BaseException as failed:  # no fault of the qube; but nobody knows what the service would say next
+            self.drop(reasons.of_ours(failed))
             raise
         else:
             if call is self._call:

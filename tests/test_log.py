@@ -15,6 +15,7 @@ from tests.standin.qubes import Qubes
 
 PAGE = (ROOT / "docs" / "log.md").read_text(encoding="utf-8")
 LEVELS = {"debug": "debug", "note": "debug", "info": "info", "warning": "warn", "error": "error", "exception": "error"}
+LEVELS |= {"Caught": "error", "tell": "error"}
 # What a placeholder in an event stands for.
 STANDS_FOR = {"%s is down": ("qube is down", "exporter is down"), "%s is back": ("qube is back", "exporter is back")}
 # What `connections` makes of a record before it is written.
@@ -28,12 +29,12 @@ def documented() -> dict[tuple[str, str], set[str]]:
 
 
 def is_logger(function: ast.expr) -> bool:
-    """`log.info`, `self._log.info`, and `note`, which writes at debug."""
+    """`log.info`, `self._log.info`; `note`, which writes at debug; `Caught` and `mishap.tell`, which write errors."""
     if isinstance(function, ast.Attribute):
         owner = function.value
         name = owner.attr if isinstance(owner, ast.Attribute) else owner.id if isinstance(owner, ast.Name) else ""
-        return name.strip("_") == "log" and function.attr in LEVELS
-    return isinstance(function, ast.Name) and function.id == "note"
+        return name.strip("_") in {"log", "mishap"} and function.attr in LEVELS
+    return isinstance(function, ast.Name) and function.id in {"note", "Caught"}
 
 
 def logged() -> dict[tuple[str, str], tuple[set[str], str]]:
@@ -47,8 +48,8 @@ def logged() -> dict[tuple[str, str], tuple[set[str], str]]:
             event = node.args[0]
             if not (isinstance(event, ast.Constant) and isinstance(event.value, str)):
                 continue  # what asyncio says of a bug; and `note` itself
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else "note"
-            fields = {word.arg for word in node.keywords if name == "note" and word.arg}
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+            fields = {word.arg for word in node.keywords if name in {"note", "Caught", "tell"} and word.arg}
             for word in node.keywords:
                 if word.arg == "extra" and isinstance(word.value, ast.Dict):
                     keys = (key.value for key in word.value.keys if isinstance(key, ast.Constant))

@@ -3,7 +3,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Collection, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ from federator.errors import (
 )
 from federator.fleet import Fleet
 from federator.model import Answer, CallState, Outcome, Reading, Scrape
+from federator.pace import Pace
 from federator.request import Request
 from federator.scrape import LEAST_SECONDS, Scraper, budget, deadline_of
+from federator.slot import Slot
 from federator.statelog import StateLog
 from federator.text.exposition import Reader
+from federator.unexpected import Unexpected
 from federator.wire import Version2
 from tests.helpers import SERVICE, Clock, soon
 from tests.parts import PATIENCE_SECONDS, Exporter, eventually, free_port, toml
@@ -296,6 +299,39 @@ async def test_a_lack_of_memory_costs_one_target(
     assert "scrape.memory_limit" in str(outcomes["a"].error)
     assert outcomes["b"].reading is not None
     assert [type(context["exception"]) for context in told] == [MemoryError]
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Channel, "ask"), (Pace, "reserve"), (Slot, "ask"), (Version2, "ask")])
+async def test_a_lack_of_memory_in_asking_costs_one_qube(
+    scraper: MakeScraper,
+    exporter: MakeExporter,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    owner: type,
+    name: str,
+) -> None:
+    """It was a bug of ours, with a traceback; it is one line, and the same reason as where a text is read."""
+    of = scraper({"work": {"a": exporter(b"a 1\n").port}, "personal": {"b": exporter(b"b 1\n").port}})
+    port, loop, work = of.fleet.targets[0].exporter.endpoint, asyncio.get_running_loop(), getattr(owner, name)
+
+    def without_memory(self: Any, *words: Any, **more: Any) -> Any:
+        said = [*words, *more.values()]
+        if any(port in (getattr(one, "owed", None) or (one if isinstance(one, Collection) else ())) for one in said):
+            raise MemoryError
+        return work(self, *words, **more)
+
+    loop.set_exception_handler(Unexpected([]).handle)
+    with monkeypatch.context() as short:
+        short.setattr(owner, name, without_memory)
+        outcomes = await collect(of)
+    loop.set_exception_handler(None)
+    assert "scrape.memory_limit" in str(outcomes["a"].error)
+    assert outcomes["b"].reading is not None
+    (told,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert told.getMessage().startswith("memory is short")
+    assert told.exc_info is None
+    of.fleet.channel("work").forget()
+    assert (await collect(of))["a"].reading is not None
 
 
 async def test_an_unexpected_exception_in_the_middle_of_a_call_ends_that_call(
