@@ -29,6 +29,7 @@ class Unexpected:
     def __init__(self, budgets: Collection[Budget]) -> None:
         self._budgets = budgets
         self._seldom = Seldom(TOLD_SECONDS)
+        self._gone = Seldom(TOLD_SECONDS)
 
     def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """See asyncio's `loop.set_exception_handler`."""
@@ -38,6 +39,7 @@ class Unexpected:
             for budget in self._budgets:
                 budget.shed()
         if says_client_is_gone(error):
+            self._note_gone()
             return
         times = self._seldom.again()
         if times is None:
@@ -46,3 +48,8 @@ class Unexpected:
             log.error("memory is short, and the texts of this moment are let go; see scrape.memory_limit")
         else:
             log.error(context.get("message", "bug"), exc_info=error, extra={"suppressed": times})
+
+    def _note_gone(self) -> None:
+        times = self._gone.again()
+        if times is not None:
+            log.debug("a client was gone before its connection was served", extra={"suppressed": times})

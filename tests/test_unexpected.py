@@ -3,6 +3,7 @@
 
 import asyncio
 import gc
+import logging
 from unittest.mock import Mock
 
 import pytest
@@ -58,17 +59,42 @@ async def test_a_bug_is_told_with_its_traceback(caplog: pytest.LogCaptureFixture
 
 async def test_a_client_that_is_gone_at_once_is_no_bug(caplog: pytest.LogCaptureFixture) -> None:
     """The HTTP library starts a task for a connection; where it is reset before the task runs, the task fails."""
+    caplog.set_level(logging.DEBUG, "federator")
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(Unexpected([]).handle)
+    runner = web.AppRunner(web.Application())
+    await runner.setup()
+    assert runner.server is not None
+    connections = [runner.server() for _ in range(10)]
+    for connection in connections:
+        connection.connection_made(Mock(asyncio.Transport))
+        connection.connection_lost(None)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    del connection, connections
+    gc.collect()
+    await runner.cleanup()
+    loop.set_exception_handler(None)
+    # The newest ones do not fail at this any more, with Python 3.12: they begin the task at once.
+    assert [record.levelname for record in caplog.records] in ([], ["DEBUG"])
+
+
+async def test_other_assertions_of_the_http_library_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    """They were dropped without a word. This client is there."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(Unexpected([]).handle)
     runner = web.AppRunner(web.Application())
     await runner.setup()
     assert runner.server is not None
     connection = runner.server()
-    connection.connection_made(Mock(asyncio.Transport))
-    connection.connection_lost(None)
-    for _ in range(3):
-        await asyncio.sleep(0)
+    connection.transport = Mock(asyncio.Transport)
+    connection._manager = None  # noqa: SLF001 - so that an assertion fails
+    task = loop.create_task(connection.start())
+    await asyncio.wait({task})
+    del task, connection
     gc.collect()
     await runner.cleanup()
     loop.set_exception_handler(None)
-    assert not caplog.records
+    (record,) = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is AssertionError
