@@ -32,10 +32,11 @@ class Place:
 
 
 class Admission:
-    """The places, of which requests take one each, or share one."""
+    """The places, of which requests take one each, or share one. `remedy`: for who is refused by the bytes."""
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, remedy: str = "see scrape.memory_limit") -> None:
         self.most_bytes = most_bytes  # may change at any time
+        self._remedy = remedy
         self._places: dict[Hashable, Place] = {}
 
     def __len__(self) -> int:
@@ -51,10 +52,10 @@ class Admission:
         place = self._places.get(page)
         if place is None:
             if len(self._places) >= MAX_REQUESTS:
-                raise BusyError(f"{MAX_REQUESTS} scrapes are being served already")
+                raise BusyError(f"{MAX_REQUESTS} requests are being served already")
             of_network = sum(one.network == network for one in self._places.values())
             if of_network >= MAX_REQUESTS - len(self._places):
-                raise BusyError(f"{of_network} scrapes of this address are being served already")
+                raise BusyError(f"{of_network} requests of this address are being served already")
             place = Place(network, 0)
             self.resize(place, size, network)
             self._places[page] = place
@@ -73,5 +74,5 @@ class Admission:
         left = self.most_bytes - (sum(one.size for one in others) - of_network)
         # One page by itself is never too much: it has a limit of its own. The first one of a client may be large.
         if size and others and size + of_network > (left // 2 if of_network else left * 3 // 4):
-            raise BusyError("the pages that are being sent take too much memory; see scrape.memory_limit")
+            raise BusyError(f"the pages that are being sent take too much memory; {self._remedy}")
         place.network, place.size = network, size

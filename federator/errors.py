@@ -6,7 +6,7 @@ Every exception raised on purpose. Anything else is a bug of ours: it is not cau
         StartError           the daemon cannot start: no such program, port in use
         ConfigError          "FILE: key.path: what is wrong; what to do"
         StoppingError        the daemon is being stopped while somebody waits for a scrape
-        BusyError            as many scrapes as may be are being served already
+        BusyError            as many requests as may be are being served already
         HandshakeError       a client failed at TLS
         ScrapeError          one target or qube failed; the page stands
             RefusedError              qrexec refused the call

@@ -74,7 +74,7 @@ class Served:
     own_name: str = ""
     reload: Reload = field(default_factory=lambda: Reload(successful=True, at=time.time()))
     requests: RequestLog = field(default_factory=RequestLog)
-    looks: Admission = field(default_factory=lambda: Admission(LOOKS_BYTES))
+    looks: Admission = field(default_factory=lambda: Admission(LOOKS_BYTES, remedy="try again"))
     status: Status = field(init=False)
     _making: WeakValueDictionary[str, asyncio.Lock] = field(default_factory=WeakValueDictionary)  # by network
 
@@ -178,13 +178,10 @@ async def _place(request: web.Request, size: int = 0) -> AsyncIterator[tuple[Ser
     started = loop.time()
     # Requests of one moment for the same page get the same one.
     page = (request.path, frozenset(request.query.items()), int(started / SHARE_SECONDS))
-    try:
-        with served.admission.place(network_of(request.remote or ""), page, size) as place:
-            # A dom0 that is silent must not make the page late.
-            await served.fleet.refresh(_seconds_left(request, started, served.fleet.config.scrape) / 4)
-            yield served, place, started
-    except (BusyError, StoppingError) as error:
-        raise web.HTTPServiceUnavailable(text=f"{error}\n") from None
+    with served.admission.place(network_of(request.remote or ""), page, size) as place:
+        # A dom0 that is silent must not make the page late.
+        await served.fleet.refresh(_seconds_left(request, started, served.fleet.config.scrape) / 4)
+        yield served, place, started
 
 
 def _seconds_left(request: web.Request, started: float, settings: Scrape) -> float:
@@ -362,19 +359,16 @@ async def _look(
 ) -> AsyncIterator[tuple[Status, Callable[[Answer], Awaitable[web.StreamResponse]]]]:
     """What people see, and how it is sent to them. Those who look take no place of those who scrape."""
     served: Served = request.app[SERVED]
-    try:
-        network = network_of(request.remote or "")
-        with served.looks.place(network, id(request)) as place:
+    network = network_of(request.remote or "")
+    with served.looks.place(network, id(request)) as place:
 
-            async def send(answer: Answer) -> web.StreamResponse:
-                if answer.status == 304:  # without a body, which aiohttp 3.8 would end with a last chunk
-                    return web.Response(status=304, headers=answer.headers)
-                served.looks.resize(place, len(answer.body), network)
-                return await _send(request, answer.headers, [answer.body])
+        async def send(answer: Answer) -> web.StreamResponse:
+            if answer.status == 304:  # without a body, which aiohttp 3.8 would end with a last chunk
+                return web.Response(status=304, headers=answer.headers)
+            served.looks.resize(place, len(answer.body), network)
+            return await _send(request, answer.headers, [answer.body])
 
-            yield served.status, send
-    except BusyError:
-        raise web.HTTPServiceUnavailable(text="too many people look at the status at one time; try again\n") from None
+        yield served.status, send
 
 
 async def _front(request: web.Request) -> web.StreamResponse:
@@ -456,6 +450,11 @@ async def _counted(request: web.Request, handler: Handler) -> web.StreamResponse
             *paths, last = [route.path for route in ROUTES]
             return web.Response(status=404, text=f"there is {', '.join(paths)} and {last}\n")
         return _without_traceback(refusal)
+    except (BusyError, StoppingError) as error:
+        # Here, and not where the place is given back: a generator of contextlib that raises another exception holds
+        # the first one, with a page in its frames, until the garbage collector comes: so it was seen with Python 3.13.
+        code = 503
+        return web.Response(status=503, text=f"{error}\n")
     except MemoryError as error:
         code = 503
         # unexpected.py tells it once for all who share the page, and lets go of what it can.

@@ -38,7 +38,7 @@ def test_a_few_clients_leave_places_for_others() -> None:
         for number in range(5):
             stack.enter_context(admission.place(f"honest {number}", number))
         assert len(admission) == MAX_REQUESTS
-        with pytest.raises(BusyError, match=f"{MAX_REQUESTS} scrapes"), admission.place("other", "more"):
+        with pytest.raises(BusyError, match=f"{MAX_REQUESTS} requests"), admission.place("other", "more"):
             pass
     assert len(admission) == 0
 

@@ -218,7 +218,7 @@ async def test_many_who_look_do_not_keep_a_scraper_out(client: Client, monkeypat
     served.looks.most_bytes = 10
     with served.looks.place("127.0.0.1", "somebody", 10):
         answer, body = await asked(client, "/")
-        assert (answer.status, b"too many people" in body) == (503, True)
+        assert (answer.status, b"try again" in body) == (503, True)
         assert (await asked(client, "/metrics"))[0].status == 200
     assert len(served.looks) == 0
 
