@@ -7,6 +7,7 @@ done, nor how a page is made.
 """
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
@@ -50,7 +51,7 @@ FORWARD_STATUSES = {"refused": 403, "no_service": 403, "not_running": 403, "time
 # HOST:PORT as Prometheus takes it for a target, or HOST where the port is HTTP's own; a Host header may hold anything.
 _HOST = re.compile(r"((?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]))(:[0-9]{1,5})?")
 
-# Pages for people, that are being sent at one time. 200 qubes make one of some 450 kB.
+# What is sent at one time of all that asks no qube. 200 qubes make a page for people of some 450 kB.
 LOOKS_BYTES = 8 << 20
 
 # The one path that is open to everybody.
@@ -289,28 +290,33 @@ def _forwarded(query: MultiMapping[str], fleet: Fleet) -> Target:
     return target
 
 
-async def _discover(request: web.Request) -> web.Response:
+async def _discover(request: web.Request) -> web.StreamResponse:
     """As upstream's proxy answers it: the qubes that run, of those that are scraped."""
-    fleet = await _patiently_refreshed(request)
-    if not fleet.knows_states:
-        raise web.HTTPServiceUnavailable(text="dom0 does not say which qubes run; the log says why\n")
-    names = [qube.name for qube in fleet.qubes if fleet.state(qube) == RUNNING]
-    return web.json_response([{"targets": names}])
+    async with _look(request) as (served, send):
+        fleet = await _patiently_refreshed(served.fleet)
+        if not fleet.knows_states:
+            raise web.HTTPServiceUnavailable(text="dom0 does not say which qubes run; the log says why\n")
+        names = [qube.name for qube in fleet.qubes if fleet.state(qube) == RUNNING]
+        return await send(_json([{"targets": names}]))
 
 
-async def _sd(request: web.Request) -> web.Response:
+async def _sd(request: web.Request) -> web.StreamResponse:
     """Prometheus keeps the last list where this fails, and drops what is not on it: so fail if and only if not sure."""
-    fleet = await _patiently_refreshed(request)
-    if not fleet.knows_targets:
-        raise web.HTTPServiceUnavailable(text="dom0 has not said yet which qubes run; the log says why\n")
-    return web.json_response(service_discovery(fleet.targets, _own_address(request)))
+    async with _look(request) as (served, send):
+        fleet = await _patiently_refreshed(served.fleet)
+        if not fleet.knows_targets:
+            raise web.HTTPServiceUnavailable(text="dom0 has not said yet which qubes run; the log says why\n")
+        return await send(_json(service_discovery(fleet.targets, _own_address(request))))
 
 
-async def _patiently_refreshed(request: web.Request) -> Fleet:
-    fleet: Fleet = request.app[SERVED].fleet
+async def _patiently_refreshed(fleet: Fleet) -> Fleet:
     seconds = fleet.config.scrape.timeout
     await fleet.refresh(seconds, patience=seconds)
     return fleet
+
+
+def _json(said: object) -> Answer:
+    return Answer({"Content-Type": "application/json; charset=utf-8"}, json.dumps(said).encode())
 
 
 def _own_address(request: web.Request) -> str:
@@ -340,9 +346,10 @@ async def encode(
     return headers, await page.plain()
 
 
-async def _metrics_proxy(request: web.Request) -> web.Response:
-    headers, pieces = await encode(request, Page(at_once(request.app[SERVED].counters.page())))
-    return web.Response(body=b"".join(pieces), headers=headers)
+async def _metrics_proxy(request: web.Request) -> web.StreamResponse:
+    async with _look(request) as (served, send):
+        headers, pieces = await encode(request, Page(at_once(served.counters.page())))
+        return await send(Answer(headers, b"".join(pieces)))
 
 
 async def _healthy(_: web.Request) -> web.Response:
@@ -356,8 +363,8 @@ async def _ready(_: web.Request) -> web.Response:
 @asynccontextmanager
 async def _look(
     request: web.Request,
-) -> AsyncIterator[tuple[Status, Callable[[Answer], Awaitable[web.StreamResponse]]]]:
-    """What people see, and how it is sent to them. Those who look take no place of those who scrape."""
+) -> AsyncIterator[tuple[Served, Callable[[Answer], Awaitable[web.StreamResponse]]]]:
+    """A place to look at what is known, and how that is sent. Those who look take no place of those who scrape."""
     served: Served = request.app[SERVED]
     network = network_of(request.remote or "")
     with served.looks.place(network, id(request)) as place:
@@ -368,32 +375,34 @@ async def _look(
             served.looks.resize(place, len(answer.body), network)
             return await _send(request, answer.headers, [answer.body])
 
-        yield served.status, send
+        yield served, send
 
 
 async def _front(request: web.Request) -> web.StreamResponse:
     links = [(route.path, route.purpose) for route in ROUTES if "{" not in route.path]
-    async with _look(request) as (status, send):
+    async with _look(request) as (served, send):
         known_tag = request.headers.get("If-None-Match", "")
-        return await send(await status.front(request.query, _own_address(request), links, known_tag))
+        return await send(await served.status.front(request.query, _own_address(request), links, known_tag))
 
 
 async def _qube(request: web.Request) -> web.StreamResponse:
-    async with _look(request) as (status, send):
-        answer = status.near(request.match_info["name"], _own_address(request))
+    async with _look(request) as (served, send):
+        answer = served.status.near(request.match_info["name"], _own_address(request))
         if answer is None:
             raise web.HTTPNotFound(text="there is no such qube; / lists those that there are\n")
         return await send(answer)
 
 
 async def _targets(request: web.Request) -> web.StreamResponse:
-    async with _look(request) as (status, send):
-        return await send(await status.targets(_own_address(request)))
+    async with _look(request) as (served, send):
+        return await send(await served.status.targets(_own_address(request)))
 
 
 async def _static(request: web.Request) -> web.StreamResponse:
-    async with _look(request) as (status, send):
-        return await send(status.static(request.path.rpartition("/")[2], request.headers.get("If-None-Match", "")))
+    async with _look(request) as (served, send):
+        return await send(
+            served.status.static(request.path.rpartition("/")[2], request.headers.get("If-None-Match", ""))
+        )
 
 
 ROUTES = (

@@ -209,15 +209,18 @@ async def test_a_password_is_asked_for(
     await served.fleet.close()
 
 
-async def test_many_who_look_do_not_keep_a_scraper_out(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["/", "/metrics/proxy", "/sd", "/discover"])
+async def test_many_who_look_do_not_keep_a_scraper_out(
+    client: Client, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     """They have places of their own."""
     monkeypatch.setattr("federator.admission.MAX_REQUESTS", 0)
-    assert (await asked(client, "/"))[0].status == 503
+    assert (await asked(client, path))[0].status == 503
     monkeypatch.undo()
     served: Served = client.app[SERVED]
     served.looks.most_bytes = 10
     with served.looks.place("127.0.0.1", "somebody", 10):
-        answer, body = await asked(client, "/")
+        answer, body = await asked(client, path)
         assert (answer.status, b"try again" in body) == (503, True)
         assert (await asked(client, "/metrics"))[0].status == 200
     assert len(served.looks) == 0

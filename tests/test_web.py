@@ -5,19 +5,21 @@ import asyncio
 import gzip
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
+from aiohttp.web import StreamResponse
 
 from federator import config, host
 from federator.counters import Counters
 from federator.page import Page
 from federator.text.content_type import TEXT_FORMAT
 from federator.unexpected import Unexpected
-from federator.web import Served, application
+from federator.web import SERVED, Served, application
 from tests.helpers import soon
 from tests.parts import PATIENCE_SECONDS, Exporter, eventually, free_port, toml
 
@@ -236,6 +238,32 @@ async def test_a_scraper_that_never_reads_is_cut_off(
     async with client.get("/metrics") as answer:
         assert len(await answer.read()) > 12_000_000
     await served.fleet.close()
+
+
+@pytest.mark.parametrize("path", ["/metrics/proxy", "/sd", "/discover"])
+async def test_what_asks_no_qube_is_sent_for_a_while_too(
+    client: Client, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """It was sent until the connection was cut as an idle one; and while it is sent, it takes no place of a scrape."""
+    served: Served = client.app[SERVED]
+    sending, write = asyncio.Event(), StreamResponse.write
+
+    async def unread(self: StreamResponse, data: bytes) -> None:
+        await write(self, data)
+        sending.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(StreamResponse, "write", unread)
+    monkeypatch.setattr("federator.web.SEND_SECONDS", 0.3)
+    reader, writer = await asyncio.open_connection(client.host, client.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await sending.wait()
+        assert (len(served.looks), len(served.admission)) == (1, 0)
+        with suppress(ConnectionError):
+            await reader.read()
+    await soon("its place is free", lambda: not len(served.looks))
+    writer.close()
 
 
 async def test_the_pages_of_one_client_are_made_one_after_the_other(
