@@ -203,6 +203,9 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
         seconds = _seconds_left(request, came, served.fleet.config.scrape)
         served.dom0.somebody_scrapes(served.fleet.states)
         snapshot = await scraper.collect(wanted(request.query, served.fleet.targets), seconds)
+        # What was expected knows neither the first scrape nor an exporter that is not for the page.
+        expected = sum(outcome.page_size for outcome in snapshot.outcomes)
+        served.admission.resize(place, expected, network_of(request.remote or ""))
         _note_asked(served, request, snapshot.seconds, snapshot.allowed)
         async with served.making_for(request.remote or ""):
             started = asyncio.get_running_loop().time()

@@ -266,6 +266,38 @@ async def test_what_asks_no_qube_is_sent_for_a_while_too(
     writer.close()
 
 
+async def test_a_page_of_unknown_size_is_refused_before_it_is_made(
+    aiohttp_client: Callable[..., Any],
+    exporter: Callable[[bytes], Exporter],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before the first scrape, and for an exporter that is not for the page: it was made beside those being sent."""
+    host.watch_children()
+    ports = {name: exporter(b'm{filler="%s"} 1\n' % (b"x" * 3000)).port for name in ("node", "own")}
+    text = toml({"work": ports}, transport="local")
+    text = text.replace(f'"own" = {ports["own"]}', f'"own" = {{ port = {ports["own"]}, page = false }}')
+    served = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
+    client = await aiohttp_client(application(served))
+    made: list[Page] = []
+    plain = Page.plain
+
+    async def noted(self: Page) -> Sequence[bytes]:
+        made.append(self)
+        return await plain(self)
+
+    monkeypatch.setattr(Page, "plain", noted)
+    served.admission.most_bytes = 30_000
+    with served.admission.place("another", "page", 27_000):
+        for query in ("", "?exporter=own"):
+            answer, body = await asked(client, "/metrics" + query)
+            assert (answer.status, b"memory" in body) == (503, True)
+    assert not made
+    for query in ("", "?exporter=own"):
+        assert (await asked(client, "/metrics" + query))[0].status == 200
+    await served.fleet.close()
+
+
 async def test_the_pages_of_one_client_are_made_one_after_the_other(
     aiohttp_client: Callable[..., Any],
     exporter: Callable[[bytes], Exporter],
