@@ -42,11 +42,18 @@ def held(exporter: Callable[[bytes], Exporter]) -> Exporter:
 
 
 @pytest.fixture
-async def served(tmp_path: Path, held: Exporter) -> AsyncIterator[Callable[..., "asyncio.Task[Connections]"]]:
-    """Makes a listening daemon of at most so many connections."""
+async def of(tmp_path: Path, held: Exporter) -> AsyncIterator[Served]:
+    """What the daemon serves. A scrape may take longer than a test waits for anything."""
     host.watch_children()
-    settings = config.parse(toml({"work": {"x": held.port}}, transport="local"), tmp_path / "x.toml")
-    of = Served.of(settings, Counters())
+    text = toml({"work": {"x": held.port}}, transport="local", scrape='timeout = "60s"')
+    of = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
+    yield of
+    await of.fleet.close()
+
+
+@pytest.fixture
+async def served(of: Served) -> AsyncIterator[Callable[..., "asyncio.Task[Connections]"]]:
+    """Makes a listening daemon of at most so many connections."""
     runner = daemon.runner_of(of)
     await runner.setup()
     assert runner.server is not None
@@ -62,7 +69,6 @@ async def served(tmp_path: Path, held: Exporter) -> AsyncIterator[Callable[..., 
     for one in made:
         await one.close(0.5)
     await runner.cleanup()
-    await of.fleet.close()
 
 
 async def connected(to: Connections) -> Stream:
@@ -299,7 +305,7 @@ async def test_requests_that_come_together_are_answered_one_after_the_other(
 
 @pytest.mark.parametrize("behind", [b"", b"G", HEALTHY * 3])
 async def test_a_client_that_is_gone_gives_its_place_back(
-    served: Callable[..., "asyncio.Task[Connections]"], held: Exporter, behind: bytes
+    served: Callable[..., "asyncio.Task[Connections]"], of: Served, held: Exporter, behind: bytes
 ) -> None:
     """What it asked for is of no more use, whatever came behind it; an honest scraper finds a place at once."""
     listening = await served()
@@ -311,11 +317,29 @@ async def test_a_client_that_is_gone_gives_its_place_back(
     for _, writer in gone:
         writer.transport.abort()
     await asyncio.to_thread(eventually, "they are gone", lambda: len(listening) == 0)
+    await soon("their places are free", lambda: len(of.admission) == 0)
     held.hold.set()
     honest = await connected(listening)
     honest[1].write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (await honest[0].readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     honest[1].close()
+
+
+async def test_requests_for_the_same_page_share_a_place(
+    served: Callable[..., "asyncio.Task[Connections]"], of: Served, held: Exporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one moment; and others do not."""
+    monkeypatch.setattr(web, "SHARE_SECONDS", 1e9)  # it is one moment
+    listening = await served()
+    clients = [await connected(listening) for _ in range(4)]
+    for (_, writer), said in zip(clients, [METRICS] * 3 + [METRICS.replace(b" HTTP", b"?qube=work HTTP")], strict=True):
+        writer.write(said)
+    await soon("all are being answered", lambda: listening.busy == 4)
+    assert len(of.admission) == 2
+    held.hold.set()
+    for reader, writer in clients:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
 
 
 @pytest.mark.slow
