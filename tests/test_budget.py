@@ -4,6 +4,7 @@
 from federator.budget import Budget, surplus
 from federator.call import Call
 from federator.counters import Counters
+from federator.errors import BodySizeLimitError
 from federator.model import Callee
 from federator.wire import SERVICE, Version2
 
@@ -110,3 +111,22 @@ async def test_a_call_that_ended_holds_no_text() -> None:
     call = Call(Callee("work", "qrexec", SERVICE), wire, Counters())
     await call.end()
     assert wire.held == 0
+
+
+async def test_what_calls_receive_counts() -> None:
+    """From its first piece on; and the call that has too much beside the others fails, with a limit as its reason."""
+    budget = Budget(1000)
+    calls = {}
+    for name in ("large", "small"):
+        wire = Version2()
+        wire.receive(b"=2\n")
+        wire.ask(milliseconds=1000, max_body=2000, endpoints=[9100])
+        calls[name] = Call(Callee(name, "qrexec", SERVICE), wire, Counters(), budget)
+        calls[name].pipe_data_received(1, b"9100 200 1900 0.1 text/plain\n" + b"x" * 300)
+    assert budget.total == 600
+    calls["large"].pipe_data_received(1, b"x" * 500)
+    assert budget.total == 300
+    assert isinstance(calls["large"].error, BodySizeLimitError)
+    assert calls["small"].error is None
+    for call in calls.values():
+        await call.end()

@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from aiohttp.web import Request
@@ -301,6 +302,26 @@ async def test_requests_that_come_together_are_answered_one_after_the_other(
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
             await reader.readuntil(b"healthy.\n")
     writer.close()
+
+
+async def test_one_request_of_a_connection_is_in_hand() -> None:
+    """The HTTP library has no more of what comes behind it: aiohttp 3.8 would keep all of it."""
+    inner = Mock(asyncio.Protocol)
+    connection = connections.Connection(inner, Connections(lambda: inner))
+    connection.connection_made(Mock(asyncio.Transport, **{"is_closing.return_value": False}))
+
+    def passed_on() -> bytes:
+        return b"".join(call.args[0] for call in inner.data_received.call_args_list)
+
+    connection.data_received(HEALTHY * 2)
+    connection.data_received(METRICS[:7])
+    connection.data_received(METRICS[7:])
+    for said in (HEALTHY, HEALTHY + HEALTHY, HEALTHY + HEALTHY + METRICS):
+        assert passed_on() == said
+        connection.request_begins()
+        connection.request_ends()
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
 
 
 @pytest.mark.parametrize("behind", [b"", b"G", HEALTHY * 3])

@@ -2,6 +2,7 @@
 """Fetches of single exporters: which clients share one, until when, and what an unexpected exception costs."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -171,30 +172,43 @@ async def test_what_was_late_for_one_client_is_asked_anew_for_a_patient_one(
     goes_on.set()
 
 
-async def test_fetches_give_way_to_scrapes(make: MakeParts, exporter: MakeExporter) -> None:
-    """A page that is wanted while many fetch single exporters does not wait for all of them."""
-    busy, single, paged = exporter(b"b 1\n"), exporter(b"s 1\n"), exporter(b"p 1\n")
-    busy.hold.clear()
-    parts = make(busy=busy.port, single=single.port, paged=paged.port)
-    order: list[str] = []
+class Gate:
+    """Lets one request of an exporter through at a time."""
 
-    async def note(name: str, work: "asyncio.Task[object]") -> None:
-        await work
-        order.append(name)
+    def __init__(self) -> None:
+        self._open = threading.Semaphore(0)
 
-    working = [asyncio.create_task(note("busy", parts.fetch("busy")))]
-    await soon("the first one is asked", lambda: busy.requests)
-    single.hold.clear()
-    working.append(asyncio.create_task(note("single", parts.fetch("single"))))
-    await asyncio.sleep(0.01)
-    collecting = asyncio.create_task(parts.scraper.collect({parts.target("paged")}, 20.0))
-    working.append(asyncio.create_task(note("page", collecting)))
-    await asyncio.sleep(0.01)
-    busy.hold.set()
-    await soon("the page is there", lambda: "page" in order)
-    single.hold.set()
-    await asyncio.gather(*working)
-    assert order == ["busy", "page", "single"]
+    def wait(self) -> None:
+        """What the exporter does before it answers."""
+        self._open.acquire()
+
+    def set(self) -> None:
+        """One more may pass."""
+        self._open.release()
+
+
+async def test_fetches_give_way_to_scrapes(
+    make: MakeParts, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that is wanted while many fetch its exporter does not wait for all of them."""
+    monkeypatch.setattr("federator.request.SHARE_SECONDS", 0.0)  # so none of them share
+    one = exporter(b"m 1\n")
+    monkeypatch.setattr(one, "hold", Gate())
+    parts = make(x=one.port)
+    fetches = [parts.fetch("x")]
+    await soon("the first one is asked", lambda: len(one.requests) == 1)
+    fetches.append(parts.fetch("x"))
+    await asyncio.sleep(0)
+    page = asyncio.create_task(parts.scraper.collect({parts.target("x")}, 20.0))
+    for _ in range(5):  # both wait for their turn
+        await asyncio.sleep(0)
+    one.hold.set()
+    await soon("the next one is asked", lambda: len(one.requests) == 2)
+    one.hold.set()
+    await soon("it is over", lambda: page.done() or fetches[1].done())
+    assert (page.done(), fetches[1].done()) == (True, False)
+    one.hold.set()
+    await asyncio.gather(*fetches, page)
 
 
 async def test_a_client_that_waits_when_the_daemon_stops_is_told(make: MakeParts, exporter: MakeExporter) -> None:
