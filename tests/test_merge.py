@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from federator.model import Limits, Reading
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
-from federator.text.merge import STEP_SIZE, Merger
+from federator.text.merge import SLICE, STEP_SIZE, Merger
 from tests.helpers import finish, merged, page, read, recording, target
 
 
@@ -172,9 +172,17 @@ DISAGREEMENTS = {
 }
 
 
+@pytest.mark.parametrize("at_once", [1, SLICE])
 @pytest.mark.parametrize(("texts", "expected"), DISAGREEMENTS.values(), ids=DISAGREEMENTS.keys())
-def test_where_types_disagree_nothing_is_lost(texts: list[str], expected: str) -> None:
-    """Only the TYPE line is decided; every sample stays, with its name, labels and value, and Go's parsers take it."""
+def test_where_types_disagree_nothing_is_lost(
+    texts: list[str], expected: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    Only the TYPE line is decided; every sample stays, with its name, labels and value, and Go's parsers take it.
+
+    However many families are looked at at once: a target has one vote.
+    """
+    monkeypatch.setattr("federator.text.merge.SLICE", at_once)
     readings = [reading(f"q{number}", text) for number, text in enumerate(texts)]
     for number in range(len(texts)):
         expected = expected.replace(f"{{{number}", f"{{{at(f'q{number}')}")
