@@ -15,7 +15,7 @@ import pytest
 
 from federator import journal
 from tests.helpers import ROOT
-from tests.parts import running
+from tests.parts import PATIENCE_SECONDS, running
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +82,7 @@ def test_a_log_that_nobody_reads_is_not_waited_for() -> None:
         assert writer.stdin
         assert writer.stdout
         assert writer.stderr
+        assert select.select([writer.stdout], [], [], PATIENCE_SECONDS)[0], "it is stuck"
         assert writer.stdout.readline() == b"not stuck\n"
         lines = [os.read(writer.stderr.fileno(), 1 << 20)]
         writer.stdin.close()
