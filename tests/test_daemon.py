@@ -9,6 +9,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -268,6 +269,22 @@ def test_sighup_while_starting_does_not_end_the_daemon(served: Path) -> None:
             assert serves
             process.stderr.read()
             assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_sighup_while_importing_does_not_end_the_daemon() -> None:
+    """It comes with the first import."""
+    program = (
+        "import importlib.abc, os, runpy, signal, sys\n"
+        "class HangUp(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'federator.cli': os.kill(os.getpid(), signal.SIGHUP)\n"
+        "sys.meta_path.insert(0, HangUp())\n"
+        "sys.argv = ['federator', '--version']\n"
+        "runpy.run_module('federator', run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False)
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(b"prometheus-qubes-proxy")
 
 
 def _ignores_or_catches(status: Path, number: int) -> bool:
