@@ -27,6 +27,18 @@ def qubes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubes]:
 
 
 @pytest.fixture
+def machine(qubes: Qubes) -> Qubes:
+    """The qube work runs, vault is halted, debian-12 is a template; dom0 answers all that it is asked."""
+    qubes.add_dom0()
+    qubes.add("work")
+    qubes.add("vault", state="Halted")
+    qubes.add("debian-12", state="Halted")
+    (qubes.root / "qubes" / "debian-12" / "class").write_text("TemplateVM")
+    (qubes.root / "qubes" / "debian-12" / "features").write_text("updates-available=1\nos-eol=2028-06-30\n")
+    return qubes
+
+
+@pytest.fixture
 def exporter() -> Iterator[Callable[[bytes], Exporter]]:
     """Starts exporters, which run until the end of the test."""
     with ExitStack() as stack:

@@ -20,7 +20,7 @@ from tests.helpers import ROOT, SERVICE, recording
 from tests.parts import Daemon, Exporter, Prometheus, debian_program, eventually, free_port, get, process, toml
 from tests.standin.qubes import Qubes
 from tests.test_discovery import ADMIN_VM_LIST, dom0
-from tests.test_dom0 import ADMIN, CALLS, EVERYTHING
+from tests.test_dom0 import EVERYTHING
 from tests.test_rules import ALERTS, RULES
 
 CONF = ROOT / "conf"
@@ -110,9 +110,7 @@ def filled(expression: str, variables: Mapping[str, str] = VARIABLES) -> str:
 
 def what_dom0_knows(qubes: Qubes) -> None:
     """A pool that is nearly full, a qube that crashed, and a template that is out of date."""
-    qubes.add("dom0", install=False)
-    for call in CALLS:
-        (qubes.root / "qubes" / "dom0" / "services" / call).symlink_to(ADMIN)
+    qubes.add_dom0()
     (qubes.root / "qubes" / "dom0" / "pools").write_text("vm-pool 1000000 970000 1000 300\n")
     qubes.add("crashed", state="Crashed")
     qubes.add("debian-12", state="Halted")

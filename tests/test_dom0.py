@@ -30,27 +30,11 @@ from federator.fleet import Fleet
 from federator.policy import rules
 from tests.helpers import soon
 from tests.parts import Daemon, Exporter, Prometheus, eventually, toml
-from tests.standin.qubes import CLIENT, Qubes
+from tests.standin.qubes import Qubes
 
 MakeDaemon = Callable[..., Daemon]
-ADMIN = CLIENT.with_name("admin")
-CALLS = (LIST, STATS, PROPERTIES, PROPERTY, VOLUME, FEATURE, POOLS, POOL, POOL_USAGE)
 SWITCHES = ("stats", "storage", "volumes", "properties", "updates")
 EVERYTHING = "[dom0]\ninterval = '30s'\n" + "".join(f"{switch} = true\n" for switch in SWITCHES)
-
-
-@pytest.fixture
-def machine(qubes: Qubes) -> Qubes:
-    """The qube work runs, vault is halted, debian-12 is a template; dom0 answers all that it is asked."""
-    qubes.add("dom0", install=False)
-    for call in CALLS:
-        (qubes.root / "qubes" / "dom0" / "services" / call).symlink_to(ADMIN)
-    qubes.add("work")
-    qubes.add("vault", state="Halted")
-    qubes.add("debian-12", state="Halted")
-    (qubes.root / "qubes" / "debian-12" / "class").write_text("TemplateVM")
-    (qubes.root / "qubes" / "debian-12" / "features").write_text("updates-available=1\nos-eol=2028-06-30\n")
-    return qubes
 
 
 def names(page: str) -> set[str]:

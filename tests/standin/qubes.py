@@ -10,6 +10,19 @@ from pathlib import Path
 
 CLIENT = Path(__file__).with_name("qrexec-client-vm")
 SERVICE = "ruddo.PrometheusProxy"
+# What the stand-in for qubesd answers.
+ADMIN = CLIENT.with_name("admin")
+ADMIN_CALLS = (
+    "admin.vm.List",
+    "admin.vm.Stats",
+    "admin.vm.property.GetAll",
+    "admin.vm.property.Get",
+    "admin.vm.volume.Info",
+    "admin.vm.feature.Get",
+    "admin.pool.List",
+    "admin.pool.Info",
+    "admin.pool.UsageDetails",
+)
 
 
 class Qubes:
@@ -35,6 +48,12 @@ class Qubes:
             (services / SERVICE).symlink_to(self.service)
         self.set_state(name, state)
         self.set_policy(name, policy)
+
+    def add_dom0(self) -> None:
+        """dom0, which answers all of the Admin API that is asked."""
+        self.add("dom0", install=False)
+        for call in ADMIN_CALLS:
+            (self.root / "qubes" / "dom0" / "services" / call).symlink_to(ADMIN)
 
     def set_service(self, text: str) -> None:
         """What qubes that are added from now on have installed: a script."""
