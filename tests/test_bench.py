@@ -8,7 +8,7 @@ import pytest
 from federator import views
 from federator.rows import Filter
 from tests.bench import __main__ as bench
-from tests.bench import looks, texts
+from tests.bench import dom0, looks, texts
 from tests.helpers import finish, reader, recording, target
 from tests.parts import debian_program
 
@@ -25,6 +25,16 @@ def test_a_small_machine_is_measured_from_end_to_end() -> None:
     assert all(cpu > 0 for cpu in measured.cpu.values()), measured
     assert len(measured.cpu) == 4
     assert measured.row.endswith("| 0 |"), measured
+
+
+def test_dom0_is_asked_while_a_small_machine_is_measured() -> None:
+    """No more often than docs/dom0.md says, and the page has what it tells."""
+    turns, calls, page = bench.compare_dom0(2, 1)
+    most = dom0.most_calls(2, 1)
+    assert all(calls[service] <= number for service, number in most.items()), calls
+    assert calls.keys() <= most.keys()
+    assert turns
+    assert 'qube_cpu_seconds_total{qube="qube1"}' in page
 
 
 def test_the_status_page_of_a_large_machine_is_small() -> None:

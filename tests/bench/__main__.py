@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from federator.model import Exporter, Limits, Target
 from federator.text.exposition import Reader
 from federator.text.memory import Memory
 from federator.text.merge import Merger
-from tests.bench import looks, texts
+from tests.bench import dom0, looks, texts
 from tests.bench.plain import parsed
 from tests.helpers import ROOT, finish
 from tests.parts import eventually, federator, free_port, get
@@ -475,6 +476,86 @@ def looked_at() -> Iterator[str]:
         )
 
 
+DOM0_QUBES = 100
+DOM0_INTERVALS = 3
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One scrape with [dom0] and two without: seconds until the page was there, and of them CPU time of the daemon."""
+
+    without: tuple[float, float]
+    again: tuple[float, float]
+    with_dom0: tuple[float, float]
+    asked: bool  # were short calls made meanwhile?
+
+
+def _scraped(one: Server) -> tuple[float, float]:
+    start, cpu = time.perf_counter(), one.used()
+    one.get()
+    took = time.perf_counter() - start, one.used() - cpu
+    time.sleep(0.1)
+    return took
+
+
+def compare_dom0(count: int, seconds: float) -> tuple[list[Turn], Mapping[str, int], str]:
+    """
+    The same qubes, scraped with [dom0] and without, in turns, for so long; calls to dom0 by service; the last page.
+
+    Each turn scrapes twice without, so that it is seen how much two scrapes differ by chance.
+    """
+    bodies = {"node": texts.recorded("node")}
+    with machine(count, bodies) as plain, machine(count, bodies) as folder, ExitStack() as stack:
+        qubes = dom0.machine(folder, count)
+        without = stack.enter_context(server("proxy", plain))
+        asking = stack.enter_context(server("proxy", folder, qubes.env))
+        for _ in range(3):
+            without.get()
+            asking.get()
+        turns: list[Turn] = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            calls = len(qubes.calls())
+            servers = {"without": without, "with_dom0": asking, "again": without}
+            took = {name: _scraped(servers[name]) for name in CHANCE.sample(list(servers), len(servers))}
+            turns.append(Turn(**took, asked=len(qubes.calls()) > calls))
+        by_service = Counter(service.partition("+")[0] for _, service, _ in qubes.calls())
+        return turns, by_service, asking.get().decode()
+
+
+def asked_dom0() -> Iterator[str]:
+    """What every switch of [dom0] costs those who scrape, and how often dom0 is called."""
+    # Not to the end of the last interval: there the next one would begin.
+    turns, calls, page = compare_dom0(DOM0_QUBES, DOM0_INTERVALS * dom0.INTERVAL_SECONDS - 3)
+    figures = len(re.findall(r"^qubes?_(?!proxy_)\w+{", page, re.MULTILINE))
+    yield f"| {DOM0_QUBES} qubes × node, every switch of [dom0] on: {figures} samples of it | times | CPU of the daemon, ms, median / 95 % | until the page is there, ms, median / 95 % |"  # fmt: skip
+    yield "|---|---|---|---|"
+    for what, values in (
+        ("a scrape without [dom0]", [one.without for one in turns]),
+        ("a scrape with it", [one.with_dom0 for one in turns]),
+        ("longer with it, while dom0 is asked about qubes", _longer([one for one in turns if one.asked])),
+        ("longer with it, for the rest of the interval", _longer([one for one in turns if not one.asked])),
+        ("longer by chance: of two without it", [_minus(one.again, one.without) for one in turns]),
+    ):
+        columns = (sorted(1e3 * value[column] for value in values) for column in (1, 0))
+        told = " | ".join(f"{one[len(one) // 2]:.1f} / {one[int(0.95 * len(one))]:.1f}" for one in columns if one)
+        yield f"| {what} | {len(values)} | {told} |"
+    yield f"\n| calls to dom0 in {DOM0_INTERVALS} intervals | seen | at most, by docs/dom0.md |"
+    yield "|---|---|---|"
+    most = dom0.most_calls(DOM0_QUBES, DOM0_INTERVALS)
+    for service, number in most.items():
+        yield f"| {service} | {calls[service]} | {number} |"
+    yield f"| all | {sum(calls.values())} | {sum(most.values())} |"
+
+
+def _longer(turns: Sequence[Turn]) -> list[tuple[float, float]]:
+    return [_minus(one.with_dom0, one.without) for one in turns]
+
+
+def _minus(one: tuple[float, float], other: tuple[float, float]) -> tuple[float, float]:
+    return one[0] - other[0], one[1] - other[1]
+
+
 def draw(measured: Measured) -> None:
     """The picture in the README."""
     bars = [
@@ -505,7 +586,7 @@ def draw(measured: Measured) -> None:
 
 def main() -> None:
     """All tables, or those named."""
-    tables = {"cores": cores, "daemons": daemons, "rest": at_rest, "looks": looked_at}
+    tables = {"cores": cores, "daemons": daemons, "rest": at_rest, "looks": looked_at, "dom0": asked_dom0}
     for name in sys.argv[1:] or tables:
         for line in tables[name]():
             print(line, flush=True)
