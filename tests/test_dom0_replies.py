@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What dom0 says over its Admin API, by its bytes."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from federator import dom0_replies, wire
-from federator.dom0_replies import MAX_EVENT, Events, Numbers
+from federator.dom0_replies import MAX_EVENT, MAX_POOLS, MAX_QUBES, Events, Numbers
 from federator.errors import ProtocolError
+from federator.targets import is_qube_name
 
 CONNECTED = b"1\0\0connection-established\0\0"
 STATS = b"1\0work\0vm-stats\0memory_kb\x00400\0cpu_time\x001500\0cpu_usage_internal\x000.5\0\0"
@@ -86,3 +88,37 @@ def test_replies() -> None:
     assert dom0_replies.single_property(b"default=True type=vm ") == ""
     assert dom0_replies.single_property(b"sys-net") == ""
     assert (dom0_replies.date(b"2026-06-30"), dom0_replies.date(b"soon")) == ("2026-06-30", None)
+
+
+NAMES = st.from_regex(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}", fullmatch=True)
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z_]{1,64}", fullmatch=True), st.text()))
+def test_properties_are_read_as_qubesd_writes_them(told: dict[str, str]) -> None:
+    """Any text, with its own line ends and backslashes."""
+    written = {name: value.replace("\\", "\\\\").replace("\n", "\\n") for name, value in told.items()}
+    reply = "".join(f"{name} default=False type=str {value}\n" for name, value in written.items())
+    assert dom0_replies.properties(reply.encode()) == told
+
+
+@given(st.binary(max_size=150), st.dictionaries(NAMES, st.integers(0, 10**18 - 1), max_size=5))
+def test_garbage_between_lines_costs_no_other_line(garbage: bytes, told: dict[str, int]) -> None:
+    """Of pools, of qubes, of numbers: what is read is what could be one, and no more than there may be."""
+    lines = b"".join(b"%b=%d\n" % (key.encode(), value) for key, value in told.items())
+    found = dom0_replies.numbers(garbage + b"\n" + lines)
+    assert told.items() <= found.items()
+    assert all(type(number) is int and 0 <= number < 10**18 for number in found.values())
+    names = b"".join(b"%b\n" % name.encode() for name in told)
+    pools = dom0_replies.pools(garbage + b"\n" + names)
+    assert set(told) <= set(pools)
+    assert all(re.fullmatch(r"[a-zA-Z0-9_.-]+", pool) for pool in pools)
+    listed = b"".join(b"%b class=AppVM state=Halted\n" % name.encode() for name in told)
+    qubes = dom0_replies.classes(garbage + b"\n" + listed)
+    assert {name for name in told if is_qube_name(name)} <= qubes.keys() <= {"dom0", *filter(is_qube_name, qubes)}
+    assert all(word.isalpha() for words in qubes.values() for word in words)
+
+
+def test_there_are_no_more_names_than_a_machine_has() -> None:
+    """A reply of 256 kB could have more."""
+    assert len(dom0_replies.classes(b"".join(b"q%d class=AppVM state=Halted\n" % n for n in range(5000)))) == MAX_QUBES
+    assert len(dom0_replies.pools(b"".join(b"pool%d\n" % n for n in range(5000)))) == MAX_POOLS

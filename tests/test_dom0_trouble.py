@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A dom0 that is silent, refuses, is restarted or says nonsense, and qubes that come and go meanwhile."""
+
+import asyncio
+import re
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from federator import config, dom0_calls, dom0_round, host
+from federator.counters import Counters
+from federator.dom0 import Dom0Figures
+from federator.dom0_calls import TIMEOUT_SECONDS
+from federator.dom0_figures import STATS_SECONDS
+from federator.dom0_replies import FEATURE, LIST, POOL, POOL_USAGE, POOLS, PROPERTIES, PROPERTY, STATS, VOLUME
+from federator.fleet import Fleet
+from tests.helpers import Clock, soon
+from tests.parts import Daemon, Prometheus, eventually, toml
+from tests.standin.qubes import Qubes
+from tests.test_dom0 import EVERYTHING, failures, names
+
+# They wait for processes, one after the other.
+pytestmark = pytest.mark.slow
+
+MakeDaemon = Callable[..., Daemon]
+INTERVAL = 30.0  # of EVERYTHING
+SHORT_CALLS = (LIST, POOLS, POOL, POOL_USAGE, PROPERTIES, VOLUME, FEATURE)
+# The families that are there by each call.
+FAMILIES = {
+    STATS: {
+        "qube_cpu_seconds_total",
+        "qube_stubdomain_cpu_seconds_total",
+        "qube_vcpus",
+        "qube_memory_assigned_bytes",
+        "qube_memory_usable_bytes",
+        "qube_memory_used_bytes",
+        "qube_swap_used_bytes",
+    },
+    LIST: {"qube_running", "qube_state", "qube_last_seen_running_timestamp_seconds"},
+    POOLS: {"qubes_pool_size_bytes", "qubes_pool_usage_bytes"},
+    POOL_USAGE: {"qubes_pool_metadata_size_bytes", "qubes_pool_metadata_usage_bytes"},
+    PROPERTIES: {"qube_info"},
+    VOLUME: {"qube_volume_size_bytes", "qube_volume_usage_bytes"},
+    FEATURE: {"qube_updates_available", "qube_os_eol_timestamp_seconds"},
+}
+ALL = set().union(*FAMILIES.values())
+# What goes with a call that dom0 does not answer: what was to be asked next, too.
+LOST = {
+    **FAMILIES,
+    POOLS: FAMILIES[POOLS] | FAMILIES[POOL_USAGE],
+    POOL: set(),  # UsageDetails says the same
+    LIST: FAMILIES[LIST] | FAMILIES[PROPERTIES] | FAMILIES[VOLUME] | FAMILIES[FEATURE],
+}
+
+
+class Asking:
+    """What asks dom0, without a page: a scrape is a call of `scrape`."""
+
+    def __init__(self, figures: Dom0Figures, clock: Clock) -> None:
+        self.dom0 = figures
+        self.clock = clock
+
+    def scrape(self) -> str:
+        """Somebody scrapes; what the page has of dom0."""
+        self.dom0.somebody_scrapes({})
+        return self.page()
+
+    def page(self) -> str:
+        """What there is of dom0."""
+        return b"".join(self.dom0.figures.reading(asyncio.get_running_loop().time()).blocks).decode()
+
+
+Ask = Callable[..., Asking]
+
+
+@pytest.fixture
+async def ask(machine: Qubes, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ask]:
+    """Starts what asks the machine's dom0, in a hurry: for everything, where no table is given."""
+    monkeypatch.setattr(dom0_round, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(dom0_calls, "TIMEOUT_SECONDS", 1e6)  # calls are under way while tests advance the clock
+    host.watch_children()
+    clock = Clock(monkeypatch)
+    started: list[Dom0Figures | Fleet] = []
+
+    def start(table: str = EVERYTHING) -> Asking:
+        text = toml({}, client=machine.client, qrexec="backoff_initial = '1s'\nbackoff_max = '1s'\n", rest=table)
+        settings, counters = config.parse(text, Path("/x")), Counters()
+        fleet = Fleet(settings, counters)
+        figures = Dom0Figures(settings, fleet.limiter, counters)
+        started.extend([figures, fleet])
+        return Asking(figures, clock)
+
+    yield start
+    for one in started:
+        await one.close()
+
+
+def says(machine: Qubes, file: str, text: str | bytes) -> None:
+    """Give dom0 a file of the stand-in, whole; an empty one is none."""
+    path = machine.root / "qubes" / "dom0" / file
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.write_bytes(text if isinstance(text, bytes) else text.encode())
+    new.replace(path)
+
+
+def calls_of(machine: Qubes, service: str) -> int:
+    """How often it was called."""
+    return sum(called.startswith(f"{service}+") for _, called, _ in machine.calls())
+
+
+def deny(machine: Qubes, call: str) -> None:
+    """dom0's policy has no line for it."""
+    for folder in (machine.root / "qubes").iterdir():
+        (folder / "denied").write_text(call.replace(PROPERTIES, f"{PROPERTIES} {PROPERTY}"), encoding="utf-8")
+
+
+# -- silence ---------------------------------------------------------------------------------------------------------
+
+
+async def test_no_statistics_are_older_than_three_intervals(ask: Ask, machine: Qubes) -> None:
+    """To the second."""
+    asking = ask("[dom0]\nstorage = false\n")
+    says(machine, "seconds", "1000")
+    await soon("statistics come", lambda: 'qube_vcpus{qube="work"}' in asking.scrape())
+    asking.clock.advance(3 * STATS_SECONDS - 5)
+    assert names(asking.scrape()) == FAMILIES[STATS]
+    asking.clock.advance(5)
+    assert not names(asking.scrape())
+
+
+@pytest.mark.parametrize("mute", SHORT_CALLS)
+async def test_a_call_that_is_never_answered_costs_its_own_figures(
+    ask: Ask, machine: Qubes, mute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a time it is given up, and the next call is made."""
+    monkeypatch.setattr(dom0_calls, "TIMEOUT_SECONDS", TIMEOUT_SECONDS)
+    says(machine, "mute", mute)
+    asking, seen = ask(), set[int]()
+
+    def is_given_up() -> bool:
+        calls = [called for _, called, _ in machine.calls() if called != f"{STATS}+"]
+        if calls and len(calls) not in seen and calls[-1].startswith(f"{mute}+"):
+            seen.add(len(calls))
+            asking.clock.advance(TIMEOUT_SECONDS + 1)
+        return failures(asking.scrape()).get(mute) == "timeout" and names(asking.scrape()) == ALL - LOST[mute]
+
+    await soon("the others come", is_given_up)
+    assert set(failures(asking.scrape())) == {mute}
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+
+# test_dom0.py has those that are about qubes.
+@pytest.mark.parametrize("denied", [STATS, LIST, POOLS, POOL, POOL_USAGE])
+async def test_a_refused_call_costs_its_own_figures(ask: Ask, machine: Qubes, denied: str) -> None:
+    """The page names it."""
+    deny(machine, denied)
+    asking = ask()
+    await soon("the others come", lambda: names(asking.scrape()) == ALL - LOST[denied])
+    await soon("it is told", lambda: failures(asking.scrape()) == {denied: "refused"})
+    deny(machine, "")
+    asking.clock.advance(INTERVAL)
+    await soon("all is there", lambda: names(asking.scrape()) == ALL and not failures(asking.scrape()))
+
+
+@pytest.mark.parametrize(
+    ("denied", "lost", "others"),
+    [
+        (f"{VOLUME}+root", 'volume="root"', 'qube_volume_size_bytes{qube="work",volume="private"}'),
+        (f"{VOLUME}+private", 'volume="private"', 'qube_volume_size_bytes{qube="debian-12",volume="root"}'),
+        (f"{FEATURE}+os-eol", "qube_os_eol_timestamp_seconds{", 'qube_updates_available{qube="debian-12"}'),
+        (f"{FEATURE}+updates-available", "qube_updates_available{", 'qube_os_eol_timestamp_seconds{qube="debian-12"}'),
+    ],
+)
+async def test_a_refused_argument_costs_what_it_is_for(
+    ask: Ask, machine: Qubes, denied: str, lost: str, others: str
+) -> None:
+    """The other argument's figures stay."""
+    deny(machine, denied)
+    asking = ask()
+    await soon("the others come", lambda: others in asking.scrape())
+    await soon("it is refused", lambda: any(one[1:] == (denied, "deny") for one in machine.calls()))
+    await soon("it is told", lambda: failures(asking.scrape()) == {denied.partition("+")[0]: "refused"})
+    assert lost not in asking.scrape()
+
+
+# -- qubes and qubesd come and go ------------------------------------------------------------------------------------
+
+
+async def test_a_qube_that_is_removed_has_no_series_at_the_next_refresh(ask: Ask, machine: Qubes) -> None:
+    """Nor has a qube that was renamed its old name."""
+    asking = ask()
+    await soon("all is there", lambda: names(asking.scrape()) == ALL)
+    (machine.root / "qubes" / "work").rename(machine.root / "qubes" / "job")
+    shutil.rmtree(machine.root / "qubes" / "debian-12")
+    asking.clock.advance(INTERVAL)
+    families = ("qube_info", "qube_state", "qube_vcpus", "qube_volume_size_bytes")
+    await soon("job is there", lambda: all(f'{one}{{qube="job"' in asking.scrape() for one in families))
+    page = asking.scrape()
+    assert '"work"' not in page
+    assert 'qube="debian-12"' not in page
+    assert 'qube="vault"' in page
+
+
+async def test_what_is_asked_seldom_stays_on_the_page(ask: Ask, machine: Qubes) -> None:
+    """Properties, and that dom0 told them, for more than three intervals without a question."""
+    asking = ask("[dom0]\nstats = false\nstorage = false\nproperties = true\ninterval = '30s'\n")
+    wanted = FAMILIES[PROPERTIES] | FAMILIES[LIST]
+    await soon("all qubes tell theirs", lambda: asking.scrape().count("qube_info{") == 3)
+    for times in range(2, dom0_round.SELDOM_ROUNDS):
+        asking.clock.advance(INTERVAL)
+        await soon("the list is asked for", lambda: (asking.scrape(), calls_of(machine, LIST))[1] == times)  # noqa: B023
+    assert names(asking.scrape()) == wanted
+    assert f'qubes_proxy_dom0_up{{call="{PROPERTIES}"}} 1' in asking.scrape()
+    assert calls_of(machine, PROPERTIES) == 3
+
+
+def test_rates_are_true_through_all_troubles(machine: Qubes, daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Of a qube that uses one CPU, for a real Prometheus: no trouble is work, and none takes work away."""
+    proxy = daemon({}, qrexec="backoff_initial = '500ms'\nbackoff_max = '500ms'\n", rest="[dom0]\nstorage = false\n")
+    query = "qube_cpu_seconds_total"
+    started, name = time.monotonic(), "work"
+
+    def used() -> float:
+        new = machine.root / "qubes" / name / "cpu.new"
+        new.write_text(str(int((time.monotonic() - started) * 1000)), encoding="utf-8")
+        new.replace(new.with_name("cpu"))
+        return time.monotonic() - started
+
+    def until(what: str, condition: Callable[[], object]) -> None:
+        eventually(what, lambda: (used(), condition())[1])
+
+    with Prometheus(tmp_path, proxy.url.removeprefix("http://")).running() as prometheus:
+
+        def goes_on() -> None:
+            mark = used() + 3
+            until(f"it goes on to {mark}", lambda: prometheus.query(query).get(name, 0) >= mark)
+
+        goes_on()
+        for trouble, reason in (("cut", "closed"), ("garbage", "protocol"), ("flood", "protocol")):
+            says(machine, "trouble", trouble)
+            until("it is told", lambda: failures(proxy.get().text) == {STATS: reason})  # noqa: B023
+            says(machine, "trouble", "")
+            goes_on()
+        says(machine, "trouble", "silent")
+        until("it stands still", lambda: prometheus.query(f"changes({query}[3s])").get(name) == 0)
+        says(machine, "trouble", "")
+        goes_on()
+        machine.set_state(name, "Halted")
+        until("it is gone", lambda: name not in prometheus.query(query))
+        machine.set_state(name, "Running")
+        started = time.monotonic()
+        goes_on()
+        (machine.root / "qubes" / name).rename(machine.root / "qubes" / "job")
+        name = "job"
+        goes_on()
+        until("the old name is gone", lambda: "work" not in prometheus.query(query))
+        rates = "rate(qube_cpu_seconds_total{qube!='dom0'}[5s])[5m:1s]"
+        most, least = (prometheus.query(f"{of}_over_time({rates})") for of in ("max", "min"))
+        assert most.keys() == least.keys() == {"work", "job"}
+        assert 0.5 < most["work"] < 4, "one CPU, and the clock of a busy machine"
+        assert 0.5 < most["job"] < 4
+        assert min(least.values()) >= 0
+        for of in ("max", "min"):
+            memory = prometheus.query(f"{of}_over_time(qube_memory_used_bytes{{qube='work'}}[5m])")
+            assert memory == {"work": 300_000 * 1024}
+
+
+# -- nonsense --------------------------------------------------------------------------------------------------------
+
+NONSENSE = {
+    "large": b"0\0" + b"x=1\n" * (1 << 18),
+    "garbage": b"\x00\xff\xc3\x28 garbage \x00\n",
+    "empty": b"",
+    "exception": b"2\0QubesException\0\0what\0",
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "nonsense"),
+    [*((call, "large") for call in SHORT_CALLS), *((VOLUME, one) for one in NONSENSE if one != "large")],
+)
+async def test_nonsense_for_a_reply_costs_its_own_figures(ask: Ask, machine: Qubes, call: str, nonsense: str) -> None:
+    """The page names the call; the next one is made."""
+    says(machine, f"replies/{call}", NONSENSE[nonsense])
+    asking = ask()
+    await soon("the others come", lambda: names(asking.scrape()) == ALL - LOST[call])
+    await soon("it is told", lambda: failures(asking.scrape()) == {call: "protocol"})
+
+
+HOSTILE = b'../x\n..\n-x\nx"y\nx\\ny\nx\0y\nx\x1b[2J\n\xff\xfe\nx y\n' + b"x" * 300 + b"\n+x\nx+y\n\xc3\xa4\n"
+
+
+def test_hostile_replies_become_no_label_and_no_argument(machine: Qubes, daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Of a name, a pool, a property; a real Prometheus takes the page."""
+    listed = b"".join(b"%b class=AppVM state=Running\n" % line for line in HOSTILE.split(b"\n"))
+    listed += b'work class=App"VM state=Running\nvault class=AppVM state=Ha\0lted\n'
+    listed += b"debian-12 class=TemplateVM state=Halted\ndom0 class=AdminVM state=Running\n"
+    says(machine, f"replies/{LIST}", b"0\0" + listed)
+    says(machine, f"replies/{POOLS}", b"0\0" + HOSTILE + b"vm-pool\n")
+    told = [b'label default=False type=label re"d\\ngreen', b"template default=False type=vm ../../x\0\xff"]
+    told += [b"netvm default=True type=vm sys\x1b[2J\r", b"provides_network default=True type=bool Maybe\0"]
+    says(machine, f"replies/{PROPERTIES}", b"0\0" + b"\n".join(told) + b"\n")
+    says(machine, f"replies/{FEATURE}", b"0\x002028-02-30\0")
+    says(machine, f"replies/{VOLUME}", b'0\0size=1e9\nusage=-7\nsize="\nusage=' + b"9" * 400 + b"\nsize=12\n")
+    proxy = daemon({}, rest=EVERYTHING)
+    wanted = ("qube_info", 'qube_volume_size_bytes{qube="debian-12",volume="root"} 12', "qube_updates_available")
+    eventually("the round is over", lambda: all(one in proxy.get().text for one in wanted))
+    page = proxy.get().text
+    of_dom0 = [line for line in page.splitlines() if re.match(r"qubes?_(?!proxy)", line)]
+    for line in of_dom0:
+        assert re.fullmatch(r'\w+\{(\w+="[a-zA-Z0-9_.-]*",?)+\} [0-9.e+]+', line), line
+    assert set(re.findall(r'qube="(.*?)"', "".join(of_dom0))) <= {"x", "work", "debian-12", "dom0"}
+    assert set(re.findall(r'pool="(.*?)"', page)) == {"vm-pool"}
+    assert "qube_os_eol" not in page
+    assert {target for target, _, _ in machine.calls()} <= {"dom0", "x", "work", "debian-12"}
+    with Prometheus(tmp_path, proxy.url.removeprefix("http://")).running() as prometheus:
+        prometheus.waits_for("up", {"": 1})
