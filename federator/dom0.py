@@ -132,7 +132,8 @@ class Dom0Figures:
     def _no_stream(self, error: ScrapeError) -> None:
         now = asyncio.get_running_loop().time()
         self._backoff.failed(now)
-        self._calls.note(STATS, error, self._backoff.wait(now))
+        # The next one may be silent for a while, too, until it is given up.
+        self._calls.note(STATS, error, self._backoff.wait(now) + SILENCE_SECONDS)
 
     def _hear(self, qube: str, told: Numbers) -> None:
         now = self._heard_at = asyncio.get_running_loop().time()

@@ -12,7 +12,7 @@ import pytest
 
 from federator import config, dom0_calls, dom0_round, host
 from federator.counters import Counters
-from federator.dom0 import Dom0Figures
+from federator.dom0 import SILENCE_SECONDS, Dom0Figures
 from federator.dom0_calls import TIMEOUT_SECONDS
 from federator.dom0_figures import STATS_SECONDS
 from federator.dom0_replies import FEATURE, LIST, POOL, POOL_USAGE, POOLS, PROPERTIES, PROPERTY, STATS, VOLUME
@@ -119,6 +119,27 @@ def deny(machine: Qubes, call: str) -> None:
 
 
 # -- silence ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stream_that_is_silent_is_opened_again(ask: Ask, machine: Qubes) -> None:
+    """After three intervals nothing old is shown; the page says why."""
+    asking = ask("[dom0]\nstorage = false\n")
+    await soon("statistics come", lambda: names(asking.scrape()) == FAMILIES[STATS])
+    says(machine, "trouble", "silent")
+
+    def statistics_are_gone() -> bool:
+        asking.clock.advance(1)
+        return not names(asking.scrape())
+
+    await soon("they are gone", statistics_are_gone)
+    assert calls_of(machine, STATS) == 1
+    asking.clock.advance(SILENCE_SECONDS)
+    await soon("it is called again", lambda: (asking.scrape(), calls_of(machine, STATS))[1] == 2)
+    asking.clock.advance(SILENCE_SECONDS - 5)  # until it is given up, too
+    assert failures(asking.scrape()) == {STATS: "timeout"}
+    says(machine, "trouble", "")
+    await soon("statistics come", lambda: names(asking.scrape()) == FAMILIES[STATS])
+    await soon("no failure is left", lambda: not failures(asking.scrape()))
 
 
 async def test_no_statistics_are_older_than_three_intervals(ask: Ask, machine: Qubes) -> None:
