@@ -104,6 +104,10 @@ class Figures:
         line = before.line if before and before.value == value else self._line(name, about, rest, value)
         samples[rest] = _Sample(value, now + VALID_INTERVALS * interval, line)
 
+    def knows(self, name: str, about: Label) -> bool:
+        """Is there a sample of a family that is about this?"""
+        return about in self._samples[name]
+
     def drop(self, name: str, about: Label) -> None:
         """Forget the samples of a family that are about this."""
         self._samples[name].pop(about, None)

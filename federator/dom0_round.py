@@ -95,7 +95,8 @@ class Rounds:
                 self._figures.note_state(qube, state, _now(), settings.interval, time.time())
         for qube, (of_class, state) in listed.items():
             changed = before.get(qube) != (of_class, state) or self._number % SELDOM_ROUNDS == 1
-            if settings.properties and changed and of_class != "AdminVM":
+            wanted = changed or not self._figures.knows("qube_info", ("qube", qube))
+            if settings.properties and wanted and of_class != "AdminVM":
                 await self._ask_properties(qube, of_class, SELDOM_ROUNDS * settings.interval)
             for service, argument in _questions(settings, of_class):
                 answer = await self._told(service, qube, argument, settings.interval)

@@ -189,6 +189,20 @@ async def test_a_refused_call_costs_its_own_figures(ask: Ask, machine: Qubes, de
     await soon("all is there", lambda: names(asking.scrape()) == ALL and not failures(asking.scrape()))
 
 
+@pytest.mark.parametrize("denied", [PROPERTIES, VOLUME, FEATURE])
+async def test_what_was_refused_is_asked_for_again(ask: Ask, machine: Qubes, denied: str) -> None:
+    """In the next round, whether anything changed or not: its line may be there now."""
+    deny(machine, denied)
+    asking = ask()
+    await soon("the others come", lambda: names(asking.scrape()) == ALL - LOST[denied])
+    await soon("it is asked for no more", lambda: calls_of(machine, denied) == dom0_round.MAX_REFUSALS)
+    deny(machine, "")
+    asking.clock.advance(INTERVAL)
+    await soon("all is there", lambda: names(asking.scrape()) == ALL and not failures(asking.scrape()))
+    if denied == PROPERTIES:
+        await soon("all qubes tell theirs", lambda: asking.scrape().count("qube_info{") == 3)
+
+
 @pytest.mark.parametrize(
     ("denied", "lost", "others"),
     [
@@ -226,6 +240,24 @@ async def test_a_qube_that_is_removed_has_no_series_at_the_next_refresh(ask: Ask
     assert '"work"' not in page
     assert 'qube="debian-12"' not in page
     assert 'qube="vault"' in page
+
+
+@pytest.mark.parametrize("middle", [LIST, POOL, VOLUME, PROPERTIES])
+async def test_a_restart_of_qubesd_loses_nothing(ask: Ask, machine: Qubes, middle: str) -> None:
+    """Neither in the middle of a round nor of an event: what is known stays, and the next round has the rest."""
+    asking = ask()
+    says(machine, "mute", middle)
+    await soon("statistics come", lambda: names(asking.scrape()) >= FAMILIES[STATS])
+    await soon("it is in the middle of a round", lambda: calls_of(machine, middle))
+    says(machine, "trouble", "cut")
+    await soon("the stream ends", lambda: failures(asking.scrape()).get(STATS) == "closed")
+    says(machine, "mute", "")
+    await soon("the call ends", lambda: middle in failures(asking.scrape()) or "qube_volume_" in asking.scrape())
+    says(machine, "trouble", "")
+    asking.clock.advance(INTERVAL)
+    await soon("all is there", lambda: names(asking.scrape()) == ALL and not failures(asking.scrape()))
+    assert "1000000.0" not in asking.scrape(), "half an event is none"
+    await soon("all qubes tell theirs", lambda: asking.scrape().count("qube_info{") == 3)
 
 
 async def test_what_is_asked_seldom_stays_on_the_page(ask: Ask, machine: Qubes) -> None:
