@@ -93,7 +93,8 @@ class Dom0Figures:
         if states is self._told_states:
             return
         now = asyncio.get_running_loop().time()
-        self.figures.forget(self._told_states.keys() - states.keys())
+        if states:  # nothing is known of any qube where dom0's answer is too old
+            self.figures.forget(self._told_states.keys() - states.keys())
         self._told_states = states
         for qube, state in states.items():
             self.figures.note_state(qube, state, now, self._refresh, time.time())

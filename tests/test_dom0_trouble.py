@@ -242,6 +242,18 @@ async def test_a_qube_that_is_removed_has_no_series_at_the_next_refresh(ask: Ask
     assert 'qube="vault"' in page
 
 
+async def test_discovery_tells_of_a_removed_qube_at_once(ask: Ask) -> None:
+    """Its answer is newer than that of the last round. What says nothing of any qube removes none."""
+    asking = ask()
+    all_three = {"work": "Running", "vault": "Halted", "debian-12": "Halted"}
+    await soon("all qubes tell theirs", lambda: asking.scrape().count("qube_info{") == 3)
+    asking.dom0.somebody_scrapes(all_three)
+    asking.dom0.somebody_scrapes({name: state for name, state in all_three.items() if name != "vault"})
+    assert 'qube="vault"' not in asking.page()
+    asking.dom0.somebody_scrapes({})  # an answer that is too old
+    assert 'qube_info{qube="work"' in asking.page()
+
+
 @pytest.mark.parametrize("middle", [LIST, POOL, VOLUME, PROPERTIES])
 async def test_a_restart_of_qubesd_loses_nothing(ask: Ask, machine: Qubes, middle: str) -> None:
     """Neither in the middle of a round nor of an event: what is known stays, and the next round has the rest."""
