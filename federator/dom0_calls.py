@@ -12,7 +12,7 @@ import logging
 from federator import reasons
 from federator.call import Call, CallCounter, ConnectionLimiter, command
 from federator.dom0_figures import Figures
-from federator.dom0_replies import FEATURE, Events
+from federator.dom0_replies import FEATURE, POOL_USAGE, PROPERTY, Events
 from federator.errors import ProtocolError, ScrapeError
 from federator.model import Callee, Qrexec
 from federator.targets import DOM0
@@ -21,6 +21,8 @@ from federator.wire import OneReply, payload
 TIMEOUT_SECONDS = 10.0
 # GetAll of a qube has some 5 kB.
 MAX_REPLY = 256 << 10
+# Their replies are one value, without an end of line.
+_VALUES = frozenset({FEATURE, PROPERTY})
 _NOT_SET = b"2\0QubesFeatureNotFoundError\0"
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,11 @@ class Dom0Calls:
             raise ProtocolError(f"dom0 did not answer {service}")
         if service == FEATURE and replies[0].startswith(_NOT_SET):
             return b""
-        return payload(replies[0], service)
+        reply = payload(replies[0], service)
+        # Lines, each with its end; a pool may have no details.
+        if service not in _VALUES and not reply.endswith(b"\n") and (reply or service != POOL_USAGE):
+            raise ProtocolError(f"dom0's reply of {service} is cut")
+        return reply
 
     def fails(self, service: str) -> bool:
         """Was a failure of this kind of call the last that was noted?"""

@@ -386,3 +386,23 @@ def test_hostile_replies_become_no_label_and_no_argument(machine: Qubes, daemon:
     assert {target for target, _, _ in machine.calls()} <= {"dom0", "x", "work", "debian-12"}
     with Prometheus(tmp_path, proxy.url.removeprefix("http://")).running() as prometheus:
         prometheus.waits_for("up", {"": 1})
+
+
+async def test_half_of_a_reply_is_none(ask: Ask, machine: Qubes) -> None:
+    """A restart of qubesd cuts it. No qube is taken for removed, and no number is shown that lost its end."""
+    asking = ask()
+    await soon("all is there", lambda: names(asking.scrape()) == ALL)
+    before = asking.scrape()
+    says(machine, f"replies/{LIST}", b"0\0debian-12 class=TemplateVM state=Halted\ndom0 class=AdminVM sta")
+    says(machine, f"replies/{POOL_USAGE}", b"0\0data_size=1000000\ndata_usage=6")
+    asking.clock.advance(INTERVAL)
+    await soon("a number is cut", lambda: failures(asking.scrape()).keys() == {LIST, POOL_USAGE})
+    says(machine, f"replies/{POOLS}", b"0\0vm-pool\nvm")
+    asking.clock.advance(INTERVAL)
+    cut = (LIST, POOL_USAGE, POOLS)
+    await soon("it is told", lambda: failures(asking.scrape()) == dict.fromkeys(cut, "protocol"))
+    assert {line for line in before.splitlines() if re.match("qube_volume|qube_info|qubes_pool", line)} <= set(
+        asking.scrape().splitlines()
+    )
+    assert 'qubes_pool_usage_bytes{pool="vm-pool"} 600000' in asking.scrape()
+    assert not any(called.endswith("+vm") for _, called, _ in machine.calls())
