@@ -85,7 +85,7 @@ class Dom0Figures:
                 self._stream.add_done_callback(self._ended)
         asks_now_and_then = self._settings.storage or self._settings.asks_each_qube
         if self._round is None and now >= self._next_round and asks_now_and_then:
-            self._next_round = now + 0.9 * self._settings.interval
+            self._next_round = now + self._settings.interval
             self._round = loop.create_task(self._rounds.ask(self._settings, states_known=bool(states)))
             self._round.add_done_callback(self._ended)
 

@@ -336,6 +336,21 @@ def test_rates_are_true_through_all_troubles(machine: Qubes, daemon: MakeDaemon,
             assert memory == {"work": 300_000 * 1024}
 
 
+async def test_rounds_are_no_closer_than_the_interval(ask: Ask) -> None:
+    """However often somebody scrapes: docs/dom0.md says how often dom0 is called at most."""
+    asking, loop = ask("[dom0]\nstats = false\nstorage = true\ninterval = '30s'\n"), asyncio.get_running_loop()
+    tasks, began = len(asyncio.all_tasks()), loop.time()
+    asking.scrape()
+    await soon("pools come", lambda: names(asking.page()) == FAMILIES[POOLS] | FAMILIES[POOL_USAGE])
+    await soon("the round is over", lambda: len(asyncio.all_tasks()) == tasks)
+    asking.clock.advance(began + INTERVAL - 2 - loop.time())
+    asking.scrape()
+    assert len(asyncio.all_tasks()) == tasks
+    asking.clock.advance(2)
+    asking.scrape()
+    assert len(asyncio.all_tasks()) == tasks + 1
+
+
 # -- nonsense --------------------------------------------------------------------------------------------------------
 
 NONSENSE = {
