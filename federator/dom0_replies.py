@@ -73,7 +73,7 @@ class Events(Wire[None]):
             self._take(event)
             start = event.end
         self._untrusted_rest = untrusted[start:]
-        if len(self._untrusted_rest) > MAX_EVENT:
+        if len(self._untrusted_rest) >= MAX_EVENT:
             raise ProtocolError(f"an event of admin.vm.Stats without an end: {shown(self._untrusted_rest[:80])}")
         return []
 
@@ -96,16 +96,16 @@ class _Event(NamedTuple):
 def _event(untrusted: bytes, start: int) -> _Event | None:
     """The event that begins here; None where it has not come whole. Raises ProtocolError."""
     head = untrusted[start : start + 2]
-    if head and not b"1\0".startswith(head):
-        if head == b"2\0":
-            raise error_of(untrusted[start:], "admin.vm.Stats")
+    if not (b"1\0".startswith(head) or b"2\0".startswith(head)):
         raise ProtocolError(f"no event of admin.vm.Stats: {shown(untrusted[start : start + 80])}")
     words: list[bytes] = []
     at = start + 2
     while True:
-        end = untrusted.find(b"\0", at, at + MAX_EVENT)
+        end = untrusted.find(b"\0", at, start + MAX_EVENT)
         if end < 0:
             return None
+        if head == b"2\0":
+            raise error_of(untrusted[start:], "admin.vm.Stats")
         word = untrusted[at:end]
         at = end + 1
         if len(words) >= 2 and len(words) % 2 == 0 and not word:  # where a key would be

@@ -2,10 +2,11 @@
 """What dom0 says over its Admin API, by its bytes."""
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from federator import dom0_replies, wire
@@ -71,6 +72,43 @@ def test_foreign_bytes_raise_nothing_else(text: bytes, cuts: list[int]) -> None:
     for parse in (dom0_replies.pools, dom0_replies.numbers, dom0_replies.properties, dom0_replies.single_property):
         parse(text)
     dom0_replies.date(text)
+
+
+PARTS = (CONNECTED, STATS, b"1\0", b"\0", b"\0\0", b"k\0v\0", b"2\0", b"Error\0", b"x" * 5000, b"k\0v\0" * 1500)
+BYTES = st.lists(st.one_of(st.sampled_from(PARTS), st.binary(max_size=8)), max_size=12).map(b"".join)
+
+
+def outcome(pieces: Sequence[bytes]) -> tuple[list[tuple[str, Numbers]], str]:
+    """What is told, and what the error says without the bytes that it shows."""
+    told: list[tuple[str, Numbers]] = []
+    events = Events(lambda qube, numbers: told.append((qube, numbers)))
+    try:
+        for piece in pieces:
+            events.receive(piece)
+    except ProtocolError as error:
+        return told, str(error).split(": ")[0]
+    return told, ""
+
+
+@given(BYTES, st.lists(st.integers(0, 60_000), max_size=6))
+@example(STATS + b"2\0QubesException\0", [len(STATS) + 1])  # in the head
+@example(STATS + b"1\0work\0vm-stats\0" + b"k\0v\0" * 5000 + b"\0", [len(STATS) + 15_000, len(STATS) + 18_000])
+def test_any_bytes_have_the_same_outcome_however_the_pipe_cuts_them(text: bytes, cuts: list[int]) -> None:
+    """Facts, and the error that ends the call: an event that is too long is so in one piece, too."""
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[start:end] for start, end in pairwise(places)]
+    assert outcome(pieces) == outcome([text])
+
+
+@given(
+    st.sampled_from([b"1\0", b"1\0work\0vm-stats\0", b"2\0"]), st.binary(min_size=1, max_size=9), st.integers(1, 4096)
+)
+def test_what_never_ends_is_not_kept(head: bytes, pattern: bytes, size: int) -> None:
+    """Whatever it is made of: the call ends, or the bytes are events that were told."""
+    endless = head + pattern * (3 * MAX_EVENT // len(pattern))
+    told, error = outcome([endless[start : start + size] for start in range(0, len(endless), size)])
+    assert error
+    assert all(len(numbers) <= MAX_EVENT // 2 for _, numbers in told)
 
 
 def test_replies() -> None:
