@@ -41,7 +41,7 @@ help:
 	@echo "make soak        five minutes of qubes that come, go and fail, then ten of all attacks at once; prints what"
 	@echo "                 the daemon holds before and after"
 	@echo "make attacks     what hostile clients and qubes do to honest scrapers; takes some fifteen minutes"
-	@echo "make bench       what a scrape costs, compared with other programs; takes some ten minutes"
+	@echo "make bench       what a scrape costs, compared with other programs; takes a quarter of an hour"
 	@echo "make install-proxy, install-monitor, install-service, install-dom0, or install for all; DESTDIR, PREFIX, UNITDIR"
 	@echo "make rpm, srpm, deb    the packages, into dist/; make repo: folders for apt and dnf, into dist/repo/"
 	@echo "make clean       remove everything that these created"
