@@ -23,7 +23,9 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -46,12 +48,35 @@ def eventually(what: str, condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
+# The ports that `free_port` gives. The system gives others, 32768 and up, to whoever asks it for any port. So no other
+# server takes one before the program listens for which it is meant: some take seconds to start.
+FIRST_PORT, LAST_PORT = 20_000, 32_767
+# Several runs of the tests share this machine. Each has so many of the ports.
+PORTS_OF_A_RUN = 500
+
+
+@cache
+def ports_of_this_run() -> Iterator[int]:
+    """The ports of this run, over and over. A name tells others that they are taken; it goes when the process ends."""
+    for first in range(FIRST_PORT, LAST_PORT - PORTS_OF_A_RUN, PORTS_OF_A_RUN):
+        taken = socket.socket(socket.AF_UNIX)
+        try:
+            taken.bind(f"\0ports of prometheus-qubes-proxy's tests from {first}")
+        except OSError:
+            taken.close()
+        else:
+            taken.detach()  # it stays open as long as the process lives
+            return cycle(range(first, first + PORTS_OF_A_RUN))
+    pytest.fail("all ports for tests are taken: too many runs at one time")
+
+
 def free_port() -> int:
-    """A port on which no program listens."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port on which no program listens, and which no other test gets soon."""
+    for port in islice(ports_of_this_run(), PORTS_OF_A_RUN):
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+    pytest.fail("no port is free")
 
 
 @contextmanager
