@@ -22,7 +22,7 @@ from federator.gauges import gauges
 from federator.model import Outcome, Qube, QubeOutcome, Reading, Reload
 from tests.helpers import ROOT, page, read, target
 from tests.hostile import bodies
-from tests.parts import PATIENCE_SECONDS, debian_program, eventually, free_port, get, process, serving
+from tests.parts import Prometheus, eventually, get, serving
 from tests.test_complaint import COMPLAINTS
 
 # Most of these tests wait for a Prometheus.
@@ -34,6 +34,7 @@ HONEST = b'# HELP work_samples Honest.\n# TYPE work_samples gauge\nwork_samples 
 TAKEN = {'a{b="c" d="e"} 1', 'a{b="c"d="e"} 1'}
 # Since 2.49 or so it reads a name in quotes, as Prometheus 3 writes names of UTF-8. Older ones on the page would not.
 TAKEN_BY_NEWER = {'{ "a" } 1'}
+WITHOUT_SAMPLES = [b"", b"\n", (ROOT / "tests" / "field" / "comments-only.prom").read_bytes()]
 # Bodies per page, so that the types and names of several hostile bodies meet.
 NEIGHBOURS = 3
 
@@ -89,70 +90,79 @@ def serving_pages(pages: list[bytes]) -> Iterator[int]:
 
 def verdicts(pages: list[bytes], folder: Path) -> list[str]:
     """For each page, the error of Prometheus, or an empty text if it takes the page."""
+    prometheus = Prometheus(folder, "")
+    found: dict[int, str] = {}
+
+    def all_are_judged() -> bool:
+        answer: Any = json.loads(get(f"{prometheus.url}/api/v1/targets").body)
+        for one in answer["data"]["activeTargets"]:
+            # A page that did not reach it in time says nothing; it asks again.
+            if one["health"] != "unknown" and not one["lastError"].startswith('Get "'):
+                found[int(one["labels"]["instance"])] = one["lastError"]
+        return len(found) == len(pages)
+
     with serving_pages(pages) as port:
         groups = [
             {"targets": [f"127.0.0.1:{port}"], "labels": {"__metrics_path__": f"/{number}", "instance": str(number)}}
             for number in range(len(pages))
         ]
-        (folder / "prometheus.yml").write_text(
-            json.dumps(
-                {
-                    "global": {"scrape_interval": "5s", "scrape_timeout": "5s"},
-                    "scrape_configs": [{"job_name": "pages", "static_configs": groups}],
-                }
-            ),
-            encoding="utf-8",
-        )
-        address = f"127.0.0.1:{free_port()}"
-        words = [
-            debian_program("prometheus"),
-            f"--config.file={folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'tsdb'}",
-            f"--web.listen-address={address}",
-        ]
-        found: dict[int, str] = {}
-
-        def all_scraped() -> bool:
-            try:
-                answer: Any = json.loads(get(f"http://{address}/api/v1/targets").body)
-            except (OSError, ValueError):
-                return False
-            for one in answer["data"]["activeTargets"]:
-                if one["health"] != "unknown":
-                    found[int(one["labels"]["instance"])] = one["lastError"]
-            return len(found) == len(pages)
-
-        with process(*words, log=folder / "prometheus.log"):
-            eventually(f"{len(pages)} pages are scraped within {PATIENCE_SECONDS:.0f} s", all_scraped)
+        config = {
+            "global": {"scrape_interval": "5s", "scrape_timeout": "5s"},
+            "scrape_configs": [{"job_name": "pages", "static_configs": groups}],
+        }
+        prometheus.config.write_text(json.dumps(config), encoding="utf-8")
+        with prometheus.running():
+            prometheus.waits_for("count(up)", {"": len(pages)})  # a short answer, unlike the one with all targets
+            eventually(f"{len(pages)} pages are judged", all_are_judged)
     return [found[number] for number in range(len(pages))]
 
 
-def test_a_real_prometheus_takes_every_page(tmp_path: Path) -> None:
-    """At least 300 bodies, each beside an honest qube and its neighbours."""
+def merged_pages() -> dict[str, bytes]:
+    """For each hostile body, its page beside an honest qube and its neighbours."""
     hostile = bodies()
-    assert len(hostile) >= 300
     names = list(hostile)
-    pages = []
-    for number in range(len(names)):
-        texts = {f"evil{at}": hostile[names[(number + at) % len(names)]] for at in range(NEIGHBOURS)}
-        pages.append(merged({"work": HONEST, **texts}))
-    for name, text in zip(names, pages, strict=True):
+    return {
+        name: merged(
+            {"work": HONEST, **{f"evil{at}": hostile[names[(number + at) % len(names)]] for at in range(NEIGHBOURS)}}
+        ).encode()
+        for number, name in enumerate(names)
+    }
+
+
+def complained(line: str) -> bytes:
+    """A page of a line that we drop with a complaint."""
+    return line.encode() + b"\n"
+
+
+def raw_pages() -> list[bytes]:
+    """The same bodies as they are: they did not go through the reader."""
+    return [HONEST + body for body in bodies().values()]
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[bytes, str]:
+    """What one Prometheus says of all pages of this file, by page: it takes its time to start."""
+    pages = [*merged_pages().values(), *raw_pages(), *WITHOUT_SAMPLES, *map(complained, COMPLAINTS)]
+    return dict(zip(pages, verdicts(pages, tmp_path_factory.mktemp("differential")), strict=True))
+
+
+def test_a_real_prometheus_takes_every_page(errors: Mapping[bytes, str]) -> None:
+    """At least 300 bodies, each beside an honest qube and its neighbours."""
+    pages = merged_pages()
+    assert len(pages) >= 300
+    for name, page_of in pages.items():
+        text = page_of.decode()
         assert '\nwork_samples{qube="work",exporter="node"} 1\n' in text, name
         assert re.search(r'^m\{qube="work",exporter="node",a="b"\} 1$', text, re.MULTILINE), name
         assert len(re.findall(r'^[^#][^{]*\{qube="work",exporter="node"', text, re.MULTILINE)) == 7, name
-    refused = {
-        name: error
-        for name, error in zip(names, verdicts([text.encode() for text in pages], tmp_path), strict=True)
-        if error
-    }
+    refused = {name: error for name, one in pages.items() if (error := errors[one])}
     assert not refused
 
 
-def test_the_check_can_fail(tmp_path: Path) -> None:
+def test_the_check_can_fail(errors: Mapping[bytes, str]) -> None:
     """Prometheus refuses many of the same bodies when they do not go through the reader."""
-    hostile = bodies()
-    errors = verdicts([HONEST + body for body in hostile.values()], tmp_path)
-    assert sum(map(bool, errors)) > len(hostile) / 3
+    pages = raw_pages()
+    assert sum(bool(errors[one]) for one in pages) > len(pages) / 3
 
 
 def test_every_hostile_body_raises_nothing_but_our_own_error() -> None:
@@ -162,11 +172,8 @@ def test_every_hostile_body_raises_nothing_but_our_own_error() -> None:
             assert isinstance(reading("evil", body[: len(body) - cut]), Reading | ScrapeError), name
 
 
-def test_what_is_dropped_with_a_complaint_is_what_prometheus_refuses(tmp_path: Path) -> None:
+def test_what_is_dropped_with_a_complaint_is_what_prometheus_refuses(errors: Mapping[bytes, str]) -> None:
     """And a text without samples is one that it takes."""
-    good = [b"", b"\n", (ROOT / "tests" / "field" / "comments-only.prom").read_bytes()]
-    bad = [line.encode() + b"\n" for line in COMPLAINTS]
-    errors = verdicts([*good, *bad], tmp_path)
-    assert not any(errors[: len(good)])
-    taken = {line for line, error in zip(COMPLAINTS, errors[len(good) :], strict=True) if not error}
+    assert not any(errors[one] for one in WITHOUT_SAMPLES)
+    taken = {line for line in COMPLAINTS if not errors[complained(line)]}
     assert taken - TAKEN_BY_NEWER == TAKEN
