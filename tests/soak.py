@@ -29,6 +29,8 @@ TEXTS = (b"<html>\n", b"cut", recording("node"), b"\n" * 250_000)
 TROUBLES: list[str | bytes] = [*STATES, *FAULTS, *TEXTS, "deny"]
 # Scrapes between two changes.
 CALM = 5
+# How a text is scraped that comes at once, so that a busy machine has the time to read what is wrong with it.
+PATIENTLY = {"X_Prometheus_Scrape_Timeout_Seconds": "10"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +114,10 @@ def soak(folder: Path, *, seconds: float, seed: int = 1) -> tuple[Held, Held, Co
             eventually("the last scrape's connection is closed", lambda: connections(proxy.port) == 0)
             return held(proxy.process.pid)
 
-        def scrape(times: int) -> None:
+        def scrape(times: int, **headers: str) -> None:
             for _ in range(times):
                 seen["scrapes"] += 1
-                page = proxy.get()
+                page = proxy.get(**headers)
                 assert page.status == 200
                 seen.update(re.findall(r'^qubes_proxy_exporter_failure{.*reason="(\w+)"} 1$', page.text, re.MULTILINE))
 
@@ -128,7 +130,7 @@ def soak(folder: Path, *, seconds: float, seed: int = 1) -> tuple[Held, Held, Co
                 qubes.set_state(name, "Halted")
                 scrape(1)
                 afflict(qubes, exporters[name], name, trouble)
-                scrape(CALM)
+                scrape(CALM, **(PATIENTLY if isinstance(trouble, bytes) else {}))
                 heal(qubes, exporters[name], name)
                 scrape(CALM)
         after = at_rest()
