@@ -173,7 +173,7 @@ def watching(folder: Path, targets: Mapping[str, str], *, relabelled: bool) -> P
     folder.mkdir()
     prometheus = Prometheus(folder, "")
     text = (CONF / "prometheus.yml").read_text(encoding="utf-8")
-    text = re.sub(r"(scrape_(?:interval|timeout)): \d+s", r"\1: 2s", text)
+    text = re.sub(r"(scrape_(?:interval|timeout)): \d+s", r"\1: 4s", text)
     text = text.replace("global:\n", "global:\n  evaluation_interval: 1s\n")
     (first, address), *others = targets.items()
     more = "".join(f"      - {json.dumps({'targets': [at], 'labels': {'machine': name}})}\n" for name, at in others)
