@@ -119,6 +119,12 @@ def bodies(heard: Heard) -> dict[Endpoint, bytes]:
     return {port: answer.body for port, answer in heard.items() if isinstance(answer, Answer)}
 
 
+def is_to_be_called(one: Line) -> bool:
+    """Has its call ended, and the wait for the next one?"""
+    (call,) = one.channel.calls()
+    return call.open_seconds is None and not call.wait
+
+
 async def test_one_call_serves_all_exporters_for_ever(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """The argument is the ports, rising; parts of them may be asked for."""
     qubes.add("work")
@@ -215,8 +221,8 @@ async def test_a_service_that_lies_about_its_answer(
     if reason is None:
         # The answer came whole, as far as anybody can tell; what came behind it ends the call.
         assert isinstance(error, Answer) or error.reason == "protocol"
-        await asyncio.sleep(0.3)
-        await work.ask(seconds=IMPATIENT)
+        await soon("it may be called again", lambda: is_to_be_called(work))
+        await work.ask()
         assert len(qubes.calls()) == 2
     else:
         assert isinstance(error, ScrapeError)
@@ -241,7 +247,7 @@ async def test_bytes_that_nobody_asked_for_end_the_call(qubes: Qubes, line: Make
     served = exporter(b"m 1\n")
     work = line(qube("work", served.port), backoff_initial=0.001, backoff_max=0.001)
     assert bodies(await work.ask()) == {served.port: b"m 1\n"}
-    await asyncio.sleep(0.5)
+    await soon("it may be called again", lambda: is_to_be_called(work))
     qubes.set_fault("work", None)
     assert bodies(await work.ask()) == {served.port: b"m 1\n"}
     assert len(qubes.calls()) == 2
