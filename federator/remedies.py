@@ -47,4 +47,4 @@ def remedy(error: ScrapeError) -> str:
 
 def lines_for_policy(config: Config, qube: Qube, own_name: str) -> Sequence[str]:
     """What dom0's policy has to say so that this qube can be scraped; nothing where it is not called over qrexec."""
-    return rules(replace(config, qubes=(qube,), discovery=None), own_name)
+    return rules(replace(config, qubes=(qube,), discovery=None, dom0=None), own_name)

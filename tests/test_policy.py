@@ -5,6 +5,7 @@ from pathlib import Path
 
 from federator import config
 from federator.policy import policy_lines
+from federator.remedies import lines_for_policy
 
 EXPORTERS = "[exporters]\nnode = 9100\nprocess = 9256\n"
 WORK = "[qubes.work]\nexporters = ['process', 'node']\n"
@@ -82,3 +83,13 @@ def test_a_numbered_disposable_will_be_another_qube_tomorrow() -> None:
     assert said.startswith("# qubes.disp4711: ")
     assert "qvm-tags TEMPLATE add monitored" in said
     assert not any("another disposable" in line for line in lines(WORK))
+
+
+def test_the_remedy_for_a_qube_has_its_own_line_alone() -> None:
+    """What discovery and [dom0] need is no help against a refused call to a qube."""
+    text = "[exporters]\nnode = 9100\n[qubes.work]\nexporters = ['node']\n[qubes.mail]\nexporters = ['node']\n"
+    settings = config.parse(f"{text}[discovery]\n[dom0]\n", Path("/x"))
+    lines = lines_for_policy(settings, settings.qubes[0], "sys-net")
+    assert [line.split() for line in lines] == [
+        ["ruddo.PrometheusProxy", "+9100", "sys-net", "work", "allow", "autostart=no"]
+    ]
