@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from federator.dom0_figures import FAMILIES
 from tests.helpers import ROOT
 from tests.parts import PATIENCE_SECONDS, eventually, get
 
@@ -62,6 +63,23 @@ def shows(url: str, qube: str) -> bool:
     return re.search(STATES[qube], re.sub(r"<[^>]*>", " ", section), re.DOTALL) is not None
 
 
+def dom0_says_what_the_text_says(shown: str, page: str) -> bool:
+    """What the printed text names can be seen among dom0's figures, and no two qubes use the same."""
+    names = {name for name, _ in re.findall(r"^(qubes?_(?!proxy)\w+){(.*)} ", page, re.MULTILINE)}
+    of = {
+        name: dict(re.findall(rf'^{name}{{(?:qube|pool)="([^"]*)".*}} (\S+)$', page, re.MULTILINE))
+        for name in ("qube_cpu_seconds_total", "qubes_pool_usage_bytes", "qubes_pool_size_bytes")
+    }
+    cpu, usage, size = ({one: float(value) for one, value in values.items()} for values in of.values())
+    assert "media's CPU, vm-pool, which is 88 % full, and debian-12-xfce's waiting updates" in shown
+    assert max(cpu, key=cpu.__getitem__) == "media"
+    assert len(set(cpu.values())) == len(cpu) == 10
+    assert usage["vm-pool"] / size["vm-pool"] == 0.88
+    assert not re.search("^qubes_proxy_dom0_failure", page, re.MULTILINE)
+    # Each family, but for the stub domains': dom0 seldom tells these apart.
+    return names == {name for name in FAMILIES if "_proxy_" not in name} - {"qube_stubdomain_cpu_seconds_total"}
+
+
 def run_the_demo(number: signal.Signals) -> None:
     """Run the demo until this signal ends it."""
     demo = subprocess.Popen(
@@ -82,6 +100,14 @@ def run_the_demo(number: signal.Signals) -> None:
             r'^shop_http_request_seconds_bucket{qube="work",exporter="shop",owner="alice",le="\+Inf",path="/"} \d',
             r'^process_resident_memory_bytes{qube="personal",exporter="process"} \d',
             r'^sensor_celsius{qube="sys-usb",exporter="sensor",sensor="cpu"} \d',
+            r'^qube_memory_used_bytes{qube="dom0"} \d',
+            r'^qube_running{qube="vault"} 0$',
+            r'^qube_info{qube="sys-net",class="AppVM",label="red",.*,provides_network="true"} 1$',
+            r'^qube_volume_usage_bytes{qube="work",owner="alice",volume="private"} \d',
+            r'^qube_updates_available{qube="debian-12-xfce"} 1$',
+            r'^qube_updates_available{qube="fedora-43-xfce"} 0$',
+            r'^qube_os_eol_timestamp_seconds{qube="fedora-43-xfce"} \d',
+            r'^qubes_pool_metadata_usage_bytes{pool="vm-pool"} \d',
         ]
 
         def all_there() -> bool:
@@ -91,6 +117,7 @@ def run_the_demo(number: signal.Signals) -> None:
         eventually("the page shows all of them", all_there)
         for qube in STATES:
             eventually(f"the status page shows {qube}", partial(shows, url, qube))
+        assert dom0_says_what_the_text_says(shown, get(f"{url}/metrics").text)
         children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text(encoding="utf-8")
         daemons = [int(pid) for pid in children.split()]
         assert len(daemons) == 6  # five exporters, one daemon

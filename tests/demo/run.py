@@ -2,7 +2,7 @@
 """
 What `make run` runs: the demo's exporters, and the real daemon with conf/demo.toml, until Ctrl-C.
 
-A stand-in for qrexec says that `vault` is halted, and refuses calls to `banking`.
+A stand-in for qrexec says that `vault` is halted, and refuses calls to `banking`. One for qubesd says what dom0 knows.
 
 Where a port is in use, a copy of the configuration has a free one. Nothing stays behind: the exporters end with their
 stdin, which this process holds, the daemon is told to stop, and the copy is deleted.
@@ -25,13 +25,11 @@ from pathlib import Path
 import tomli
 
 from tests.demo import exporters
-from tests.standin.qubes import Qubes
+from tests.demo.machine import make_machine
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEMO = ROOT / "conf" / "demo.toml"
 
-# As dom0 says it of the two qubes that are called; the others are local.
-STATES = {"banking": "Running", "vault": "Halted"}
 WELCOME = """{url}/   <- open this in a browser: what is up, what is not, why, and what to do
 
 Eight demo qubes are being served. Nobody has scraped yet, so the page is empty until you do, in another terminal:
@@ -40,11 +38,13 @@ Eight demo qubes are being served. Nobody has scraped yet, so the page is empty 
     curl '{url}/metrics?qube=work'          one qube
     curl -s {url}/metrics | grep _up        which exporters are up; sys-usb's sensor is down for 10 s now and then
     curl {url}/metrics/proxy                the proxy itself
+    curl -s {url}/metrics | grep -E '^qubes?_(cpu|pool|updates)'     what dom0 knows, from the second scrape on
 
     {machine} {python} -m federator scrape --config.file={config}
 
 work and personal are up, media is slow, sys-print sends bad lines, mail's exporter does not run, banking is refused by
 dom0, vault is halted.
+In dom0's figures: media's CPU, vm-pool, which is 88 % full, and debian-12-xfce's waiting updates.
 
 Ctrl-C ends it.
 """
@@ -81,19 +81,6 @@ def prepare(folder: Path) -> tuple[Path, int, dict[str, int]]:
     return config, ports.pop("web"), ports
 
 
-def make_machine(folder: Path) -> Qubes:
-    """What the stand-in for qrexec has instead of dom0 and the two qubes that are called."""
-    machine = Qubes(folder / "machine", ROOT / "vmside" / "ruddo.PrometheusProxy")
-    for name, state in STATES.items():
-        machine.add(name, state=state, policy="deny")
-    machine.add("dom0", install=False)
-    said = "".join(f"{name} class=AppVM state={state}\\n" for name, state in STATES.items())
-    service = machine.service_of("dom0").with_name("admin.vm.List")
-    service.write_text(f"#!/bin/sh\nprintf '0\\0dom0 class=AdminVM state=Running\\n{said}'\n", encoding="utf-8")
-    service.chmod(0o755)
-    return machine
-
-
 def wait_until_ready(url: str, daemon: "subprocess.Popen[bytes]") -> bool:
     """True when the daemon answers, False when it has ended."""
     while daemon.poll() is None:
@@ -112,7 +99,7 @@ def main() -> int:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prometheus-qubes-proxy-")))
         config, port, ports = prepare(folder)
-        machine = make_machine(folder)
+        machine = make_machine(folder / "machine", ROOT / "vmside" / "ruddo.PrometheusProxy", refused="banking")
         for kind in exporters.KINDS:
             words = [sys.executable, exporters.__file__, kind, str(ports[kind])]
             exporter = stack.enter_context(subprocess.Popen(words, stdin=subprocess.PIPE))
