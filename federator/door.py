@@ -23,6 +23,8 @@ from federator.seldom import Seldom
 MAX_WAITING = 4096
 # So many are looked at in one turn: all that can wait. Most of a flood are closed at once, in some microseconds each.
 MAX_A_TURN = MAX_WAITING
+# On a machine that is too busy they take longer; then the rest wait for the next turn.
+MAX_TURN_SECONDS = 0.1
 # An address opens so many at once, and then one in so many seconds. Prometheus keeps its one, a browser opens six.
 AT_ONCE = 128
 PACE_SECONDS = 0.005
@@ -72,7 +74,10 @@ class Door:
         self._loop.add_reader(sock.fileno(), self._accept, sock)
 
     def _accept(self, sock: socket.socket) -> None:
+        end = time.monotonic() + MAX_TURN_SECONDS
         for _ in range(MAX_A_TURN):
+            if time.monotonic() > end:
+                return
             try:
                 connection, address = sock.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
