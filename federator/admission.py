@@ -14,7 +14,7 @@ have so much. So a client that asks for the same page as a greedy one is not ref
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from federator.errors import BusyError
 
@@ -28,7 +28,7 @@ class Place:
 
     network: str
     size: int
-    requests: int = 0
+    requests: list[str] = field(default_factory=list)  # the networks of those who wait for it, or read it
 
 
 class Admission:
@@ -59,13 +59,15 @@ class Admission:
             place = Place(network, 0)
             self.resize(place, size, network)
             self._places[page] = place
-        place.requests += 1
+        place.requests.append(network)
         try:
             yield place
         finally:
-            place.requests -= 1
+            place.requests.remove(network)
             if not place.requests:
                 del self._places[page]
+            elif place.network not in place.requests:
+                place.network = place.requests[0]  # who is gone has nothing any more
 
     def resize(self, place: Place, size: int, network: str) -> None:
         """So many bytes it has, for a client of this network. Raises BusyError where that is too much for it."""

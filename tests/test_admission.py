@@ -82,9 +82,22 @@ def test_who_asks_for_the_page_of_a_greedy_client_is_not_refused_with_it() -> No
             with pytest.raises(BusyError):
                 admission.resize(shared, 400, "greedy")
             admission.resize(shared, 400, "honest")
-        with admission.place("greedy", "c", 1):
+            with admission.place("greedy", "c", 1):
+                pass
+            with pytest.raises(BusyError), admission.place("honest", "d", 1):
+                pass
+
+
+def test_a_page_counts_for_those_who_still_read_it() -> None:
+    """A scraper that has its page gets the next one, while a slow reader keeps the last one."""
+    admission = Admission(1000)
+    with ExitStack() as slow:
+        shared = slow.enter_context(admission.place("slow reader", "a"))
+        with admission.place("honest", "a"):
+            admission.resize(shared, 400, "honest")
+        with admission.place("honest", "b", 400):
             pass
-        with pytest.raises(BusyError), admission.place("honest", "d", 1):
+        with pytest.raises(BusyError), admission.place("slow reader", "b", 101):
             pass
 
 
