@@ -76,16 +76,17 @@ def test_one_address_leaves_bytes_for_others() -> None:
 def test_who_asks_for_the_page_of_a_greedy_client_is_not_refused_with_it() -> None:
     """The page counts for who may have it; the greedy client is refused."""
     admission = Admission(1000)
-    with admission.place("greedy", "a", 200), admission.place("greedy", "b") as shared:
-        with admission.place("honest", "b") as same:
-            assert same is shared
-            with pytest.raises(BusyError):
-                admission.resize(shared, 400, "greedy")
-            admission.resize(shared, 400, "honest")
-            with admission.place("greedy", "c", 1):
-                pass
-            with pytest.raises(BusyError), admission.place("honest", "d", 1):
-                pass
+    with ExitStack() as stack:
+        stack.enter_context(admission.place("greedy", "a", 200))
+        shared = stack.enter_context(admission.place("greedy", "b"))
+        assert stack.enter_context(admission.place("honest", "b")) is shared
+        with pytest.raises(BusyError):
+            admission.resize(shared, 400, "greedy")
+        admission.resize(shared, 400, "honest")
+        with admission.place("greedy", "c", 1):
+            pass
+        with pytest.raises(BusyError), admission.place("honest", "d", 1):
+            pass
 
 
 def test_a_page_counts_for_those_who_still_read_it() -> None:
