@@ -85,9 +85,10 @@ class Rounds:
             self._figures.note_pool(pool, *numbers, _now(), interval)
 
     async def _ask_qubes(self, settings: Dom0, *, states_known: bool) -> None:
-        listed = await self._listed_now(settings.interval)
-        if listed is None:
+        untrusted_list = await self._told(LIST, DOM0, "", settings.interval)
+        if untrusted_list is None:
             return
+        listed = dom0_replies.classes(untrusted_list)
         before, self._listed = self._listed, listed
         self._figures.forget(before.keys() - listed.keys())
         if not states_known:
@@ -102,18 +103,6 @@ class Rounds:
                 answer = await self._told(service, qube, argument, settings.interval)
                 if answer is not None:
                     self._note_answer(service, qube, argument, answer, settings.interval)
-
-    async def _listed_now(self, interval: float) -> dict[str, tuple[str, str]] | None:
-        """Class and state of each qube that dom0 shows; None where it does not answer, or not with a whole list."""
-        answer, error = await self._try(LIST, DOM0, "")
-        listed = None
-        if answer is not None:
-            try:
-                listed = dom0_replies.classes(answer)
-            except ScrapeError as cut:
-                error = cut
-        self._note(LIST, error, interval)
-        return listed
 
     async def _ask_properties(self, qube: str, of_class: str, interval: float) -> None:
         """All at once; or one by one, which tells the daemon's qube less, where dom0 refuses the other."""
