@@ -36,7 +36,7 @@ class Dom0Calls:
         self._limiter = limiter
         self._counter = counter
         self._figures = figures
-        self._failed: dict[str, ScrapeError] = {}  # by service, of those that did not answer last time
+        self._failed: set[str] = set()  # services that did not answer last time
         self._ends: set[asyncio.Task[None]] = set()
 
     async def listen(self, service: str, wire: Events) -> None:
@@ -80,19 +80,18 @@ class Dom0Calls:
 
     def forget(self, service: str) -> None:
         """It is not asked for any more: no failure of it is to be shown."""
-        self._failed.pop(service, None)
+        self._failed.discard(service)
         self._figures.forget_call(service)
 
     def note(self, service: str, error: ScrapeError | None, interval: float) -> None:
         """What came of a call that is made again in `interval` seconds. One line of the log where that changes."""
-        before = self._failed.pop(service, None)
-        if error is not None:
-            self._failed[service] = error.bare()
         fields = {"call": service}
-        if error is not None and before is None:
+        if error is not None and not self.fails(service):
             log.warning("dom0 does not tell its figures", extra={**fields, "reason": error.reason, "error": str(error)})
-        elif error is None and before is not None:
+            self._failed.add(service)
+        elif error is None and self.fails(service):
             log.info("dom0 tells its figures again", extra=fields)
+            self._failed.remove(service)
         reason = error.reason if error else None
         self._figures.note_call(service, reason, asyncio.get_running_loop().time(), interval)
 

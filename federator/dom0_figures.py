@@ -196,11 +196,10 @@ class Figures:
 
     def note_properties(self, qube: str, of_class: str, told: Mapping[str, str], now: float, interval: float) -> None:
         """What is known of the properties INFO. They are asked for seldom, so they are valid for longer."""
-        found = {name: told[name] if _NAME.fullmatch(told.get(name, "")) else "" for name in INFO if name in told}
-        found |= {"provides_network": found["provides_network"].lower()} if "provides_network" in found else {}
+        values = {name: value if _NAME.fullmatch(value := told.get(name, "")) else "" for name in INFO}
+        values["provides_network"] = values["provides_network"].lower()
         self.drop("qube_info", ("qube", qube))
-        labels = (("class", of_class), *((name, found.get(name, "")) for name in INFO))
-        self.put("qube_info", ("qube", qube), 1, now, interval, *labels)
+        self.put("qube_info", ("qube", qube), 1, now, interval, ("class", of_class), *values.items())
 
     def note_volume(self, qube: str, volume: str, told: Numbers, now: float, interval: float) -> None:
         """What admin.vm.volume.Info says."""

@@ -123,9 +123,9 @@ class Rounds:
     async def _properties_one_by_one(self, qube: str, interval: float) -> dict[str, str]:
         told: dict[str, str] = {}
         for name in INFO:
-            answer, error = await self._try(PROPERTY, qube, name)
+            answer, _ = await self._try(PROPERTY, qube, name)
             if answer is not None:
-                self._note(PROPERTY, error, interval)
+                self._note(PROPERTY, None, interval)
                 told[name] = dom0_replies.single_property(answer)
         return told
 
