@@ -9,13 +9,13 @@ printed. What the daemon says is judged in `daemonview`.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from federator.errors import ScrapeError
 from federator.model import Address, Config, Outcome, Qube, QubeOutcome, Snapshot, where
-from federator.policy import single_port_rules
+from federator.policy import only, single_port_rules
 from federator.reasons import OnePortError
 from federator.remedies import lines_for_policy, remedy
 from federator.targets import DOM0
@@ -200,8 +200,7 @@ def _broken(
 def _remedy(settings: Config, qube: Qube, error: ScrapeError, own_name: str) -> tuple[str, tuple[str, ...]]:
     start = () if qube.name == DOM0 else (f"qvm-start {qube.name}",)  # dom0 always runs
     if isinstance(error, OnePortError):
-        only_it = replace(settings, qubes=(qube,), discovery=None)
-        return ONE_LINE_A_PORT, tuple(single_port_rules(only_it, own_name))
+        return ONE_LINE_A_PORT, tuple(single_port_rules(only(settings, qube), own_name))
     if error.reason == "refused":
         return remedy(error), (*lines_for_policy(settings, qube, own_name), *start)
     return remedy(error), start if error.reason == "not_running" else ()

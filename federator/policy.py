@@ -7,6 +7,7 @@ Owns their words, their columns and their order. Must not know where they are pr
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from federator.dom0_replies import (
     FEATURE,
@@ -23,7 +24,7 @@ from federator.dom0_replies import (
     VOLUME,
     VOLUMES,
 )
-from federator.model import Config, Endpoint, in_order
+from federator.model import Config, Endpoint, Qube, in_order
 from federator.targets import DOM0, is_qube_name
 from federator.wire import SERVICE, argument
 
@@ -72,6 +73,11 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
 def rules(config: Config, own_name: str) -> list[str]:
     """The same without comments."""
     return [line for line in policy_lines(config, own_name) if not line.startswith("#")]
+
+
+def only(config: Config, qube: Qube) -> Config:
+    """The configuration as if it had nothing but this qube: what discovery and [dom0] need is no help to a qube."""
+    return replace(config, qubes=(qube,), discovery=None, dom0=None)
 
 
 def single_port_rules(config: Config, own_name: str) -> list[str]:

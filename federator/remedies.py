@@ -6,11 +6,10 @@ Owns these texts. Must not know where they are shown. What exactly happened is s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from federator.errors import ScrapeError
 from federator.model import Config, Qube
-from federator.policy import rules
+from federator.policy import only, rules
 
 REMEDIES: Mapping[str, str] = {
     "refused": "Add this line to dom0's policy, in /etc/qubes/policy.d/30-user.policy, or start the qube. In dom0,"
@@ -47,4 +46,4 @@ def remedy(error: ScrapeError) -> str:
 
 def lines_for_policy(config: Config, qube: Qube, own_name: str) -> Sequence[str]:
     """What dom0's policy has to say so that this qube can be scraped; nothing where it is not called over qrexec."""
-    return rules(replace(config, qubes=(qube,), discovery=None, dom0=None), own_name)
+    return rules(only(config, qube), own_name)
