@@ -155,14 +155,14 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Tar
     return found
 
 
-def expected_size(query: MultiMapping[str], last: Snapshot | None) -> int:
-    """Bytes of the page that a query asks for, as the last scrape of everything says."""
-    if last is None:
+def expected_size(query: MultiMapping[str], seen: Snapshot | None) -> int:
+    """Bytes of the page that a query asks for, as a scrape says: the last one of everything, or its own."""
+    if seen is None:
         return 0
     qubes, exporters = query.getall("qube", []), query.getall("exporter", [])
     return sum(
         outcome.page_size
-        for outcome in last.outcomes
+        for outcome in seen.outcomes
         if (not qubes or outcome.target.qube in qubes) and (not exporters or outcome.target.exporter.name in exporters)
     )
 
@@ -179,10 +179,15 @@ async def _place(request: web.Request, size: int = 0) -> AsyncIterator[tuple[Ser
     started = loop.time()
     # Requests of one moment for the same page get the same one.
     page = (request.path, frozenset(request.query.items()), int(started / SHARE_SECONDS))
-    with served.admission.place(network_of(request.remote or ""), page, size) as place:
+    with served.admission.place(_network(request), page, size) as place:
         # A dom0 that is silent must not make the page late.
         await served.fleet.refresh(_seconds_left(request, started, served.fleet.config.scrape) / 4)
         yield served, place, started
+
+
+def _network(request: web.Request) -> str:
+    """For whom its page counts; all who come over a Unix socket are one."""
+    return network_of(request.remote or "")
 
 
 def _seconds_left(request: web.Request, started: float, settings: Scrape) -> float:
@@ -204,13 +209,12 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
         served.dom0.somebody_scrapes(served.fleet.states)
         snapshot = await scraper.collect(wanted(request.query, served.fleet.targets), seconds)
         # What was expected knows neither the first scrape nor an exporter that is not for the page.
-        expected = sum(outcome.page_size for outcome in snapshot.outcomes)
-        served.admission.resize(place, expected, network_of(request.remote or ""))
+        served.admission.resize(place, expected_size(request.query, snapshot), _network(request))
         _note_asked(served, request, snapshot.seconds, snapshot.allowed)
         async with served.making_for(request.remote or ""):
             started = asyncio.get_running_loop().time()
             page = served.pages.of(snapshot, served.reload, _of_dom0(request.query))
-            served.admission.resize(place, _size(await page.plain()), network_of(request.remote or ""))
+            served.admission.resize(place, _size(await page.plain()), _network(request))
             encoded = await encode(request, page)
             # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
             scraper.cost.note(page_weight(snapshot.outcomes), asyncio.get_running_loop().time() - started)
@@ -274,7 +278,7 @@ async def _forward(request: web.Request) -> web.StreamResponse:
             _note_asked(served, request, asyncio.get_running_loop().time() - started, seconds)
         except ScrapeError as error:
             return web.Response(status=FORWARD_STATUSES.get(error.reason, 500), text=f"{error.reason}: {error}\n")
-        served.admission.resize(place, len(text), network_of(request.remote or ""))
+        served.admission.resize(place, len(text), _network(request))
         sending = _send(request, *await encode(request, Page(at_once(text)), content_type))
         del text
         return await sending
@@ -369,13 +373,12 @@ async def _look(
 ) -> AsyncIterator[tuple[Served, Callable[[Answer], Awaitable[web.StreamResponse]]]]:
     """A place to look at what is known, and how that is sent. Those who look take no place of those who scrape."""
     served: Served = request.app[SERVED]
-    network = network_of(request.remote or "")
-    with served.looks.place(network, id(request)) as place:
+    with served.looks.place(_network(request), id(request)) as place:
 
         async def send(answer: Answer) -> web.StreamResponse:
             if answer.status == 304:  # without a body, which aiohttp 3.8 would end with a last chunk
                 return web.Response(status=304, headers=answer.headers)
-            served.looks.resize(place, len(answer.body), network)
+            served.looks.resize(place, len(answer.body), _network(request))
             return await _send(request, answer.headers, [answer.body])
 
         yield served, send
