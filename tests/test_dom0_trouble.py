@@ -5,22 +5,20 @@ import asyncio
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from federator import config, dom0_calls, dom0_round, host
-from federator.counters import Counters
+from federator import dom0_calls, dom0_round
 from federator.dom0 import SILENCE_SECONDS, Dom0Figures
 from federator.dom0_calls import TIMEOUT_SECONDS
 from federator.dom0_figures import STATS_SECONDS
-from federator.dom0_replies import FEATURE, LIST, POOL, POOL_USAGE, POOLS, PROPERTIES, PROPERTY, STATS, VOLUME
-from federator.fleet import Fleet
+from federator.dom0_replies import FEATURE, LIST, POOL, POOL_USAGE, POOLS, PROPERTIES, STATS, VOLUME
 from tests.helpers import Clock, soon
-from tests.parts import Daemon, Prometheus, eventually, toml
+from tests.parts import Daemon, Prometheus, eventually
 from tests.standin.qubes import Qubes
-from tests.test_dom0 import EVERYTHING, failures, names
+from tests.test_dom0 import EVERYTHING, asking_dom0, deny, failures, names
 
 # They wait for processes, one after the other.
 pytestmark = pytest.mark.slow
@@ -81,21 +79,17 @@ async def ask(machine: Qubes, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     """Starts what asks the machine's dom0, in a hurry: for everything, where no table is given."""
     monkeypatch.setattr(dom0_round, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(dom0_calls, "TIMEOUT_SECONDS", 1e6)  # calls are under way while tests advance the clock
-    host.watch_children()
     clock = Clock(monkeypatch)
-    started: list[Dom0Figures | Fleet] = []
+    ends: list[Callable[[], Awaitable[None]]] = []
 
     def start(table: str = EVERYTHING) -> Asking:
-        text = toml({}, client=machine.client, qrexec="backoff_initial = '1s'\nbackoff_max = '1s'\n", rest=table)
-        settings, counters = config.parse(text, Path("/x")), Counters()
-        fleet = Fleet(settings, counters)
-        figures = Dom0Figures(settings, fleet.limiter, counters)
-        started.extend([figures, fleet])
+        figures, fleet = asking_dom0(machine, table, "backoff_initial = '1s'\nbackoff_max = '1s'\n")
+        ends.extend([figures.close, fleet.close])
         return Asking(figures, clock)
 
     yield start
-    for one in started:
-        await one.close()
+    for end in ends:
+        await end()
 
 
 def says(machine: Qubes, file: str, text: str | bytes) -> None:
@@ -110,12 +104,6 @@ def says(machine: Qubes, file: str, text: str | bytes) -> None:
 def calls_of(machine: Qubes, service: str) -> int:
     """How often it was called."""
     return sum(called.startswith(f"{service}+") for _, called, _ in machine.calls())
-
-
-def deny(machine: Qubes, call: str) -> None:
-    """dom0's policy has no line for it."""
-    for folder in (machine.root / "qubes").iterdir():
-        (folder / "denied").write_text(call.replace(PROPERTIES, f"{PROPERTIES} {PROPERTY}"), encoding="utf-8")
 
 
 # -- silence ---------------------------------------------------------------------------------------------------------
