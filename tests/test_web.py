@@ -4,7 +4,7 @@
 import asyncio
 import gzip
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,17 +29,30 @@ else:
     Client = TestClient  # of aiohttp 3.8, which has no parameters
 
 
+Serve = Callable[[str], Awaitable[Client]]
+
+
 @pytest.fixture
-async def client(
-    aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
-) -> AsyncIterator[Client]:
-    """A client of a daemon with two qubes and two exporters."""
+async def serve(aiohttp_client: Callable[..., Any], tmp_path: Path) -> AsyncIterator[Serve]:
+    """Makes a client of a daemon with this configuration."""
     host.watch_children()
+    made: list[Served] = []
+
+    async def start(text: str) -> Client:
+        made.append(Served.of(config.parse(text, tmp_path / "x.toml"), Counters()))
+        client: Client = await aiohttp_client(application(made[-1]), auto_decompress=False)
+        return client
+
+    yield start
+    for served in made:
+        await served.fleet.close()
+
+
+@pytest.fixture
+async def client(serve: Serve, exporter: Callable[[bytes], Exporter]) -> Client:
+    """A client of a daemon with two qubes and two exporters."""
     ports = {"node": exporter(b"n 1\n").port, "app": exporter(b"a 1\n").port}
-    text = toml({"work": ports, "personal": {**ports, "extra": free_port()}}, transport="local")
-    served = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
-    yield await aiohttp_client(application(served), auto_decompress=False)
-    await served.fleet.close()
+    return await serve(toml({"work": ports, "personal": {**ports, "extra": free_port()}}, transport="local"))
 
 
 async def asked(client: Client, path: str, **headers: str) -> tuple[ClientResponse, bytes]:
@@ -68,27 +81,22 @@ async def test_the_page_is_the_text_format_for_everybody(client: Client) -> None
     assert page.endswith(b"\n")
 
 
-async def test_an_exporter_that_is_not_for_the_page(
-    aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
-) -> None:
+async def test_an_exporter_that_is_not_for_the_page(serve: Serve, exporter: Callable[[bytes], Exporter]) -> None:
     """It is asked by its name only; and who sees the rest sees the page as whole."""
-    host.watch_children()
     slow = exporter(b"slow 1\n")
     text = toml({"work": {"node": exporter(b"n 1\n").port, "slow": slow.port}}, transport="local")
     text = text.replace(f'"slow" = {slow.port}', f'"slow" = {{ port = {slow.port}, page = false }}')
-    served = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
-    client = await aiohttp_client(application(served), auto_decompress=False)
+    client = await serve(text)
     for query in ("", "?qube=work"):
         page = (await asked(client, "/metrics" + query))[1]
         assert b'n{qube="work",exporter="node"} 1\n' in page
         assert b"slow" not in page
-    assert served.scraper.last is not None
+    assert client.app[SERVED].scraper.last is not None
     assert not slow.requests
     assert b"page = false: for /forward" in (await asked(client, "/"))[1]
     assert b'slow{qube="work",exporter="slow"} 1\n' in (await asked(client, "/metrics?exporter=slow"))[1]
     assert (await asked(client, f"/forward?target=work&port={slow.port}"))[1] == b"slow 1\n"
     assert b'"exporter": "slow"' in (await asked(client, "/sd"))[1]
-    await served.fleet.close()
 
 
 @pytest.mark.parametrize(
@@ -213,20 +221,13 @@ async def test_the_proxys_own_counters(client: Client) -> None:
 
 @pytest.mark.slow
 async def test_a_scraper_that_never_reads_is_cut_off(
-    aiohttp_client: Callable[..., Any],
-    exporter: Callable[[bytes], Exporter],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    serve: Serve, exporter: Callable[[bytes], Exporter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its page would stay in memory for ever; another scraper does not notice."""
     monkeypatch.setattr("federator.web.SEND_SECONDS", 0.3)
-    host.watch_children()
     large = exporter(b"".join(b'm{a="%s%d"} 1\n' % (b"x" * 4000, number) for number in range(3000)))
-    settings = config.parse(
-        toml({"work": {"large": large.port}}, transport="local", scrape='timeout = "60s"'), tmp_path / "x.toml"
-    )
-    served = Served.of(settings, Counters())
-    client = await aiohttp_client(application(served))
+    client = await serve(toml({"work": {"large": large.port}}, transport="local", scrape='timeout = "60s"'))
+    served: Served = client.app[SERVED]
     reader, writer = await asyncio.open_connection(client.host, client.port, limit=1024)
     writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
     await asyncio.to_thread(eventually, "the exporter is asked", lambda: large.requests)
@@ -235,9 +236,7 @@ async def test_a_scraper_that_never_reads_is_cut_off(
         async with asyncio.timeout(PATIENCE_SECONDS):
             await reader.readexactly(100_000_000)
     writer.close()
-    async with client.get("/metrics") as answer:
-        assert len(await answer.read()) > 12_000_000
-    await served.fleet.close()
+    assert len((await asked(client, "/metrics"))[1]) > 12_000_000
 
 
 @pytest.mark.parametrize("path", ["/metrics/proxy", "/sd", "/discover"])
@@ -267,18 +266,14 @@ async def test_what_asks_no_qube_is_sent_for_a_while_too(
 
 
 async def test_a_page_of_unknown_size_is_refused_before_it_is_made(
-    aiohttp_client: Callable[..., Any],
-    exporter: Callable[[bytes], Exporter],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    serve: Serve, exporter: Callable[[bytes], Exporter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the first scrape, and for an exporter that is not for the page: it was made beside those being sent."""
-    host.watch_children()
     ports = {name: exporter(b'm{filler="%s"} 1\n' % (b"x" * 3000)).port for name in ("node", "own")}
     text = toml({"work": ports}, transport="local")
     text = text.replace(f'"own" = {ports["own"]}', f'"own" = {{ port = {ports["own"]}, page = false }}')
-    served = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
-    client = await aiohttp_client(application(served))
+    client = await serve(text)
+    served: Served = client.app[SERVED]
     made: list[Page] = []
     plain = Page.plain
 
@@ -295,20 +290,14 @@ async def test_a_page_of_unknown_size_is_refused_before_it_is_made(
     assert not made
     for query in ("", "?exporter=own"):
         assert (await asked(client, "/metrics" + query))[0].status == 200
-    await served.fleet.close()
 
 
 async def test_the_pages_of_one_client_are_made_one_after_the_other(
-    aiohttp_client: Callable[..., Any],
-    exporter: Callable[[bytes], Exporter],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    serve: Serve, exporter: Callable[[bytes], Exporter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that asked for twenty pages at one time took the time in which another's page was to be made."""
-    host.watch_children()
     ports = {f"e{number}": exporter(b"m 1\n").port for number in range(4)}
-    served = Served.of(config.parse(toml({"work": ports}, transport="local"), tmp_path / "x.toml"), Counters())
-    client = await aiohttp_client(application(served))
+    client = await serve(toml({"work": ports}, transport="local"))
     held, made, plain = asyncio.Event(), 0, Page.plain
     collected: list[str] = []
     making_for = Served.making_for
@@ -343,20 +332,15 @@ async def test_the_pages_of_one_client_are_made_one_after_the_other(
     await soon("the other client's is made", lambda: made == 2)
     held.set()
     assert all(b"\nm{" in page for page in await asyncio.gather(*scrapes))
-    await served.fleet.close()
 
 
-async def test_fifty_scrapers_at_once(
-    aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
-) -> None:
+async def test_fifty_scrapers_at_once(serve: Serve, exporter: Callable[[bytes], Exporter]) -> None:
     """All share one asking, one page and one place; those that want fifty different pages are told to come again."""
-    host.watch_children()
     slow = exporter(b"m 1\n")
     slow.hold.clear()
     others = {f"down{number}": free_port() for number in range(6)}
-    settings = config.parse(toml({"work": {"slow": slow.port, **others}}, transport="local"), tmp_path / "x.toml")
-    served = Served.of(settings, Counters())
-    client = await aiohttp_client(application(served))
+    client = await serve(toml({"work": {"slow": slow.port, **others}}, transport="local"))
+    served: Served = client.app[SERVED]
 
     async def scrape(query: str = "") -> tuple[int, bytes]:
         async with client.get("/metrics" + query) as answer:
@@ -375,7 +359,6 @@ async def test_fifty_scrapers_at_once(
     assert len({page for _, page in answers}) == 1
     assert {status for status, _ in await asyncio.gather(*different)} == {200, 503}
     assert (len(served.admission), len(served.pages)) == (0, 0)
-    await served.fleet.close()
 
 
 @pytest.mark.parametrize(
