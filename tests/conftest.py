@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Fixtures that several test files use. Their parts are in parts.py and standin/."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from federator import config, host
+from federator.counters import Counters
+from federator.web import Served, application
 from tests.helpers import SERVICE, tracebacks_of_daemon
 from tests.parts import Daemon, Exporter, eventually, toml
 from tests.standin.qubes import Qubes
@@ -71,3 +75,18 @@ def kept_tracebacks() -> Callable[[], list[str]]:
         return [one.tb_frame.f_code.co_qualname for one in tracebacks_of_daemon() if id(one) not in earlier]
 
     return kept
+
+
+@pytest.fixture
+async def serve(aiohttp_client: Callable[..., Any], tmp_path: Path) -> AsyncIterator[Callable[[str], Awaitable[Any]]]:
+    """Makes a client of a daemon with this configuration, in this process."""
+    host.watch_children()
+    made: list[Served] = []
+
+    async def start(text: str) -> Any:  # aiohttp's TestClient; in 3.8 it has no parameters
+        made.append(Served.of(config.parse(text, tmp_path / "x.toml"), Counters()))
+        return await aiohttp_client(application(made[-1]), auto_decompress=False)
+
+    yield start
+    for served in made:
+        await served.fleet.close()

@@ -3,16 +3,15 @@
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from federator import config, daemon, host
-from federator.counters import Counters
+from federator import daemon
 from federator.views import make
-from federator.web import SERVED, Served, application
+from federator.web import SERVED, Served
 from tests import test_web
 from tests.helpers import soon
 from tests.parts import Exporter, toml
@@ -195,18 +194,15 @@ async def test_the_host_is_checked(client: Client) -> None:
 
 
 async def test_a_password_is_asked_for(
-    aiohttp_client: Callable[..., Any], exporter: Callable[[bytes], Exporter], tmp_path: Path
+    serve: Callable[[str], Awaitable[Client]], exporter: Callable[[bytes], Exporter]
 ) -> None:
     """As for everything but /-/healthy."""
     pytest.importorskip("bcrypt")
-    host.watch_children()
     users = f'[web.basic_auth_users]\nalice = "$2b$04${"a" * 53}"'
     text = toml({"work": {"node": exporter(b"n 1\n").port}}, transport="local", rest=users)
-    served = Served.of(config.parse(text, tmp_path / "x.toml"), Counters())
-    client = await aiohttp_client(application(served))
+    client = await serve(text)
     for path in PAGES:
         assert (await asked(client, path))[0].status == 401
-    await served.fleet.close()
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics/proxy", "/sd", "/discover"])

@@ -4,9 +4,8 @@
 import asyncio
 import gzip
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,12 +13,10 @@ from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 from aiohttp.web import StreamResponse
 
-from federator import config, host
-from federator.counters import Counters
 from federator.page import Page
 from federator.text.content_type import TEXT_FORMAT
 from federator.unexpected import Unexpected
-from federator.web import SERVED, Served, application
+from federator.web import SERVED, Served
 from tests.helpers import soon
 from tests.parts import PATIENCE_SECONDS, Exporter, eventually, free_port, toml
 
@@ -30,22 +27,6 @@ else:
 
 
 Serve = Callable[[str], Awaitable[Client]]
-
-
-@pytest.fixture
-async def serve(aiohttp_client: Callable[..., Any], tmp_path: Path) -> AsyncIterator[Serve]:
-    """Makes a client of a daemon with this configuration."""
-    host.watch_children()
-    made: list[Served] = []
-
-    async def start(text: str) -> Client:
-        made.append(Served.of(config.parse(text, tmp_path / "x.toml"), Counters()))
-        client: Client = await aiohttp_client(application(made[-1]), auto_decompress=False)
-        return client
-
-    yield start
-    for served in made:
-        await served.fleet.close()
 
 
 @pytest.fixture
