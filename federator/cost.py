@@ -18,6 +18,10 @@ LEAST_SECONDS = 40e-9
 BLOCK_WEIGHT = 500
 # A lighter page says nothing of a heavy one: it takes the time of a request.
 LEAST_WEIGHT = 1 << 16
+# On a machine that is too busy a page waits for its turns, however light it is. So none is expected to be made faster
+# than the slowest one of so many seconds; but this part of the scraper's time is the most that this may take.
+SLOW_SECONDS = 300.0
+MOST_FOR_WAITING = 0.25
 
 
 def weight(page_size: int, blocks: int) -> int:
@@ -30,12 +34,20 @@ class PageCost:
 
     def __init__(self) -> None:
         self._seconds_each: deque[float] = deque([LEAST_SECONDS], maxlen=REMEMBERED)
+        self._slowest: deque[tuple[float, float]] = deque()  # when and how slow; a slower one removes those before it
 
-    def note(self, page_weight: int, seconds: float) -> None:
+    def note(self, page_weight: int, seconds: float, now: float) -> None:
         """A page of this weight took so long to be made."""
         if page_weight >= LEAST_WEIGHT:
             self._seconds_each.append(max(seconds / page_weight, LEAST_SECONDS))
+        while self._slowest and self._slowest[-1][1] <= seconds:
+            self._slowest.pop()
+        self._slowest.append((now, seconds))
 
-    def expect(self, page_weight: int) -> float:
-        """Seconds for a page of this weight."""
-        return MARGIN * page_weight * max(self._seconds_each)
+    def expect(self, page_weight: int, now: float, allowed: float) -> float:
+        """Seconds for a page of this weight, where the scraper allows so many for all."""
+        while self._slowest and self._slowest[0][0] < now - SLOW_SECONDS:
+            self._slowest.popleft()
+        slowest = self._slowest[0][1] if self._slowest else 0.0
+        by_weight = page_weight * max(self._seconds_each)
+        return max(MARGIN * by_weight, min(MARGIN * slowest, MOST_FOR_WAITING * allowed))

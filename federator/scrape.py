@@ -111,7 +111,7 @@ class Scraper:
         ]
         askings = [part for part in parts if isinstance(part, Asking)]
         try:
-            await self._until_done(askings, started + seconds)
+            await self._until_done(askings, started, seconds)
             self.fleet.check_running()
             now = loop.time()
             qubes = tuple(part.outcome(now) if isinstance(part, Asking) else part for part in parts)
@@ -125,13 +125,15 @@ class Scraper:
                 asking.waiting -= 1
                 self._let_go(asking)
 
-    async def _until_done(self, askings: list[Asking], until: float) -> None:
+    async def _until_done(self, askings: list[Asking], started: float, seconds: float) -> None:
         """Wait for all of them, and stop so early that the page of what is there by then can still be made and sent."""
         loop = asyncio.get_running_loop()
         tasks = {asking.task for asking in askings if asking.task is not None}
         while tasks:
             fit_on_page(askings, self.fleet.config.scrape)
-            left = until - self.cost.expect(sum(asking.weight for asking in askings)) - loop.time()
+            now = loop.time()
+            making = self.cost.expect(sum(asking.weight for asking in askings), now, seconds)
+            left = started + seconds - making - now
             if left <= 0:
                 return
             # More may come meanwhile, and make the page larger.

@@ -217,7 +217,8 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
             served.admission.resize(place, _size(await page.plain()), _network(request))
             encoded = await encode(request, page)
             # Not how long it takes to be sent: a client that reads slowly must not take the time of others.
-            scraper.cost.note(page_weight(snapshot.outcomes), asyncio.get_running_loop().time() - started)
+            made = asyncio.get_running_loop().time()
+            scraper.cost.note(page_weight(snapshot.outcomes), made - started, made)
         sending = _send(request, *encoded)
         del snapshot, page, encoded  # nor their memory
         return await sending

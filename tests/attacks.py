@@ -446,12 +446,17 @@ def scrape(world: World) -> str:
     address = (HONEST_ADDRESS, 0)
     connection = http.client.HTTPConnection("127.0.0.1", world.daemon.port, timeout=TIMEOUT, source_address=address)
     headers = {"Accept-Encoding": "gzip", "X-Prometheus-Scrape-Timeout-Seconds": str(TIMEOUT)}
+    # When it was connected, and when the page began: of a page that does not come whole, they say what took so long.
+    reached: list[float] = []
     try:
+        connection.connect()
+        reached.append(time.monotonic() - started)
         connection.request("GET", "/metrics", headers=headers)
         answer = connection.getresponse()
+        reached.append(time.monotonic() - started)
         body = answer.read()
     except OSError as error:
-        return f"no page: {error}"
+        return f"no page: {error}; connected and begun after {[round(seconds, 1) for seconds in reached]} s"
     finally:
         connection.close()
     seconds = time.monotonic() - started
