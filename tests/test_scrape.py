@@ -714,7 +714,8 @@ async def test_the_time_to_make_and_send_the_page_is_kept_back(scraper: MakeScra
     slow, large = exporter(b"s 1\n"), exporter(b"".join(b'm{a="%d"} 1\n' % number for number in range(10_000)))
     slow.hold.clear()
     of = scraper({"work": {"large": large.port}, "personal": {"slow": slow.port}})
-    of.cost.note(1_000_000, 1000.0, asyncio.get_running_loop().time() - SLOW_SECONDS)  # for 140 kB, by that page, 200 s would have been kept back
+    # For 140 kB, by that page, 200 s would have been kept back.
+    of.cost.note(1_000_000, 1000.0, asyncio.get_running_loop().time() - SLOW_SECONDS)
     large_one, slow_one = (await of.collect(of.fleet.targets, 20.0)).outcomes
     assert large_one.reading is not None
     # Its service would have said so itself before the 20 s are over, in other words.
