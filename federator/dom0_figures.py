@@ -211,9 +211,12 @@ class Figures:
         """What admin.pool.Info and admin.pool.UsageDetails say: the details are those of a thin pool."""
         told = {**info, **{key: value for key, value in details.items() if key.startswith("metadata_")}}
         told |= {key.removeprefix("data_"): value for key, value in details.items() if key.startswith("data_")}
-        for key in ("size", "usage", "metadata_size", "metadata_usage"):
-            if key in told:
-                self.put(f"qubes_pool_{key}_bytes", ("pool", pool), told[key], now, interval)
+        for part in ("", "metadata_"):
+            if told.get(f"{part}size") == 0:  # it has no limit, so it is never full
+                continue
+            for key in (f"{part}size", f"{part}usage"):
+                if key in told:
+                    self.put(f"qubes_pool_{key}_bytes", ("pool", pool), told[key], now, interval)
 
     def note_updates(self, qube: str, told: bytes, now: float, interval: float) -> None:
         """The feature updates-available: `1`, or empty, or not set."""

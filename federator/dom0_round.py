@@ -28,6 +28,7 @@ from federator.dom0_replies import (
     ROOT,
     UPDATES,
     VOLUME,
+    WITH_SYSTEM,
 )
 from federator.errors import RefusedError, ScrapeError
 from federator.model import Dom0
@@ -39,9 +40,6 @@ PAUSE_SECONDS = 0.2
 SELDOM_ROUNDS = 12
 # Where dom0 refuses the same question for so many qubes in a row, its line is missing: it is not asked of the others.
 MAX_REFUSALS = 3
-
-# Qubes with an operating system of their own.
-_WITH_SYSTEM = frozenset({"TemplateVM", "StandaloneVM"})
 
 Question = tuple[str, str]  # a service and its argument
 
@@ -58,6 +56,7 @@ class Rounds:
         self._refusals: Counter[Question] = Counter()
         self._asked: dict[str, float] = {}  # by service: seconds until it is asked again
         self._failed: set[str] = set()
+        self._still_there: dict[str, bool] = {}  # qubes that refused a question, by whether dom0 still lists them
 
     def forget(self) -> None:
         """Begin anew: nothing was asked before."""
@@ -69,6 +68,7 @@ class Rounds:
         self._refusals.clear()
         self._asked.clear()
         self._failed.clear()
+        self._still_there.clear()
         if settings.storage:
             await self._ask_pools(settings.interval)
         if settings.asks_each_qube:
@@ -155,27 +155,44 @@ class Rounds:
     async def _try(self, service: str, target: str, argument: str) -> tuple[bytes | None, ScrapeError | None]:
         """What dom0 answers, or why it does not; neither where it refused that too often in this round."""
         question = service, "" if target == DOM0 else argument
-        if self._refusals[question] >= MAX_REFUSALS:
+        if self._refusals[question] >= MAX_REFUSALS or not self._still_there.get(target, True):
             return None, None
         await asyncio.sleep(PAUSE_SECONDS)
         try:
             answer = await self._calls.ask(service, target, argument)
+        except RefusedError as failed:
+            if not await self._is_there(target):
+                return None, None
+            self._refusals[question] += 1
+            return None, failed.bare()
         except ScrapeError as failed:
-            self._refusals[question] += isinstance(failed, RefusedError)
             return None, failed.bare()
         self._refusals[question] = 0
         return answer, None
+
+    async def _is_there(self, target: str) -> bool:
+        """A call to a qube that was removed since dom0 listed it is refused, too. dom0 is asked once for each qube."""
+        if target != DOM0 and target not in self._still_there:
+            await asyncio.sleep(PAUSE_SECONDS)
+            try:
+                listed = dom0_replies.classes(await self._calls.ask(LIST, DOM0, ""))
+            except ScrapeError:
+                return True
+            self._still_there[target] = target in listed
+            if target not in listed:
+                self._figures.forget({target})
+        return self._still_there.get(target, True)
 
 
 def _questions(settings: Dom0, of_class: str) -> Iterator[Question]:
     """What is asked of one qube in each round."""
     if settings.volumes and of_class != "AdminVM":
         yield VOLUME, PRIVATE
-        if of_class in _WITH_SYSTEM:
+        if of_class in WITH_SYSTEM:
             yield VOLUME, ROOT
-    if settings.updates and (of_class in _WITH_SYSTEM or of_class == "AdminVM"):
+    if settings.updates and (of_class in WITH_SYSTEM or of_class == "AdminVM"):
         yield FEATURE, UPDATES
-    if settings.updates and of_class in _WITH_SYSTEM:
+    if settings.updates and of_class in WITH_SYSTEM:
         yield FEATURE, END_OF_LIFE
 
 

@@ -153,3 +153,12 @@ def test_what_is_no_name_becomes_no_label() -> None:
 def test_no_qube_can_speak_in_dom0s_name() -> None:
     """Each of these names becomes `exported_…` in a qube's own text."""
     assert all(is_reserved(name) for name in FAMILIES)
+
+
+def test_a_pool_without_a_limit_is_never_full() -> None:
+    """A size of 0 would be divided by."""
+    figures = Figures({})
+    figures.note_pool("dir", {"size": 0, "usage": 7}, {"metadata_size": 10, "metadata_usage": 1}, 0.0, 10.0)
+    assert "qubes_pool_size" not in text(figures)
+    assert "qubes_pool_usage" not in text(figures)
+    assert 'qubes_pool_metadata_usage_bytes{pool="dir"} 1\n' in text(figures)
