@@ -12,7 +12,8 @@ from typing import Any
 from federator import remedies, units
 from federator.history import TargetRow
 from federator.model import Endpoint, Qube, Target
-from federator.sight import Sight
+from federator.policy import dom0_needs, dom0_rules
+from federator.sight import Dom0Says, Sight
 
 # A target takes some 10 µs.
 SLICE = 100
@@ -26,7 +27,8 @@ def targets(sight: Sight) -> Generator[None, None, str]:
             if len(made) % SLICE == SLICE - 1:
                 yield
             made.append(json.dumps(_target(sight, qube, target, sight.history.target(target))))
-    return f'{{"status":"success","data":{{"activeTargets":[{",".join(made)}],"droppedTargets":[]}}}}\n'
+    dom0 = f',"dom0":{json.dumps([_dom0(sight, one) for one in sight.dom0])}' if sight.dom0 else ""
+    return f'{{"status":"success","data":{{"activeTargets":[{",".join(made)}],"droppedTargets":[]{dom0}}}}}\n'
 
 
 def _url(endpoint: Endpoint) -> str:
@@ -55,4 +57,18 @@ def _target(sight: Sight, qube: Qube, target: Target, row: TargetRow | None) -> 
         "bodySizeBytes": row.body_size if row else 0,
         "linesDropped": row.lines_dropped if row else 0,
         "firstDropped": row.complaint if row else "",
+    }
+
+
+def _dom0(sight: Sight, of: Dom0Says) -> dict[str, Any]:
+    """One kind of call that [dom0] makes. `policy`: the lines that it needs, where dom0 refuses it."""
+    error = of.error
+    refused = error is not None and error.reason == "refused"
+    return {
+        "call": of.service,
+        "health": "down" if error else "up" if of.known else "unknown",
+        "lastError": f"{error.reason}: {error}" if error else "",
+        "reason": error.reason if error else "",
+        "remedy": remedies.dom0_remedy(error) if error else "",
+        "policy": dom0_rules(dom0_needs(sight.config, of.service), sight.own_name) if refused else [],
     }

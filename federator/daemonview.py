@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from federator.dom0_findings import Tried
 from federator.findings import HERE, Check
 from federator.model import Outcome, Snapshot
+from federator.targets import DOM0
 
 UNIT = "prometheus-qubes-proxy"
 # What the unit lets the daemon listen on.
@@ -26,6 +28,9 @@ _UP = re.compile(r'^qubes_proxy_exporter_up\{qube="([^"\\]*)",exporter="([^"\\]*
 _FAILURE = re.compile(
     r'^qubes_proxy_exporter_failure\{qube="([^"\\]*)",exporter="([^"\\]*)"[^\n]*,reason="([a-z_]{1,20})"\} 1$',
     re.MULTILINE,
+)
+_DOM0_FAILURE = re.compile(
+    r'^qubes_proxy_dom0_failure\{call="([A-Za-z.]{1,40})",reason="([a-z_]{1,20})"\} 1$', re.MULTILINE
 )
 _RELOADED = re.compile(r"^qubes_proxy_config_last_reload_successful ([01])$", re.MULTILINE)
 _STARTED = re.compile(r"^process_start_time_seconds ([0-9.e+]{1,30})$", re.MULTILINE)
@@ -107,8 +112,12 @@ def _who_listens(one: Listener) -> str:
     return f"sudo ss -ltnp 'sport = :{one.port}'" if one.port else "sudo ss -lxp"
 
 
-def daemon_checks(pages: Pages, snapshot: Snapshot, now: float) -> list[Check]:
-    """What the daemon sees, beside what doctor saw itself; and whether anybody scrapes it. `now`: since 1970."""
+def daemon_checks(pages: Pages, snapshot: Snapshot, tried: Sequence[Tried], now: float) -> list[Check]:
+    """
+    What the daemon sees, beside what doctor saw itself; and whether anybody scrapes it.
+
+    `tried`: what dom0 answered to doctor. `now`: in seconds since 1970.
+    """
     if pages.status == 401:
         says = "not known, nor who scrapes: the daemon asks for a password, which doctor does not have"
         what = "Open its status page with a user of web.basic_auth_users: it says what the daemon sees, and who asked."
@@ -126,7 +135,12 @@ def daemon_checks(pages: Pages, snapshot: Snapshot, now: float) -> list[Check]:
                 (f"journalctl -u {UNIT} -n 20",),
             )
         ]
-    return [*_reload(pages), *_view(pages, snapshot), scraped_check(pages.untrusted_proxy, now)]
+    return [
+        *_reload(pages),
+        *_view(pages, snapshot),
+        *_view_of_dom0(pages, tried),
+        scraped_check(pages.untrusted_proxy, now),
+    ]
 
 
 def _reload(pages: Pages) -> list[Check]:
@@ -169,6 +183,19 @@ def _difference(outcome: Outcome, up: bool | None, reason: str) -> Check | None:
         " hardening: take out its settings one by one."
     )
     return Check(hop, name, "failed", says, what, (f"sudo systemctl reload {UNIT}", f"sudo systemctl edit {UNIT}"))
+
+
+def _view_of_dom0(pages: Pages, tried: Sequence[Tried]) -> list[Check]:
+    """Where dom0 does not answer the daemon, and answers doctor."""
+    works = {one.need.service for one in tried} - {one.need.service for one in tried if one.error or one.skipped}
+    reasons = dict(_DOM0_FAILURE.findall(pages.untrusted_metrics))
+    what = "The daemon asks again after a while, and after a reload at once:"
+    copy = (f"sudo systemctl reload {UNIT}",)
+    return [
+        Check("daemon's view", DOM0, "failed", f"{call}: dom0 answers doctor, and not the daemon ({why})", what, copy)
+        for call, why in sorted(reasons.items())
+        if call in works
+    ]
 
 
 def scraped_check(untrusted_proxy: str, now: float) -> Check:

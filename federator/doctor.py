@@ -16,9 +16,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from time import time as now
 
-from federator import config, findings, host, once, presence
+from federator import config, dom0_probe, findings, host, once, presence
 from federator.access import Access
 from federator.daemonview import Listener, Pages, daemon_checks, listener_checks
+from federator.dom0_findings import Tried, dom0_checks
 from federator.errors import ConfigError, StartError
 from federator.findings import HERE, Check
 from federator.model import Address, Config
@@ -76,10 +77,15 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
     checks += _discovery(settings, found)
     checks += findings.target_checks(settings, found.snapshot, found.versions, host.own_name())
     checks += findings.clock_checks(found.snapshot)
+    tried: Sequence[Tried] = ()
+    if settings.dom0:
+        progress.show("asking dom0 for its figures")
+        tried = await dom0_probe.probe(settings)
+        checks += dom0_checks(tried, host.own_name())
     for address, listener in zip(settings.web.listen_addresses, listeners, strict=True):
         if listener.there == "daemon":
             progress.show(f"asking the daemon on {listener.address}")
-            checks += daemon_checks(await _pages(address, settings), found.snapshot, now())
+            checks += daemon_checks(await _pages(address, settings), found.snapshot, tried, now())
             break
     return checks
 

@@ -49,11 +49,17 @@ class Dom0Figures:
         self._told_states: Mapping[str, str] = {}
         self._refresh = config.discovery.refresh_interval if config.discovery else 0.0
 
+    @property
+    def answers(self) -> Mapping[str, ScrapeError | None]:
+        """By service, why dom0 did not answer the last call; None where it did."""
+        return self._calls.answers
+
     def reconfigure(self, config: Config) -> None:
         """Be what this configuration says. A refused call may be allowed now."""
         if (config.dom0, config.qrexec) != (self._settings, self._calls.qrexec):
             self._stop()
             self.figures.clear()
+            self._calls.answers.clear()
             self._rounds.forget()
         self.figures.relabel(_labels(config))
         self._settings, self._calls.qrexec = config.dom0, config.qrexec

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """
-The calls to dom0 for its figures, and which kinds of them dom0 does not answer.
+The calls to dom0 for its figures, and what came of the last one of each kind.
 
 Owns how one such call is made and ended, and the log's lines on dom0's silence. Must not know when dom0 is asked, nor
 what it is asked for.
@@ -29,14 +29,18 @@ log = logging.getLogger(__name__)
 
 
 class Dom0Calls:
-    """Makes them. `figures` are told which kinds of call dom0 answers."""
+    """
+    Makes them. `figures` are told which kinds of call dom0 answers.
+
+    `answers`: by service, why dom0 did not answer the last call; None where it did.
+    """
 
     def __init__(self, qrexec: Qrexec, limiter: ConnectionLimiter, counter: CallCounter, figures: Figures) -> None:
         self.qrexec = qrexec
         self._limiter = limiter
         self._counter = counter
         self._figures = figures
-        self._failed: set[str] = set()  # services that did not answer last time
+        self.answers: dict[str, ScrapeError | None] = {}
         self._ends: set[asyncio.Task[None]] = set()
 
     async def listen(self, service: str, wire: Events) -> None:
@@ -76,11 +80,11 @@ class Dom0Calls:
 
     def fails(self, service: str) -> bool:
         """Was a failure of this kind of call the last that was noted?"""
-        return service in self._failed
+        return self.answers.get(service) is not None
 
     def forget(self, service: str) -> None:
         """It is not asked for any more: no failure of it is to be shown."""
-        self._failed.discard(service)
+        self.answers.pop(service, None)
         self._figures.forget_call(service)
 
     def note(self, service: str, error: ScrapeError | None, interval: float) -> None:
@@ -88,10 +92,9 @@ class Dom0Calls:
         fields = {"call": service}
         if error is not None and not self.fails(service):
             log.warning("dom0 does not tell its figures", extra={**fields, "reason": error.reason, "error": str(error)})
-            self._failed.add(service)
         elif error is None and self.fails(service):
             log.info("dom0 tells its figures again", extra=fields)
-            self._failed.remove(service)
+        self.answers[service] = error.bare() if error else None
         reason = error.reason if error else None
         self._figures.note_call(service, reason, asyncio.get_running_loop().time(), interval)
 

@@ -22,6 +22,8 @@ VOLUME, FEATURE = "admin.vm.volume.Info", "admin.vm.feature.Get"
 POOLS, POOL, POOL_USAGE = "admin.pool.List", "admin.pool.Info", "admin.pool.UsageDetails"
 INFO = ("label", "template", "netvm", "provides_network")
 VOLUMES = PRIVATE, ROOT = ("private", "root")
+# Classes of qubes with an operating system of their own.
+WITH_SYSTEM = frozenset({"TemplateVM", "StandaloneVM"})
 FEATURES = UPDATES, END_OF_LIFE = ("updates-available", "os-eol")
 
 # An event of admin.vm.Stats has some 300 bytes.

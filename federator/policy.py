@@ -6,8 +6,9 @@ Owns their words, their columns and their order. Must not know where they are pr
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from federator.dom0_replies import (
     FEATURE,
@@ -38,6 +39,14 @@ ANY_QUBE = "@anyvm"
 _NUMBERED = re.compile(r"disp[0-9]+")
 
 
+class Need(NamedTuple):
+    """A line of policy for dom0's own calls. `argument`: `*` for any, `+` alone for none."""
+
+    service: str
+    argument: str
+    target: str
+
+
 def policy_lines(config: Config, own_name: str) -> list[str]:
     """Lines for a file in /etc/qubes/policy.d. Their order counts: dom0 takes the first one that fits a call."""
     us, discovery, called = _us(own_name), config.discovery, _called(config)
@@ -49,7 +58,7 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
         # dom0 lists only the qubes that a line allows, and itself.
         listed = [name for name, _ in called if name != ADMIN_QUBE] if discovery.source == "admin.vm.List" else []
         allowed += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
-    allowed += [rule for rule in _of_dom0(config, us) if rule not in allowed]
+    allowed += [rule for need in dom0_needs(config) if (rule := _rule(need, us)) not in allowed]
     single = single_port_rules(config, own_name)
     return [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
@@ -80,6 +89,38 @@ def only(config: Config, qube: Qube) -> Config:
     return replace(config, qubes=(qube,), discovery=None, dom0=None)
 
 
+def dom0_needs(config: Config, service: str = "") -> list[Need]:
+    """What [dom0] asks for, read-only: all of it, or one kind of call."""
+    wanted = config.dom0
+    if wanted is None:
+        return []
+    needs: list[Need] = []
+    if wanted.stats:
+        needs.append(Need(STATS, "+", ADMIN_QUBE))
+    if wanted.storage:
+        needs += [Need(POOLS, "+", ADMIN_QUBE), Need(POOL, "*", ADMIN_QUBE), Need(POOL_USAGE, "*", ADMIN_QUBE)]
+    if wanted.asks_each_qube:
+        needs += [Need(LIST, "*", ADMIN_QUBE), Need(LIST, "*", ANY_QUBE)]
+    if wanted.properties:
+        needs.append(Need(PROPERTIES, "+", ANY_QUBE))
+    if wanted.volumes:
+        needs += [Need(VOLUME, f"+{volume}", ANY_QUBE) for volume in VOLUMES]
+    if wanted.updates:
+        needs += [Need(FEATURE, f"+{feature}", ANY_QUBE) for feature in FEATURES]
+        needs.append(Need(FEATURE, f"+{UPDATES}", ADMIN_QUBE))
+    return [need for need in needs if service in {"", need.service}]
+
+
+def dom0_services(config: Config) -> list[str]:
+    """The kinds of call that [dom0] makes, in the order of their lines."""
+    return list(dict.fromkeys(need.service for need in dom0_needs(config)))
+
+
+def dom0_rules(needs: Iterable[Need], own_name: str) -> list[str]:
+    """The lines for these."""
+    return _aligned([_rule(need, _us(own_name)) for need in needs])
+
+
 def single_port_rules(config: Config, own_name: str) -> list[str]:
     """What upstream's service needs in a qube with several ports, as it takes one port per call."""
     return [
@@ -101,26 +142,8 @@ def numbered_disposables(config: Config) -> list[str]:
     ]
 
 
-def _of_dom0(config: Config, us: str) -> list[tuple[str, str, str, str, str]]:
-    """What [dom0] asks for, read-only. `+` alone is a call without an argument."""
-    wanted = config.dom0
-    if wanted is None:
-        return []
-    questions: list[tuple[str, str, str]] = []
-    if wanted.stats:
-        questions.append((STATS, "+", ADMIN_QUBE))
-    if wanted.storage:
-        questions += [(POOLS, "+", ADMIN_QUBE), (POOL, "*", ADMIN_QUBE), (POOL_USAGE, "*", ADMIN_QUBE)]
-    if wanted.asks_each_qube:
-        questions += [(LIST, "*", ADMIN_QUBE), (LIST, "*", ANY_QUBE)]
-    if wanted.properties:
-        questions.append((PROPERTIES, "+", ANY_QUBE))
-    if wanted.volumes:
-        questions += [(VOLUME, f"+{volume}", ANY_QUBE) for volume in VOLUMES]
-    if wanted.updates:
-        questions += [(FEATURE, f"+{feature}", ANY_QUBE) for feature in FEATURES]
-        questions.append((FEATURE, f"+{UPDATES}", ADMIN_QUBE))
-    return [(service, words, us, target, "allow target=dom0") for service, words, target in questions]
+def _rule(need: Need, us: str) -> tuple[str, str, str, str, str]:
+    return need.service, need.argument, us, need.target, "allow target=dom0"
 
 
 def _single_properties(config: Config, us: str) -> list[str]:

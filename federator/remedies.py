@@ -39,9 +39,26 @@ REMEDIES: Mapping[str, str] = {
 }
 
 
+# Where it is dom0 that does not answer one of [dom0]'s calls.
+DOM0_REMEDIES: Mapping[str, str] = {
+    "refused": "Add these lines to dom0's policy, in /etc/qubes/policy.d/30-user.policy, or switch these figures off in"
+    " [dom0].",
+    "closed": "Look at qubesd in dom0: systemctl status qubesd. If it was restarted, nothing is to be done.",
+    "timeout": "See whether dom0 is overloaded, or qubesd hangs: in dom0, systemctl status qubesd.",
+    "protocol": "See what qubesd wrote: in dom0, journalctl -u qubesd. If nothing is wrong there, please report it with"
+    " this line: this release of Qubes may answer in another way.",
+    "no_service": "Switch these figures off in [dom0]: this release of Qubes does not have them.",
+}
+
+
 def remedy(error: ScrapeError) -> str:
     """What to do about it."""
     return REMEDIES[error.reason]
+
+
+def dom0_remedy(error: ScrapeError) -> str:
+    """The same for one of [dom0]'s calls."""
+    return DOM0_REMEDIES.get(error.reason, "See the daemon's log.")
 
 
 def lines_for_policy(config: Config, qube: Qube, own_name: str) -> Sequence[str]:

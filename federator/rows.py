@@ -78,7 +78,7 @@ def section(sight: Sight, qube: Qube, *, linked: bool = True) -> Section:
     head = joined(
         (
             tag("tr", tag("th", name, *words, colspan=len(COLUMNS), scope="rowgroup"), class_="qube"),
-            _why(whole, remedies.remedy(whole), _policy(sight, qube, whole)) if whole else None,
+            why(whole, remedies.remedy(whole), _policy(sight, qube, whole)) if whole else None,
         )
     )
     rank = min((ORDER.index(line.seen) for line in lines), default=len(ORDER))
@@ -106,14 +106,14 @@ def table(parts: Sequence[Html]) -> Html:
 
 def _target(sight: Sight, target: Target, whole: ScrapeError | None) -> TargetLines:
     row = sight.history.target(target)
-    state = seen(row)
+    state = seen(target, row)
     name = target.exporter.name
     error = row.error if row else None
     words = f"{target.qube} {name} {WORDS[state]} {f'{error.reason} {error}' if error else ''}".lower()
     cells = [tag("th", name, scope="row"), tag("td", _state(state, _for(row)))]
     if row is None:
-        why = None if target.exporter.page else "page = false: for /forward, and for those who ask for it by its name"
-        return TargetLines(state, words, tag("tr", cells, tag("td", why, colspan=len(COLUMNS) - 2), class_=state))
+        note = "page = false: for /forward, and for those who ask for it by its name" if state == "off_page" else None
+        return TargetLines(state, words, tag("tr", cells, tag("td", note, colspan=len(COLUMNS) - 2), class_=state))
     up = error is None
     cells += [
         tag("td", _took(sight, row) if row.state != "not_running" else None, class_="n"),
@@ -124,7 +124,7 @@ def _target(sight: Sight, target: Target, whole: ScrapeError | None) -> TargetLi
     ]
     more = None
     if error is not None and (whole is None or str(error) != str(whole)):
-        more = _why(error, remedies.remedy(error))
+        more = why(error, remedies.remedy(error))
     elif row.lines_dropped:
         more = _dropped(row)
     asked = sight.history.asked
@@ -151,7 +151,8 @@ def _took(sight: Sight, row: TargetRow) -> tuple[Html, str]:
     return tag("i", class_=f"w{steps}"), units.duration(row.seconds)
 
 
-def _why(error: ScrapeError, remedy: str, policy: Sequence[str] = ()) -> Html:
+def why(error: ScrapeError, remedy: str, policy: Sequence[str] = (), *, columns: int = len(COLUMNS)) -> Html:
+    """The row below what failed: why, what to do, and the lines of policy for that."""
     return tag(
         "tr",
         tag(
@@ -159,7 +160,7 @@ def _why(error: ScrapeError, remedy: str, policy: Sequence[str] = ()) -> Html:
             tag("p", tag("code", error.reason), " ", tag("bdi", str(error))),
             tag("p", tag("strong", "What to do: "), remedy),
             tag("pre", markup.lines(policy)) if policy else None,
-            colspan=len(COLUMNS),
+            colspan=columns,
         ),
         class_="why",
     )

@@ -12,16 +12,18 @@ from typing import Literal
 
 from federator.errors import ScrapeError
 from federator.history import History, TargetRow
-from federator.model import CallState, Config, Qube, Reload
+from federator.model import CallState, Config, Qube, Reload, Target
 
-# In the order of the page. "dropped": it is up, and lines of its text could not be passed on.
-Seen = Literal["down", "dropped", "unknown", "up", "not_running"]
-ORDER: tuple[Seen, ...] = ("down", "dropped", "unknown", "up", "not_running")
+# In the order of the page. "dropped": it is up, and lines of its text could not be passed on. "off_page": it is no part
+# of /metrics, and nobody asked for it by its name.
+Seen = Literal["down", "dropped", "unknown", "up", "off_page", "not_running"]
+ORDER: tuple[Seen, ...] = ("down", "dropped", "unknown", "up", "off_page", "not_running")
 WORDS: dict[Seen, str] = {
     "down": "down",
     "dropped": "up, drops lines",
     "unknown": "not scraped yet",
     "up": "up",
+    "off_page": "not on /metrics",
     "not_running": "not running",
 }
 # Three times the interval that Prometheus has by default.
@@ -29,10 +31,10 @@ SILENCE_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
-class DiscoveryState:
-    """What dom0 says of what runs. `error`: why it does not."""
+class Dom0Says:
+    """What dom0 says to one kind of call. `known`: did it answer, not too long ago? `error`: why it does not."""
 
-    source: str
+    service: str
     known: bool
     error: ScrapeError | None
 
@@ -42,7 +44,8 @@ class Sight:
     """
     Times in seconds since 1970. `open_addresses`: where the daemon listens beyond loopback without TLS or passwords.
 
-    `address`: HOST:PORT by which the reader reached the daemon.
+    `address`: HOST:PORT by which the reader reached the daemon. `discovery` and `dom0`: what dom0 says, where the
+    configuration has these tables; `dom0` has all kinds of call that are made for it.
     """
 
     now: float
@@ -54,7 +57,8 @@ class Sight:
     own_name: str
     address: str
     open_addresses: Sequence[str] = ()
-    discovery: DiscoveryState | None = None
+    discovery: Dom0Says | None = None
+    dom0: Sequence[Dom0Says] = ()
 
     @property
     def allowed(self) -> float:
@@ -75,7 +79,7 @@ class Sight:
 
     def counts(self) -> Counter[Seen]:
         """How many targets are in which state."""
-        return Counter(seen(self.history.target(target)) for qube in self.qubes for target in qube.targets)
+        return Counter(seen(target, self.history.target(target)) for qube in self.qubes for target in qube.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,8 @@ class QubeSight:
     calls: Sequence[CallState]
 
 
-def seen(row: TargetRow | None) -> Seen:
+def seen(target: Target, row: TargetRow | None) -> Seen:
     """The state of a target for people."""
     if row is None:
-        return "unknown"
+        return "unknown" if target.exporter.page else "off_page"
     return "dropped" if row.lines_dropped and row.state == "up" else row.state

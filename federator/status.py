@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from federator import api, views
+from federator.dom0_replies import PROPERTIES, PROPERTY
+from federator.errors import ScrapeError
 from federator.fleet import Fleet
 from federator.history import History
-from federator.model import Reload
+from federator.model import Config, Reload
+from federator.policy import dom0_services
 from federator.rows import Filter
 from federator.scheduler import Scheduler
-from federator.sight import ORDER, DiscoveryState, QubeSight, Sight
+from federator.sight import ORDER, Dom0Says, QubeSight, Sight
 
 # Nothing but our own stylesheet and script, no form to elsewhere, and in nobody's frame: whatever a qube smuggles into
 # a page can do nothing there.
@@ -60,6 +63,7 @@ class Status:
     """
     What people see of a fleet. `reload` says how the last reload went, `is_busy` whether anybody scrapes now.
 
+    `dom0_answers` says by service why dom0 did not answer the last call of [dom0], or None where it did.
     `open_addresses`: where the daemon listens beyond loopback.
     """
 
@@ -71,6 +75,7 @@ class Status:
         *,
         reload: Callable[[], Reload],
         is_busy: Callable[[], bool],
+        dom0_answers: Callable[[], Mapping[str, ScrapeError | None]],
         own_name: str,
     ) -> None:
         self.open_addresses: Sequence[str] = ()
@@ -78,6 +83,7 @@ class Status:
         self._history = history
         self._reload = reload
         self._is_busy = is_busy
+        self._dom0_answers = dom0_answers
         self._own_name = own_name
         self._started = time.time()
         self._shown: tuple[object, ...] = ()
@@ -135,7 +141,8 @@ class Status:
 
     def _version_now(self) -> int:
         """Another number whenever the table has to be made anew."""
-        shown = (self._history.version, self._fleet.qubes, self._fleet.config)
+        dom0 = {service: error and str(error) for service, error in self._dom0_answers().items()}
+        shown = (self._history.version, self._fleet.qubes, self._fleet.config, dom0)
         if shown != self._shown:
             self._shown, self._version = shown, self._version + 1
         return self._version
@@ -154,7 +161,8 @@ class Status:
             own_name=self._own_name,
             address=address,
             open_addresses=self.open_addresses if is_open else (),
-            discovery=DiscoveryState(found.source, fleet.knows_states, fleet.discovery_error) if found else None,
+            discovery=Dom0Says(found.source, fleet.knows_states, fleet.discovery_error) if found else None,
+            dom0=_of_dom0(fleet.config, self._dom0_answers()),
         )
 
 
@@ -179,6 +187,13 @@ def filter_of(untrusted_query: Mapping[str, str]) -> Filter:
     """What is wanted of the table. A state that does not exist is all states."""
     state = next((one for one in ORDER if one == untrusted_query.get("state")), None)
     return Filter(untrusted_query.get("q", "")[:MAX_FILTER_LENGTH], state)
+
+
+def _of_dom0(config: Config, answers: Mapping[str, ScrapeError | None]) -> tuple[Dom0Says, ...]:
+    """All kinds of call that [dom0] makes; single properties in the place of all, where that is how they are had."""
+    one_by_one = PROPERTY in answers and PROPERTIES not in answers
+    services = [PROPERTY if one_by_one and one == PROPERTIES else one for one in dom0_services(config)]
+    return tuple(Dom0Says(one, one in answers, answers.get(one)) for one in services)
 
 
 def _words(sight: Sight) -> tuple[object, ...]:

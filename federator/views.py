@@ -10,7 +10,7 @@ What changes between two looks is in elements with an id, which the script puts 
 from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
-from federator import __version__, markup, remedies, units
+from federator import __version__, dom0_view, markup, remedies, units
 from federator.history import SCRAPES, Row, TargetRow
 from federator.markup import Html, document, joined, tag
 from federator.model import CallState, Qube, where
@@ -65,6 +65,7 @@ def front(sight: Sight, made: Made, wanted: Filter, links: Sequence[tuple[str, s
             tag("p", f"{count:,} of {units.plural(total, 'exporter')} shown", id="shown", role="status"),
             table(shown),
         ),
+        tag("section", dom0_view.content(sight), id="dom0"),
         tag("section", tag("h2", "The proxy"), _about(sight, made.settings), id="about"),
         tag("section", tag("h2", "Links"), _links(links)),
     )
@@ -121,12 +122,14 @@ def _page(title: str, content: Sequence[Html]) -> Html:
 def _verdict(sight: Sight) -> str:
     """What a person asks first."""
     counts = sight.counts()
-    running = counts.total() - counts["not_running"]
+    running = counts.total() - counts["not_running"] - counts["off_page"]
     if sight.history.asked is None:
         return "Nobody has scraped yet"
     if counts["down"]:
         return f"{counts['down']:,} of {units.plural(running, 'exporter')} {_are(counts['down'])} down"
     known = running - counts["unknown"]
+    if counts["off_page"] == counts.total() > 0:
+        return "No exporter is on /metrics"
     if not known:
         return "Not one exporter is scraped yet" if counts["unknown"] else "No qube runs that has exporters"
     if known == 1:
@@ -209,6 +212,10 @@ def _banners(sight: Sight) -> Sequence[Html]:
                 tag("p", "Configured qubes are called all the same. `prometheus-qubes-proxy policy` prints the lines."),
             )
         )
+    failing = sum(one.error is not None for one in sight.dom0)
+    if failing:
+        says = f"dom0 does not answer {failing} of {units.plural(len(sight.dom0), 'kind')} of call for its figures."
+        found.append(_banner(says, tag("p", tag("a", "Why, and what to do", href="#dom0"))))
     return found
 
 
@@ -269,7 +276,7 @@ def _about(sight: Sight, settings: Html) -> Sequence[Html]:
         pairs.append(("discovery", "off: the configured qubes are taken to run"))
     else:
         known = "dom0 says which qubes run" if discovery.known else "there is no answer of dom0 that is new enough"
-        pairs.append(("discovery", f"{discovery.source}: {known}"))
+        pairs.append(("discovery", f"{discovery.service}: {known}"))
     return (
         _pairs(pairs),
         tag(

@@ -87,6 +87,7 @@ class Served:
             self.scraper.scheduler,
             reload=lambda: self.reload,
             is_busy=lambda: len(self.admission) > 0,
+            dom0_answers=lambda: self.dom0.answers,
             own_name=self.own_name,
         )
 

@@ -7,9 +7,13 @@ import pytest
 
 from federator.counters import Counters
 from federator.daemonview import Listener, Pages, daemon_checks, listener_checks, scraped_check
+from federator.dom0_figures import Figures
+from federator.dom0_findings import Tried
+from federator.dom0_replies import STATS
 from federator.errors import RefusedError
 from federator.gauges import gauges
 from federator.model import Outcome, Reload
+from federator.policy import Need
 from tests.helpers import read, target
 from tests.test_findings import NOW, snapshot
 
@@ -41,21 +45,21 @@ def test_a_difference_between_the_daemon_and_doctor_is_named(
     daemon: list[Outcome], doctor: Outcome, result: str | None, words: str
 ) -> None:
     """One exporter; its labels may be any."""
-    found = [check for check in daemon_checks(page(*daemon), snapshot(doctor), NOW) if check.subject == "work:node"]
+    found = [check for check in daemon_checks(page(*daemon), snapshot(doctor), (), NOW) if check.subject == "work:node"]
     assert [check.result for check in found] == ([result] if result else [])
     assert all(words in check.says and check.remedy for check in found)
 
 
 def test_a_failed_reload_is_named() -> None:
     """The daemon goes on with the old configuration."""
-    failed = [one for one in daemon_checks(page(UP, reloaded=False), snapshot(UP), NOW) if one.result == "failed"]
+    failed = [one for one in daemon_checks(page(UP, reloaded=False), snapshot(UP), (), NOW) if one.result == "failed"]
     assert [check.hop for check in failed] == ["daemon's configuration"]
 
 
 @pytest.mark.parametrize(("status", "result"), [(401, "skipped"), (0, "skipped"), (503, "failed"), (421, "failed")])
 def test_a_page_that_there_is_not(status: int, result: str) -> None:
     """Nothing is said of what it would have shown."""
-    (check,) = daemon_checks(Pages(status), snapshot(UP), NOW)
+    (check,) = daemon_checks(Pages(status), snapshot(UP), (), NOW)
     assert check.result == result
     assert check.remedy or check.copy
 
@@ -82,11 +86,34 @@ def test_whether_anybody_scrapes(requests: dict[tuple[str, str], int], minutes: 
     assert scraped_check(text, NOW).result == result
 
 
+@pytest.mark.parametrize(
+    ("daemon", "doctor", "subjects"),
+    [
+        ("refused", None, ["dom0"]),
+        (None, None, []),
+        ("refused", RefusedError("no"), []),  # doctor has told that itself
+        (None, RefusedError("no"), []),  # an open call goes on; doctor has told that new ones fail
+    ],
+)
+def test_what_dom0_answers_doctor_and_not_the_daemon_is_named(
+    daemon: str | None, doctor: RefusedError | None, subjects: list[str]
+) -> None:
+    """It may be waiting before it asks again."""
+    figures = Figures({})
+    figures.note_call(STATS, daemon, 0.0, 10.0)
+    pages = replace(page(UP), untrusted_metrics=b"".join(figures.reading(0.0).blocks).decode())
+    tried = [Tried(Need(STATS, "+", "@adminvm"), doctor)]
+    found = [check for check in daemon_checks(pages, snapshot(), tried, NOW) if check.hop == "daemon's view"]
+    failed = [check for check in found if check.result != "ok"]
+    assert [check.subject for check in failed] == subjects
+    assert all(STATS in check.says and "(refused)" in check.says and check.copy for check in failed)
+
+
 @pytest.mark.parametrize("text", ["", "\x1b[2J\n", "process_start_time_seconds 1e+e\n" * 3, "# HELP a\n"])
 def test_foreign_text_raises_nothing(text: str) -> None:
     """Another program may be on the port."""
     assert scraped_check(text, NOW).says.isprintable()
-    assert all(check.says.isprintable() for check in daemon_checks(Pages(200, text, text), snapshot(UP), NOW))
+    assert all(check.says.isprintable() for check in daemon_checks(Pages(200, text, text), snapshot(UP), (), NOW))
 
 
 def test_a_port_that_the_unit_does_not_allow_is_named() -> None:

@@ -3,6 +3,7 @@
 
 import asyncio
 import itertools
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import pytest
 from federator import config, dom0, dom0_round, host
 from federator.counters import Counters
 from federator.dom0 import Dom0Figures
+from federator.dom0_calls import Dom0Calls
 from federator.dom0_replies import (
     FEATURE,
     LIST,
@@ -146,6 +148,31 @@ def test_properties_are_asked_one_by_one_where_that_alone_is_allowed(machine: Qu
     assert "does not tell" not in proxy.log
 
 
+def test_people_see_what_dom0_refuses_and_how_to_allow_it(machine: Qubes, daemon: MakeDaemon) -> None:
+    """On the status page and in its JSON, until dom0 answers."""
+    deny(machine, PROPERTIES)
+    proxy = daemon({}, qrexec="backoff_initial = '0s'\n", rest=EVERYTHING)
+    eventually("it is refused", lambda: PROPERTIES in failures(proxy.get().text))
+    line = f"{PROPERTIES}  +  "
+    eventually("the page has its line", lambda: line in proxy.get("/").text)
+    told = {one["call"]: one for one in json.loads(proxy.get("/api/v1/targets").text)["data"]["dom0"]}
+    assert set(told) == {STATS, POOLS, POOL, POOL_USAGE, LIST, PROPERTIES, VOLUME, FEATURE}
+    assert told[PROPERTIES]["health"] == "down"
+    assert told[POOLS]["health"] == "up"
+    assert [one.split() for one in told[PROPERTIES]["policy"]] == [
+        one.split() for one in rules(config.load(proxy.config), host.own_name()) if PROPERTIES in one
+    ]
+    # One by one is enough.
+    for folder in (machine.root / "qubes").iterdir():
+        (folder / "denied").write_text(PROPERTIES)
+    proxy.process.send_signal(signal.SIGHUP)
+    eventually("it is told", lambda: "qube_info{" in proxy.get().text)
+    eventually("no line is missing", lambda: line not in proxy.get("/").text)
+    page = proxy.get("/").text
+    assert f"<code>{PROPERTY}</code>" in page
+    assert f"<code>{PROPERTIES}</code>" not in page
+
+
 async def test_a_line_that_is_missing_for_some_questions_is_logged_once(
     machine: Qubes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,6 +197,31 @@ async def test_a_line_that_is_missing_for_some_questions_is_logged_once(
     await soon("it is told", lambda: asked_again() and "dom0 tells its figures again" in caplog.text)
     await asking.close()
     await fleet.close()
+
+
+async def test_a_qube_that_is_removed_in_the_middle_of_a_round_is_no_refusal(
+    machine: Qubes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Qrexec says the same of it as of a call that no line allows. dom0's list tells the two apart."""
+    monkeypatch.setattr(dom0_round, "PAUSE_SECONDS", 0.0)
+    ask = Dom0Calls.ask
+
+    async def ask_before(self: Dom0Calls, service: str, target: str, argument: str) -> bytes:
+        answer = await ask(self, service, target, argument)
+        lists = sum(call == f"{LIST}+" for _, call, _ in machine.calls("dom0"))
+        return answer + b"gone class=TemplateVM state=Halted\n" if service == LIST and lists == 1 else answer
+
+    monkeypatch.setattr(Dom0Calls, "ask", ask_before)
+    asking, fleet = asking_dom0(machine, EVERYTHING.replace("stats = true", "stats = false"))
+    asking.somebody_scrapes({})
+    await soon("the round is over", lambda: set(asking.answers) >= {POOLS, LIST, PROPERTIES, VOLUME, FEATURE})
+    await soon("it was refused", lambda: machine.calls("gone"))
+    await soon("it is forgotten", lambda: b'"gone"' not in b"".join(asking.figures.reading(0.0).blocks))
+    await asking.close()
+    await fleet.close()
+    assert len(machine.calls("gone")) == 1
+    assert not any(asking.answers.values())
+    assert "does not tell" not in caplog.text
 
 
 @pytest.mark.parametrize("trouble", ["garbage", "flood", "old"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from federator import api, config, units, views
+from federator.dom0_replies import LIST, POOL, POOLS, STATS, VOLUME
 from federator.errors import (
     ExporterUnreachableError,
     NotRunningError,
@@ -23,7 +24,7 @@ from federator.history import Asked, History
 from federator.model import CallState, Config, Family, Outcome, QubeOutcome, Reading, Reload, Secret
 from federator.rows import Filter
 from federator.settings import setting_lines
-from federator.sight import DiscoveryState, QubeSight, Sight
+from federator.sight import Dom0Says, QubeSight, Sight
 from federator.sparkline import sparkline
 from federator.status import filter_of
 from tests.helpers import finish
@@ -207,7 +208,7 @@ def test_what_else_needs_a_person() -> None:
         sight(outcomes({})),
         reload=Reload(successful=False, at=NOW, error="x.toml: scrape.timeout: not a duration\nx.toml: web: odd"),
         open_addresses=("10.137.0.5:8199",),
-        discovery=DiscoveryState("admin.vm.List", known=False, error=TimedOutError("dom0 did not answer in time")),
+        discovery=Dom0Says("admin.vm.List", known=False, error=TimedOutError("dom0 did not answer in time")),
     )
     text = text_of(front(seen))
     assert "The configuration could not be read again" in text
@@ -215,6 +216,69 @@ def test_what_else_needs_a_person() -> None:
     assert "Everyone who can reach 10.137.0.5:8199 can read this page" in text
     assert "dom0 did not answer in time" in text
     assert "admin.vm.List: there is no answer of dom0 that is new enough" in text
+
+
+def asking_dom0(*says: Dom0Says) -> Sight:
+    """What there is to see where [dom0] is configured."""
+    of = settings(SETTINGS + "[dom0]\nvolumes = true\n")
+    return replace(sight(outcomes({})), config=of, dom0=says)
+
+
+def test_what_dom0_does_not_answer_comes_with_the_lines_for_its_policy() -> None:
+    """What fails is first, and a note above the table leads there."""
+    refused = RefusedError("dom0's policy does not allow <b>")
+    seen = asking_dom0(
+        Dom0Says(STATS, known=True, error=None),
+        Dom0Says(POOLS, known=False, error=None),
+        Dom0Says(VOLUME, known=True, error=refused),
+    )
+    page = front(seen)
+    text = text_of(page)
+    assert "dom0 does not answer 1 of 3 kinds of call for its figures." in text
+    assert '<a href="#dom0">' in page
+    part = text[text.index("dom0's figurescall") :]
+    places = [part.index(words) for words in (f"{VOLUME}no answer", f"{STATS}answered", f"{POOLS}not asked yet")]
+    assert places == sorted(places)
+    assert "refused dom0's policy does not allow <b>" in part
+    for volume in ("private", "root"):
+        assert f"{VOLUME} +{volume} sys-net @anyvm allow target=dom0" in part
+    assert STATS not in part[part.index("What to do") : part.index(f"{STATS}answered")]
+    assert "dom0's figures" not in text_of(front(sight(outcomes({}))))
+    assert "dom0 does not answer" not in text_of(front(asking_dom0(Dom0Says(STATS, known=True, error=None))))
+
+
+def test_the_json_says_what_dom0_answers() -> None:
+    """With [dom0] alone."""
+    refused, late = RefusedError("no <b>"), TimedOutError("late")
+    seen = asking_dom0(
+        Dom0Says(STATS, known=True, error=late),
+        Dom0Says(POOLS, known=False, error=None),
+        Dom0Says(POOL, known=True, error=refused),
+        Dom0Says(LIST, known=True, error=None),
+    )
+    told = json.loads(finish(api.targets(seen)))["data"]["dom0"]
+    assert [(one["call"], one["health"], one["reason"]) for one in told] == [
+        (STATS, "down", "timeout"),
+        (POOLS, "unknown", ""),
+        (POOL, "down", "refused"),
+        (LIST, "up", ""),
+    ]
+    assert [one["policy"] for one in told] == [[], [], [f"{POOL}  *  sys-net  @adminvm  allow target=dom0"], []]
+    assert told[2]["lastError"] == "refused: no <b>"
+    assert "dom0" not in json.loads(finish(api.targets(sight())))["data"]
+
+
+def test_an_exporter_that_is_no_part_of_the_page_is_not_waited_for() -> None:
+    """With page = false, nobody will scrape it but who asks for it by its name."""
+    of = settings(SETTINGS.replace("port = 9256,", "port = 9256, page = false,"))
+    text = text_of(front(sight([one for one in outcomes({}) if one.qube.name != "work"], of=of)))
+    assert "1 of 3 exporters" not in text
+    assert "appnot on /metrics" in text
+    assert "page = false: for /forward" in text
+    alone = settings('[exporters.app]\nport = 1\npage = false\n[qubes.work]\nexporters = ["app"]\n')
+    nothing = sight(of=alone)
+    nothing.history.note_asked(Asked(NOW, "127.0.0.1", "/metrics", 1.0, 9.5))
+    assert "No exporter is on /metrics" in text_of(front(nothing))
 
 
 def test_a_target_that_was_not_part_of_the_last_scrape_says_so() -> None:

@@ -40,7 +40,7 @@ async function refresh() {
 function swap(fresh) {
   const focused = place(document.activeElement);
   document.title = fresh.title;
-  for (const one of fresh.querySelectorAll("#verdict, #last, #numbers, #banners, #shown, #about, #history, #calls, #heads")) {
+  for (const one of fresh.querySelectorAll("#verdict, #last, #numbers, #banners, #shown, #dom0, #about, #history, #calls, #heads")) {
     put(document.getElementById(one.id), one);
   }
   swapTable(document.getElementById("targets"), fresh.getElementById("targets"));
