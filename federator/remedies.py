@@ -41,7 +41,7 @@ REMEDIES: Mapping[str, str] = {
 
 # Where it is dom0 that does not answer one of [dom0]'s calls.
 DOM0_REMEDIES: Mapping[str, str] = {
-    "refused": "Add these lines to dom0's policy, in /etc/qubes/policy.d/30-user.policy, or switch these figures off in"
+    "refused": "Allow it in dom0's policy, in /etc/qubes/policy.d/30-user.policy, or switch these figures off in"
     " [dom0].",
     "closed": "Look at qubesd in dom0: systemctl status qubesd. If it was restarted, nothing is to be done.",
     "timeout": "See whether dom0 is overloaded, or qubesd hangs: in dom0, systemctl status qubesd.",

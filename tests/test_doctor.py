@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from federator import cli, doctor, host, presence
+from federator.dom0_findings import HOP
 from federator.passwords import hashed
 from tests.certificates import Authority
 from tests.helpers import ROOT
@@ -385,6 +386,23 @@ def test_all_is_well_where_qubes_are_found_and_none_is_configured(scene: Scene, 
     assert {check["hop"] for check in checks if check["subject"] == "work:node"} == {
         *("policy", "qube", "service", "exporter", "text", "time"),
     }
+
+
+def test_a_line_that_dom0s_figures_lack_is_named(scene: Scene, examine: Says) -> None:
+    """What dom0 answers is well, and no exporter is the worse for it."""
+    scene.qubes.add_dom0()
+    scene.more["rest"] = "[dom0]\nproperties = true\n"
+    scene.start().get()
+    status, checks = examine()
+    assert [check["says"] for check in checks if check["hop"] == HOP] == [
+        "7 of the 7 lines of policy that [dom0] needs work"
+    ]
+    assert status == 0
+    (scene.qubes.root / "qubes" / "dom0" / "denied").write_text("admin.pool.Info", encoding="utf-8")
+    status, checks = examine()
+    (failed,) = (check for check in checks if check["result"] == "failed")
+    assert (failed["hop"], failed["copy"]) == (HOP, ["admin.pool.Info  *  sys-net  @adminvm  allow target=dom0"])
+    assert status == 1
 
 
 @pytest.mark.parametrize("text", ["", "exporters.node = 9100\n"])
