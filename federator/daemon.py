@@ -20,6 +20,7 @@ from aiohttp import web
 
 from federator import __version__, config, host, shares, systemd
 from federator.budget import Budget
+from federator.collector import Collector
 from federator.connections import BadRequestFilter, Connections
 from federator.counters import Counters
 from federator.errors import ConfigError, StartError
@@ -29,8 +30,11 @@ from federator.web import Served, application
 
 # A scraper that is still being sent a page when the daemon ends has at most this many seconds to take it.
 FAREWELL_SECONDS = 2.0
-# So often it is looked whether there were large texts, and whether their memory can go back to the system.
+# So often it is looked whether much came to stay in memory, and whether there were large texts, whose memory can go
+# back to the system.
 MEMORY_SECONDS = 10.0
+# The first one takes up to half a second, so it waits until nobody scrapes, but for no more than so many times.
+BUSY_TIMES = 6
 # 20 qubes with node and process exporters have less.
 LARGE_TEXTS = 8 << 20
 # File descriptors are kept back for the calls of so many qubes that dom0 names. More than these do not run at one time.
@@ -82,7 +86,7 @@ async def serve(
         _log_serving(connections, settings)
         served.status.open_addresses = _beyond_loopback(connections)
         systemd.notify("READY=1", _status(settings))
-        await _run(stop, budgets)
+        await _run(stop, served, budgets)
     finally:
         stop.set()  # a reload that comes now would revive what is being closed
         # First, so that those who wait are told; aiohttp 3.8 would wait for them before it stops.
@@ -96,9 +100,9 @@ def runner_of(served: Served) -> web.AppRunner:
     return web.AppRunner(application(served), access_log=None, logger=http_log(), lingering_time=0)
 
 
-async def _run(stop: asyncio.Event, budgets: Collection[Budget]) -> None:
+async def _run(stop: asyncio.Event, served: Served, budgets: Collection[Budget]) -> None:
     """What is done now and then, until the daemon is to stop."""
-    tasks = [asyncio.create_task(systemd.feed_watchdog()), asyncio.create_task(_give_memory_back(budgets))]
+    tasks = [asyncio.create_task(systemd.feed_watchdog()), asyncio.create_task(look_after_memory(served, budgets))]
     await stop.wait()
     for task in tasks:
         task.cancel()
@@ -106,10 +110,15 @@ async def _run(stop: asyncio.Event, budgets: Collection[Budget]) -> None:
     systemd.notify("STOPPING=1", "STATUS=stopping")
 
 
-async def _give_memory_back(budgets: Collection[Budget]) -> None:
-    """After large texts only: small ones come again and again, and need the same memory."""
+async def look_after_memory(served: Served, budgets: Collection[Budget]) -> None:
+    """It goes back after large texts only: small ones come again and again, and need the same memory."""
+    collector, busy_times = Collector(), 0
     while True:
         await asyncio.sleep(MEMORY_SECONDS)
+        busy_times = busy_times + 1 if len(served.admission) else BUSY_TIMES
+        if busy_times >= BUSY_TIMES:
+            busy_times = 0
+            collector.settle()
         if max([budget.peak() for budget in budgets]) > LARGE_TEXTS:
             host.give_memory_back()
 

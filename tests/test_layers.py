@@ -52,6 +52,7 @@ ALLOWED = {
     "terminal": {"errors"},
     "daemon": {
         "budget",
+        "collector",
         "config",
         "connections",
         "counters",
@@ -64,6 +65,7 @@ ALLOWED = {
         "web",
     },
     "unexpected": {"budget", "connections", "seldom"},
+    "collector": set(),
     "host": {"errors", "model"},
     "systemd": set(),
     "journal": set(),
