@@ -2,6 +2,7 @@
 """`make install`, the RPMs and the debs: where files lie, and that they run with the libraries of the distribution."""
 
 import datetime as dt
+import fnmatch
 import os
 import re
 import shutil
@@ -232,6 +233,16 @@ def test_the_packages_hold_what_make_install_does(packages: Packages, kind: str,
         fedora_only = re.compile(r".*preset/|srv/|etc/salt/")
         expected = {path: mode for path, mode in PACKAGES[name].items() if kind == "rpm" or not fedora_only.match(path)}
         assert files(install(tmp_path / name, {name: package})) == expected
+
+
+def test_each_pattern_of_the_readme_fits_one_package(rpms: Packages, debs: Packages) -> None:
+    """Among all packages and both kinds of sources. One of them fitted the sources, too, which no template takes."""
+    sources = [f"prometheus-qubes-proxy-{__version__}{end}" for end in (".tar.gz", "-1.src.rpm")]
+    names = [*(path.name for path in (*rpms.values(), *debs.values())), *sources]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    patterns = re.findall(r"/(prometheus-qubes-proxy[-_][^/ \n]*\*[^/ '\n]*)", text)
+    assert len(patterns) >= 9
+    assert {pattern: len(fnmatch.filter(names, pattern)) for pattern in patterns} == dict.fromkeys(patterns, 1)
 
 
 def test_two_builds_are_the_same(packages: Packages, copy: Path, kind: str, tmp_path: Path) -> None:
