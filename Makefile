@@ -15,6 +15,7 @@ PRESETDIR ?= $(PREFIX)/lib/systemd/system-preset
 MANDIR ?= $(PREFIX)/share/man
 COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
 PRIVATE := $(PREFIX)/share/prometheus-qubes-proxy
+DOC := $(PREFIX)/share/doc/prometheus-qubes-proxy
 NAME := prometheus-qubes-proxy
 # Packages write 0.3.0.dev0 as 0.3.0~dev0, which is older than 0.3.0 for them, too.
 VERSION := $(subst .dev,~dev,$(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' federator/__init__.py))
@@ -117,12 +118,12 @@ install: install-proxy install-monitor install-service install-dom0
 
 # The daemon, for the NetVM. It runs with the distribution's python3 and libraries, from a folder of its own.
 install-proxy:
-	install -d "$(DESTDIR)$(PRIVATE)/federator/text" "$(DESTDIR)$(PRIVATE)/federator/static" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)/etc" "$(DESTDIR)$(MANDIR)/man1" "$(DESTDIR)$(MANDIR)/man5" "$(DESTDIR)$(COMPLETIONDIR)"
+	install -d "$(DESTDIR)$(PRIVATE)/federator/text" "$(DESTDIR)$(PRIVATE)/federator/static" "$(DESTDIR)$(DOC)/docs/pictures" "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(PRESETDIR)" "$(DESTDIR)/etc" "$(DESTDIR)$(MANDIR)/man1" "$(DESTDIR)$(MANDIR)/man5" "$(DESTDIR)$(COMPLETIONDIR)"
 	install -m 644 federator/*.py "$(DESTDIR)$(PRIVATE)/federator/"
 	install -m 644 federator/text/*.py "$(DESTDIR)$(PRIVATE)/federator/text/"
 	install -m 644 federator/static/* "$(DESTDIR)$(PRIVATE)/federator/static/"
 	install -m 755 conf/$(NAME)-firewall "$(DESTDIR)$(PRIVATE)/"
-	install -m 644 conf/qubes-rules.yml conf/qubes-at-a-glance.json conf/qubes-at-a-glance.html "$(DESTDIR)$(PRIVATE)/"
+	install -m 644 conf/prometheus.yml conf/qubes-rules.yml conf/qubes-at-a-glance.json conf/qubes-at-a-glance.html "$(DESTDIR)$(PRIVATE)/"
 	sed 's|/usr/share/$(NAME)|$(PRIVATE)|' conf/launcher.py >"$(DESTDIR)$(PREFIX)/bin/$(NAME)"
 	chmod 755 "$(DESTDIR)$(PREFIX)/bin/$(NAME)"
 	sed 's|=/usr/bin/|=$(PREFIX)/bin/|' conf/$(NAME).service >"$(DESTDIR)$(UNITDIR)/$(NAME).service"
@@ -132,6 +133,12 @@ install-proxy:
 	$(PYTHON) conf/man/configuration.py >"$(DESTDIR)$(MANDIR)/man5/$(NAME).toml.5"
 	chmod 644 "$(DESTDIR)$(MANDIR)/man5/$(NAME).toml.5"
 	install -m 644 conf/completion.bash "$(DESTDIR)$(COMPLETIONDIR)/$(NAME)"
+	install -m 644 *.md "$(DESTDIR)$(DOC)/"
+	install -m 644 docs/*.md "$(DESTDIR)$(DOC)/docs/"
+	install -m 644 docs/pictures/* "$(DESTDIR)$(DOC)/docs/pictures/"
+	# The documents link to conf/; what they link to is there.
+	ln -sfn ../../$(NAME) "$(DESTDIR)$(DOC)/conf"
+	sed -i 's|/usr/share/doc/|$(PREFIX)/share/doc/|' "$(DESTDIR)$(PRIVATE)/federator/views.py" "$(DESTDIR)$(PRIVATE)/federator/remedies.py" "$(DESTDIR)$(UNITDIR)/$(NAME).service" "$(DESTDIR)$(MANDIR)/man1/$(NAME).1"
 	[ -e "$(DESTDIR)/etc/$(NAME).toml" ] || install -m 644 conf/$(NAME).toml "$(DESTDIR)/etc/"
 
 # Prometheus beside the daemon, for the monitoring qube.
@@ -145,7 +152,8 @@ install-monitor:
 # The service, for the scraped qubes.
 install-service:
 	install -d "$(DESTDIR)/etc/qubes-rpc" "$(DESTDIR)$(MANDIR)/man8" "$(DESTDIR)/etc/$(NAME)/endpoints.d" "$(DESTDIR)$(PREFIX)/share/doc/$(NAME)-service"
-	install -m 644 conf/man/ruddo.PrometheusProxy.8 "$(DESTDIR)$(MANDIR)/man8/"
+	sed 's|/usr/share/doc/|$(PREFIX)/share/doc/|' conf/man/ruddo.PrometheusProxy.8 >"$(DESTDIR)$(MANDIR)/man8/ruddo.PrometheusProxy.8"
+	chmod 644 "$(DESTDIR)$(MANDIR)/man8/ruddo.PrometheusProxy.8"
 	install -m 755 vmside/ruddo.PrometheusProxy "$(DESTDIR)/etc/qubes-rpc/"
 	install -m 644 conf/endpoint.example "$(DESTDIR)$(PREFIX)/share/doc/$(NAME)-service/"
 

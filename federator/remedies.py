@@ -26,7 +26,7 @@ REMEDIES: Mapping[str, str] = {
     "protocol": "See what is installed in the qube as /etc/qubes-rpc/ruddo.PrometheusProxy. If it is our service, do"
     " not trust the qube.",
     "endpoint": "In the qube or its template, write or correct the endpoint's file. The failure names the file and the"
-    " line; docs/endpoints.md says what may stand there.",
+    " line; /usr/share/doc/prometheus-qubes-proxy-service/endpoint.example there has all that may stand in it.",
     "connection": "Start the exporter in the qube. It must listen on this port of the qube's loopback, or where the"
     " file of its endpoint says.",
     "http": "See what listens there in the qube: is it the exporter? If it wants a token or a password, is that in the"

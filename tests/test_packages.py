@@ -3,6 +3,7 @@
 
 import datetime as dt
 import fnmatch
+import gzip
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ PROXY = {
         f"usr/share/prometheus-qubes-proxy/qubes-{name}": 0o644
         for name in ("rules.yml", "at-a-glance.json", "at-a-glance.html")
     },
+    "usr/share/prometheus-qubes-proxy/prometheus.yml": 0o644,
     **{
         f"usr/share/prometheus-qubes-proxy/{path.relative_to(ROOT)}": 0o644
         for path in (*(ROOT / "federator").rglob("*.py"), *(ROOT / "federator" / "static").iterdir())
@@ -206,6 +208,27 @@ def install(root: Path, packages: Packages) -> Path:
     return root
 
 
+# What a text of ours may name that is ours. Some of it an operator writes: that is not in a package.
+NAMED = re.compile(
+    r"(?<![\w.])/(?:usr/(?:share(?:/doc)?|bin)/prometheus-qubes|srv/(?:formulas|pillar)/"
+    r"|etc/(?:prometheus-qubes|qubes-rpc/ruddo|qubes/policy\.d/90))[\w./-]*"
+)
+
+
+def text_of(path: Path) -> str:
+    """An installed file, as a person reads it."""
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode(errors="replace").replace("\\-", "-")
+
+
+def unknown_paths(root: Path) -> set[str]:
+    """Paths of ours that an installed file names, and that are not there."""
+    installed = [path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != "var"]
+    named = {found.rstrip(".") for path in installed for found in NAMED.findall(text_of(path))}
+    assert named
+    return {found for found in named if not (root / found[1:]).exists()}
+
+
 def test_make_install_puts_everything_where_it_belongs(tmp_path: Path) -> None:
     """Each of the parts can be installed alone, and existing configuration files stay."""
     for target, package in (("proxy", ""), ("monitor", "-monitor"), ("service", "-service"), ("dom0", "-dom0")):
@@ -223,6 +246,11 @@ def test_make_install_puts_everything_where_it_belongs(tmp_path: Path) -> None:
     assert '"/usr/local/share/prometheus-qubes-proxy"' in launcher
     unit = tmp_path / "local/usr/local/lib/systemd/system/prometheus-qubes-proxy.service"
     assert "ExecStart=/usr/local/bin/prometheus-qubes-proxy\n" in unit.read_text(encoding="utf-8")
+    make("install-service", f"DESTDIR={tmp_path}/local", "PREFIX=/usr/local")
+    modules = [f"share/prometheus-qubes-proxy/federator/{name}.py" for name in ("views", "remedies")]
+    pages = ["share/man/man1/prometheus-qubes-proxy.1", "share/man/man8/ruddo.PrometheusProxy.8"]
+    for path in (unit, *(tmp_path / "local/usr/local" / name for name in (*modules, *pages))):
+        assert set(re.findall(r"/usr/\S*share/doc/", path.read_text(encoding="utf-8"))) == {"/usr/local/share/doc/"}
 
 
 def test_the_packages_hold_what_make_install_does(packages: Packages, kind: str, tmp_path: Path) -> None:
@@ -243,6 +271,19 @@ def test_each_pattern_of_the_readme_fits_one_package(rpms: Packages, debs: Packa
     patterns = re.findall(r"/(prometheus-qubes-proxy[-_][^/ \n]*\*[^/ '\n]*)", text)
     assert len(patterns) >= 9
     assert {pattern: len(fnmatch.filter(names, pattern)) for pattern in patterns} == dict.fromkeys(patterns, 1)
+
+
+def test_what_the_installed_texts_name_is_there(packages: Packages, kind: str, tmp_path: Path) -> None:
+    """Links between the documents, and the paths in them, in manual pages, in units and on the status page."""
+    root = install(tmp_path, packages)
+    documents = root / "usr/share/doc/prometheus-qubes-proxy"
+    names = {str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))}
+    assert {str(path.relative_to(documents)) for path in documents.rglob("*.md")} == names
+    for name in names:
+        for link in re.findall(r"\]\(([^)#\s]+)", text_of(documents / name)):
+            assert "://" in link or (documents / name).parent.joinpath(link).exists(), (name, link)
+    # No dom0 is Debian.
+    assert {path for path in unknown_paths(root) if kind == "rpm" or not path.startswith("/srv/")} == set()
 
 
 def test_two_builds_are_the_same(packages: Packages, copy: Path, kind: str, tmp_path: Path) -> None:

@@ -557,7 +557,7 @@ def _minus(one: tuple[float, float], other: tuple[float, float]) -> tuple[float,
 
 
 def draw(measured: Measured) -> None:
-    """The picture in the README."""
+    """The picture in docs/performance.md."""
     bars = [
         (label, measured.cpu[name], color)
         for label, name, color in (
@@ -577,7 +577,7 @@ def draw(measured: Measured) -> None:
     )
     title = f"CPU per sample, whole scrape: 20 qubes, 2 exporters each, {measured.samples:,} samples"
     height = 24 + 34 * len(bars)
-    Path(__file__).with_name("scrape.svg").write_text(
+    (Path(__file__).parents[2] / "docs" / "pictures" / "scrape.svg").write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="680" height="{height}" font-family="sans-serif" font-size="13">'
         f'<rect width="680" height="{height}" fill="white"/><text x="0" y="14" font-weight="bold">{title}</text>{rows}</svg>\n',
         encoding="utf-8",
