@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The lines for dom0's policy: exactly what the configuration needs, in the order that dom0 reads them."""
 
+import re
+import textwrap
 from pathlib import Path
 
 from federator import config
 from federator.policy import policy_lines
 from federator.remedies import lines_for_policy
+from tests.helpers import ROOT
 
 EXPORTERS = "[exporters]\nnode = 9100\nprocess = 9256\n"
 WORK = "[qubes.work]\nexporters = ['process', 'node']\n"
@@ -30,6 +33,16 @@ def test_qubes_are_called_with_the_ports_of_their_exporters() -> None:
         "# ruddo.PrometheusProxy  +9100  net  work  allow autostart=no",
         "# ruddo.PrometheusProxy  +9256  net  work  allow autostart=no",
     ]
+
+
+def test_the_readme_shows_the_lines_for_its_own_configuration() -> None:
+    """Step 4 has, word for word, what is printed for the file of step 3."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = [
+        textwrap.dedent(re.findall(rf"{words}:\n\n((?:    .*\n|\n)+)", readme)[0]).strip()
+        for words in ("A small configuration is enough", "For the small configuration above, they are")
+    ]
+    assert "\n".join(policy_lines(config.parse(shown[0], Path("/x")), "sys-net")) == shown[1]
 
 
 def test_a_qube_with_one_port_needs_one_line() -> None:
