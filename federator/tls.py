@@ -127,7 +127,7 @@ def _context(settings: Tls) -> ssl.SSLContext:
     if not settings.prefer_server_ciphers:
         context.options &= ~ssl.OP_CIPHER_SERVER_PREFERENCE
     if settings.ciphers:
-        with _named(settings, "cipher_suites", "OpenSSL refuses them"):
+        with _named(settings, "cipher_suites", "this qube's OpenSSL has none of them; leave the list out"):
             context.set_ciphers(":".join(settings.ciphers))
     cert, key = _contents(settings, "cert"), _contents(settings, "key")
     problem = "both must be PEM and belong together, and the key must not be encrypted"
@@ -153,8 +153,8 @@ def _named(settings: Tls, keys: str, problem: str) -> Iterator[None]:
     try:
         yield
     except (ssl.SSLError, ValueError) as error:
-        reason = f" ({error.reason})" if isinstance(error, ssl.SSLError) and error.reason else ""
-        raise ConfigError(f"{settings.where}.{keys}: {problem}{reason}") from None
+        reason = getattr(error, "reason", None)  # not every SSLError has one
+        raise ConfigError(f"{settings.where}.{keys}: {problem}{f' ({reason})' if reason else ''}") from None
 
 
 def _contents(settings: Tls, key: str) -> bytes:

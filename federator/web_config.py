@@ -27,7 +27,7 @@ _GUARD_KEYS = ("tls_server_config", "basic_auth_users", "rate_limit")
 _HASH = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{53}")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9_])?")
 
-# Go's names of the suites that the toolkit lets one choose, and OpenSSL's names. Those of TLS 1.3 cannot be chosen.
+# The suites that the toolkit takes: Go's names and OpenSSL's. Those of TLS 1.3 may be named; they are always on.
 _CIPHERS: Mapping[str, str] = {
     "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
     "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
@@ -175,10 +175,14 @@ def _ciphers(table: Table) -> tuple[str, ...]:
     for name, entry in zip(names, entries, strict=True):
         with table.noting():
             if name not in _CIPHERS and name not in _CIPHERS_OF_TLS13:
-                raise entry.error(f"unknown cipher {name!r}; known: {', '.join(_CIPHERS)}")
+                raise entry.error(f"unknown cipher suite {name!r}; those of TLS 1.2 are {', '.join(_CIPHERS)}")
     chosen = tuple(_CIPHERS[name] for name in names if name in _CIPHERS)
     if names and not chosen and not table.faulty:
-        raise table.error("cipher_suites", 'those of TLS 1.3 cannot be chosen; write min_version = "TLS13" instead')
+        raise table.error(
+            "cipher_suites",
+            "these are all of TLS 1.3, which are always on; add one of TLS 1.2, or leave the list out and write"
+            ' min_version = "TLS13"',
+        )
     return chosen
 
 

@@ -219,6 +219,12 @@ async def test_ciphers(serve: Serve, settings: Tls, authority: Authority) -> Non
     assert await is_refused(listening, other)
 
 
+def test_suites_that_openssl_does_not_have(settings: Tls) -> None:
+    """Its policy may have switched them off; the error names the key and what to do."""
+    with pytest.raises(ConfigError, match=r"cipher_suites: this qube's OpenSSL has none of them; leave the list out"):
+        ServerTls(replace(settings, ciphers=("NULL-OF-NOTHING",)))
+
+
 async def test_plain_http_is_one_line_without_a_traceback(
     serve: Serve, settings: Tls, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -101,10 +101,13 @@ FAULTS = {
     "an old version": (TLS + "min_version = 'TLS10'\n", "min_version: TLS10 is not safe"),
     "no version": (TLS + "max_version = '1.3'\n", "max_version: '1.3' is neither TLS12 nor TLS13"),
     "no versions": (TLS + "min_version = 'TLS13'\nmax_version = 'TLS12'\n", "min_version: newer than max_version"),
-    "no such cipher": (TLS + "cipher_suites = ['AES']\n", "cipher_suites[0]: unknown cipher 'AES'; known: TLS_"),
-    "a cipher that cannot be chosen": (
+    "no such cipher": (
+        TLS + "cipher_suites = ['AES']\n",
+        "cipher_suites[0]: unknown cipher suite 'AES'; those of TLS 1.2 are TLS_ECDHE",
+    ),
+    "suites of TLS 1.3 alone": (
         TLS + "cipher_suites = ['TLS_AES_128_GCM_SHA256']\n",
-        "cipher_suites: those of TLS 1.3 cannot be chosen; write min_version",
+        "cipher_suites: these are all of TLS 1.3, which are always on; add one of TLS 1.2, or leave the list out",
     ),
     "an unknown key": (TLS + "cert_fil = 'x'\n", "tls_server_config.cert_fil: unknown key; did you mean cert_file?"),
     "headers": ("[web.http_server_config]\nhttp2 = true\n", "web.http_server_config: not supported"),
