@@ -55,7 +55,7 @@ class Admission:
                 raise BusyError(f"{MAX_REQUESTS} requests are being served already")
             of_network = sum(one.network == network for one in self._places.values())
             if of_network >= MAX_REQUESTS - len(self._places):
-                raise BusyError(f"{of_network} requests of this address are being served already")
+                raise BusyError(f"this address has {of_network} of the {MAX_REQUESTS} places already")
             place = Place(network, 0)
             self.resize(place, size, network)
             self._places[page] = place

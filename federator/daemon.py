@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
-from federator import __version__, config, host, shares, systemd
+from federator import __version__, config, host, shares, systemd, units
 from federator.budget import Budget
 from federator.collector import Collector
 from federator.connections import BadRequestFilter, Connections
@@ -237,10 +237,8 @@ def _most_calls(settings: Config) -> int:
 def _status(settings: Config, more: str = "") -> str:
     """The line of `systemctl status`."""
     found = " and what dom0 names" if settings.discovery else ""
-    return (
-        f"STATUS=serving {len(settings.targets)} exporters in {len(settings.qubes)} qubes{found} from"
-        f" {settings.path}{more}"
-    )
+    exporters, qubes = units.plural(len(settings.targets), "exporter"), units.plural(len(settings.qubes), "qube")
+    return f"STATUS=serving {exporters} in {qubes}{found} from {settings.path}{more}"
 
 
 def _size(settings: Config) -> dict[str, int]:

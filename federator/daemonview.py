@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from federator import units
 from federator.dom0_findings import Tried
 from federator.findings import HERE, Check
 from federator.model import Outcome, Snapshot
@@ -164,7 +165,7 @@ def _view(pages: Pages, snapshot: Snapshot) -> list[Check]:
         if (check := _difference(outcome, ups.get(key), reasons.get(key, "for an unknown reason")))
     ]
     same = len(outcomes) - len(checks)
-    return [Check("daemon's view", HERE, "ok", f"{same} exporters are as doctor sees them"), *checks]
+    return [Check("daemon's view", HERE, "ok", f"agrees with doctor about {units.plural(same, 'exporter')}"), *checks]
 
 
 def _difference(outcome: Outcome, up: bool | None, reason: str) -> Check | None:  # noqa: FBT001 - a value of the page
@@ -212,10 +213,10 @@ def scraped_check(untrusted_proxy: str, now: float) -> Check:
         what = "See Prometheus' targets page: its password, its host name (web.hosts) or its path may be wrong."
         return Check("scraped", HERE, "failed", says, what)
     if good >= max(1.0, age / RARELY_SECONDS):
-        return Check("scraped", HERE, "ok", f"{good:.0f} requests were answered since the daemon started")
+        return Check("scraped", HERE, "ok", f"requests answered since the daemon started: {good:.0f}")
     if age < YOUNG_SECONDS:
         return Check("scraped", HERE, "skipped", f"the daemon started {age:.0f} s ago")
-    says = f"nobody scrapes: {good:.0f} requests in {age / 60:.0f} minutes, and each run of doctor is one"
+    says = f"nobody scrapes; requests answered in {age / 60:.0f} minutes: {good:.0f}, and each run of doctor is one"
     what = "Name this qube in Prometheus' configuration. Where Prometheus runs, this has to answer:"
     return Check("scraped", HERE, "failed", says, what, ("curl http://ADDRESS:8199/metrics",))
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from time import time as now
 
-from federator import config, dom0_probe, findings, host, once, presence
+from federator import config, dom0_probe, findings, host, once, presence, units
 from federator.access import Access
 from federator.daemonview import Listener, Pages, daemon_checks, listener_checks
 from federator.dom0_findings import Tried, dom0_checks
@@ -193,7 +193,7 @@ def table(checks: Sequence[Check]) -> list[str]:
         lines += [f"    {row.remedy}"] if row.remedy else []
         lines += [f"        {line}" for line in row.copy]
     failed, warned = (sum(check.result == result for check in checks) for result in ("failed", "warning"))
-    return [*lines, f"{len(checks)} checks: {failed} failed, {warned} warnings"]
+    return [*lines, f"{units.plural(len(checks), 'check')}: {failed} failed, {units.plural(warned, 'warning')}"]
 
 
 def _rows(checks: Sequence[Check]) -> list[Check]:

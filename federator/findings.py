@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from federator import units
 from federator.errors import ScrapeError
 from federator.model import Address, Config, Outcome, Qube, QubeOutcome, Snapshot, where
 from federator.policy import only, single_port_rules
@@ -218,10 +219,12 @@ def _passed(qube: QubeOutcome, outcome: Outcome, allowed: float, version: int) -
         yield Check(hop, target.name, "ok", says[hop])
     dropped = reading.lines_dropped if reading else 0
     if reading and dropped:
-        lines = f"{dropped} lines dropped that Prometheus would not take, the first one: {reading.complaint}"
+        lines = units.plural(dropped, "line")
+        lines = f"{lines} dropped that Prometheus would not take, the first one: {reading.complaint}"
         yield Check("text", target.name, "warning", lines, "Correct the exporter, or tell its authors.")
     else:
-        yield Check("text", target.name, "ok", f"{outcome.samples} samples, {outcome.body_size} bytes")
+        samples, size = units.plural(outcome.samples, "sample"), units.plural(outcome.body_size, "byte")
+        yield Check("text", target.name, "ok", f"{samples}, {size}")
     took = f"{outcome.seconds:.3f} s of {allowed:.1f} s"
     if outcome.seconds > allowed * NEAR_DEADLINE:
         what = "Raise scrape_timeout in Prometheus, or make the exporter faster."

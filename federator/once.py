@@ -10,7 +10,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from federator import host
+from federator import host, units
 from federator.counters import Counters
 from federator.errors import ConfigError, ScrapeError
 from federator.fleet import Fleet
@@ -102,7 +102,8 @@ async def collect(settings: Config, names: Sequence[str], progress: Progress, wa
 
 def _waiting(names: Iterable[str], total: int) -> str:
     left = list(names)
-    return f"{total - len(left)} of {total} exporters are done; waiting for {', '.join(left)}" if left else ""
+    done = f"{total - len(left)} of {units.plural(total, 'exporter')} done"
+    return f"{done}; waiting for {', '.join(left)}" if left else ""
 
 
 async def scrape(settings: Config, names: Sequence[str], *, as_json: bool) -> int:
@@ -120,7 +121,7 @@ async def scrape(settings: Config, names: Sequence[str], *, as_json: bool) -> in
         for outcome in () if lines.for_person else found.snapshot.outcomes:
             say(_line(outcome, lines.width))
         if up:
-            say(f"{sum(up)} of {len(up)} exporters are up")
+            say(f"{sum(up)} of {units.plural(len(up), 'exporter')} up")
     if not found.snapshot.qubes:
         complain("nothing was scraped: no qube is configured or was found")
     return 0 if up and all(up) and found.discovery_error is None else 1
@@ -142,8 +143,10 @@ def _line(outcome: Outcome, width: int) -> str:
     if outcome.reading is None:
         return f"{name}  DOWN  {outcome.error.reason}: {outcome.error}" if outcome.error else f"{name}  DOWN"
     reading = outcome.reading
-    dropped = f", {reading.lines_dropped} lines dropped ({reading.complaint})" if reading.lines_dropped else ""
-    return f"{name}  up    {reading.samples} samples, {outcome.body_size} bytes, {outcome.seconds:.3f} s{dropped}"
+    samples, size = units.plural(reading.samples, "sample"), units.plural(outcome.body_size, "byte")
+    lines = units.plural(reading.lines_dropped, "line")
+    dropped = f", {lines} dropped ({reading.complaint})" if reading.lines_dropped else ""
+    return f"{name}  up    {samples}, {size}, {outcome.seconds:.3f} s{dropped}"
 
 
 def _as_json(snapshot: Snapshot) -> list[dict[str, object]]:

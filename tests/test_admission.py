@@ -35,6 +35,8 @@ def test_a_few_clients_leave_places_for_others() -> None:
                     stack.enter_context(admission.place(client, (client, taken[-1])))
                     taken[-1] += 1
         assert taken == [20, 10, 5]
+        with pytest.raises(BusyError, match="this address has 5 of the 40 places"), admission.place("another", "more"):
+            pass
         for number in range(5):
             stack.enter_context(admission.place(f"honest {number}", number))
         assert len(admission) == MAX_REQUESTS

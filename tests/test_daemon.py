@@ -225,9 +225,9 @@ def test_scrape_shows_a_line_for_each_target(qubes: Qubes, exporter: MakeExporte
     ended = run("scrape", f"--config.file={path}")
     assert ended.returncode == 1
     lines = ended.stdout.splitlines()
-    assert re.fullmatch(r"work:node  up    1 samples, 13 bytes, 0\.\d{3} s, 1 lines dropped \(line 2: .*\)", lines[0])
+    assert re.fullmatch(r"work:node  up    1 sample, 13 bytes, 0\.\d{3} s, 1 line dropped \(line 2: .*\)", lines[0])
     assert re.fullmatch(r"vault:app  DOWN  refused: qrexec refused the call to vault: .*", lines[1])
-    assert lines[2] == "1 of 2 exporters are up"
+    assert lines[2] == "1 of 2 exporters up"
     assert run("scrape", f"--config.file={path}", "work").returncode == 0
     assert run("scrape", f"--config.file={path}", "work:node").returncode == 0
     unknown = run("scrape", f"--config.file={path}", "work:nod")

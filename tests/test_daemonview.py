@@ -50,6 +50,12 @@ def test_a_difference_between_the_daemon_and_doctor_is_named(
     assert all(words in check.says and check.remedy for check in found)
 
 
+def test_how_many_exporters_are_the_same_for_both_is_told() -> None:
+    """It was `1 exporters`."""
+    said = [check.says for check in daemon_checks(page(UP), snapshot(UP), (), NOW) if check.result == "ok"]
+    assert "agrees with doctor about 1 exporter" in said
+
+
 def test_a_failed_reload_is_named() -> None:
     """The daemon goes on with the old configuration."""
     failed = [one for one in daemon_checks(page(UP, reloaded=False), snapshot(UP), (), NOW) if one.result == "failed"]

@@ -706,7 +706,7 @@ def test_systemd_is_told_how_we_are(machine: tuple[Qubes, Exporter], tmp_path: P
         environment = {**qubes.env, "NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "100000"}
         with Daemon(folder, text, environment) as proxy:
             hear("READY=1")
-            hear("STATUS=serving 1 exporters in 1 qubes")
+            hear("STATUS=serving 1 exporter in 1 qube")
             heard.clear()
             for _ in range(3):
                 hear("WATCHDOG=1")

@@ -439,6 +439,6 @@ def test_a_person_gets_a_table_with_the_remedies(scene: Scene, capsys: pytest.Ca
     port = scene.of["work"]["node"]
     assert lines[at + 2].strip() == f"ruddo.PrometheusProxy  +{port}  sys-net  work  allow autostart=no"
     assert re.search(r"^warning +work:node +daemon's view +up for the daemon", said, re.MULTILINE)
-    assert re.fullmatch(r"\d+ checks: 1 failed, 1 warnings", lines[-1])
+    assert re.fullmatch(r"\d+ checks: 1 failed, 1 warning", lines[-1])
     assert "not known" not in said
     assert progress == "", "no terminal"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from federator.errors import ClosedError, ScrapeError, TimedOutError
-from federator.findings import BROKEN, HOPS, Place, clock_checks, firewall_check, place_checks, target_checks
+from federator.findings import BROKEN, HOPS, Check, Place, clock_checks, firewall_check, place_checks, target_checks
 from federator.model import Config, Outcome, Qrexec, Qube, QubeOutcome, Scrape, Snapshot, Web
 from tests.helpers import read, target
 from tests.test_contracts import REASONS
@@ -26,11 +26,21 @@ def snapshot(*outcomes: Outcome, up: bool = True) -> Snapshot:
     return Snapshot(at=NOW, seconds=0.1, allowed=10.0, qubes=qubes)
 
 
-def results(of: Snapshot) -> dict[str, str]:
-    """The result of each hop."""
+def checks(of: Snapshot) -> list[Check]:
+    """What each hop comes to."""
     qubes = tuple(qube.qube for qube in of.qubes)
     config = Config(Path("p.toml"), Web(tuple(EVERYWHERE)), Scrape(), Qrexec(), qubes)
-    return {check.hop: check.result for check in target_checks(config, of, {}, "sys-net")}
+    return target_checks(config, of, {}, "sys-net")
+
+
+def results(of: Snapshot) -> dict[str, str]:
+    """The result of each hop."""
+    return {check.hop: check.result for check in checks(of)}
+
+
+def says(of: Snapshot) -> dict[str, str]:
+    """The words of each hop."""
+    return {check.hop: check.says for check in checks(of)}
 
 
 def says_time(seconds: str, qube: str = "work") -> Outcome:
@@ -64,8 +74,16 @@ def test_what_a_failure_does_not_show_is_not_called_well(error: ScrapeError, *, 
 
 def test_dropped_lines_and_a_near_deadline_are_warnings() -> None:
     """The exporter is up all the same."""
-    found = results(snapshot(Outcome(target(), 9.0, reading=read(b"m 1\nno line\n"))))
+    of = snapshot(Outcome(target(), 9.0, reading=read(b"m 1\nno line\n")))
+    found = results(of)
     assert (found["text"], found["time"], found["exporter"]) == ("warning", "warning", "ok")
+    assert says(of)["text"].startswith("1 line dropped that Prometheus would not take, the first one: line 2: ")
+
+
+def test_one_sample_is_called_one_sample() -> None:
+    """It was `1 samples`."""
+    of = snapshot(Outcome(target(), 0.1, body_size=4, reading=read(b"m 1\n")))
+    assert says(of)["text"] == "1 sample, 4 bytes"
 
 
 def test_a_local_qube_has_no_policy() -> None:

@@ -72,7 +72,7 @@ def test_a_program_gets_the_lines_in_the_order_of_the_file(two: tuple[Path, Expo
         slow.hold.set()
         lines = command.communicate(timeout=PATIENCE_SECONDS)[0].decode().splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["work:node", "up"], ["vault:app", "up"]]
-    assert lines[2:] == ["2 of 2 exporters are up"]
+    assert lines[2:] == ["2 of 2 exporters up"]
 
 
 def test_a_person_sees_each_line_as_soon_as_it_is_known(two: tuple[Path, Exporter]) -> None:
@@ -86,7 +86,7 @@ def test_a_person_sees_each_line_as_soon_as_it_is_known(two: tuple[Path, Exporte
             said = terminal.read(1000)
             assert said.startswith(b"vault:app  up")
             slow.hold.set()
-            while b"2 of 2 exporters are up\r\n" not in said:
+            while b"2 of 2 exporters up\r\n" not in said:
                 said += terminal.read(1000)
         assert command.wait(PATIENCE_SECONDS) == 0
     assert said.index(b"vault:app") < said.index(b"work:node")
@@ -103,7 +103,7 @@ def test_a_person_sees_what_is_waited_for(two: tuple[Path, Exporter]) -> None:
         os.close(its)
         with os.fdopen(ours, "rb", buffering=0) as terminal:
             seen = b""
-            while b"1 of 2 exporters are done; waiting for work:node" not in seen:
+            while b"1 of 2 exporters done; waiting for work:node" not in seen:
                 seen += terminal.read(1000)
             slow.hold.set()
             said = command.communicate(timeout=PATIENCE_SECONDS)[0]
