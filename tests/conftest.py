@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from federator import config, host
 from federator.counters import Counters
@@ -16,6 +17,10 @@ from tests.parts import Daemon, Exporter, eventually, toml
 from tests.standin.qubes import Qubes
 
 pytest_plugins = ["tests.leftovers"]
+
+# No test asserts a time: on a busy machine, an example of hypothesis may take as long as it likes.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture

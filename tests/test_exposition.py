@@ -5,7 +5,7 @@ import re
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from federator.errors import BodySizeLimitError, ExpositionError, LabelLimitError, SampleLimitError, ScrapeError
@@ -452,7 +452,6 @@ def test_a_recording_in_openmetrics_passes_whole() -> None:
         max_size=12,
     )
 )
-@settings(deadline=None)
 def test_no_bytes_raise_anything_but_our_own_error(parts: list[bytes]) -> None:
     """Invariant 2: no bytes make `read` raise anything but its own error; and what passes is strict."""
     body = b"\n".join([*parts, b""])

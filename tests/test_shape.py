@@ -160,7 +160,7 @@ def told(reader: Reader, untrusted_body: bytes) -> tuple[object, ...]:
 @given(seed=st.integers(0, 2**32), body=st.sampled_from([*EXPORTERS, *ODD]))
 @example(seed=1, body="node")
 @example(seed=10484, body="format")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_text_reads_the_same_with_and_without_memory(seed: int, body: str) -> None:
     """Invariant 7: pages, counts, complaints and errors are the same, whatever happens to a text."""
     chance = random.Random(seed)
@@ -202,7 +202,7 @@ def gentle(chance: random.Random, families: list[tuple[list[bytes], list[bytes]]
 @pytest.mark.slow
 @pytest.mark.unmeasured
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_targets_that_share_a_cache_read_as_if_each_were_alone(seed: int) -> None:
     """Texts that are nearly followed, of targets with different labels and drops, with hardly any room in the cache."""
     chance = random.Random(seed)
@@ -549,7 +549,7 @@ def test_new_series_are_not_parsed_twice(monkeypatch: pytest.MonkeyPatch, label:
 @pytest.mark.slow
 @pytest.mark.unmeasured
 @given(st.lists(st.one_of(st.sampled_from(VALUES), st.from_regex(rb"[-+.0-9eEinfaNI_ ]{0,6}", fullmatch=True))))
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 def test_values_in_bulk_are_checked_as_one_by_one(values: list[bytes]) -> None:
     """A value does not become good, or bad, by the values beside it."""
     values = [value for value in values if b"\n" not in value]
