@@ -8,11 +8,17 @@ from tests.parts import debian_program
 
 
 class Authority:
-    """Signs certificates. All files of it are in one folder: NAME.crt and NAME.key, its own are ca.crt and ca.key."""
+    """
+    Signs certificates. All files of it are in one folder: NAME.crt and NAME.key, its own are ca.crt and ca.key.
+
+    A folder that has these is taken as it is.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
+        if (folder / "ca.crt").exists():
+            return
         self._openssl(
             *("req", "-x509", "-nodes", "-days", "2", "-subj", "/CN=test authority", *_new_key(folder / "ca.key")),
             *("-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign"),

@@ -174,7 +174,7 @@ async def test_the_body_of_a_request_is_not_waited_for(
     served: Callable[..., "asyncio.Task[Connections]"], monkeypatch: pytest.MonkeyPatch, framing: str
 ) -> None:
     """The answer comes at once, and then the connection ends: nobody keeps it by sending a body that nobody wants."""
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 3.0)
+    clock = Clock(monkeypatch)
     listening = await served()
     silent = await connected(listening)
     silent_is_cut = asyncio.create_task(is_cut(silent))
@@ -184,6 +184,7 @@ async def test_the_body_of_a_request_is_not_waited_for(
     await reader.readuntil(b"is healthy.\n")
     assert await is_cut(stream)
     assert not silent_is_cut.done()
+    clock.advance(connections.HEAD_SECONDS)
     assert await silent_is_cut
     for one in (stream, silent):
         one[1].close()
@@ -443,6 +444,7 @@ def test_bad_requests_are_one_line_without_a_traceback(
         assert proxy.log.replace("\n", "").isprintable()
 
 
+@pytest.mark.slow
 def test_tls_on_the_plain_port_is_one_line(daemon: Callable[..., Daemon]) -> None:
     """`scheme: https` in Prometheus was "no HTTP", or not told at all; the client hears that this is HTTP."""
     proxy = daemon({"work": {"node": 9100}})
@@ -621,6 +623,7 @@ async def test_the_end_lets_an_answer_out_that_was_just_made(
     writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/metrics", "/forward?target=work&port={port}"])
 async def test_a_page_whose_client_is_gone_is_let_go(
     served: Callable[..., "asyncio.Task[Connections]"], held: Exporter, monkeypatch: pytest.MonkeyPatch, path: str
@@ -662,6 +665,7 @@ async def test_a_page_whose_client_is_gone_is_let_go(
         gc.enable()
 
 
+@pytest.mark.slow
 async def test_a_page_that_is_refused_is_let_go(
     served: Callable[..., "asyncio.Task[Connections]"], held: Exporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import os
+import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -38,12 +39,18 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)
 
 
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    """It has signed the server's certificate."""
-    one = Authority(tmp_path / "ca")
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an authority that has signed the server's certificate; openssl takes a while to make it."""
+    one = Authority(tmp_path_factory.mktemp("tls") / "ca")
     one.server()
-    return one
+    return one.folder
+
+
+@pytest.fixture
+def authority(signed: Path, tmp_path: Path) -> Authority:
+    """A copy of it, which the test may change."""
+    return Authority(Path(shutil.copytree(signed, tmp_path / "ca")))
 
 
 @pytest.fixture
