@@ -33,7 +33,7 @@ export SOURCE_DATE_EPOCH ?= $(shell date -u -d '$(DATE)' +%s)
 
 help:
 	@echo "make run         try it: the daemon on 127.0.0.1:8199, eight demo qubes, real exporters (Ctrl-C ends it)"
-	@echo "make test-fast   the tests that are not slow, in less than 30 seconds"
+	@echo "make test-fast   the tests that are not slow: less than 30 seconds of CPU time"
 	@echo "make test        all tests; with PYTEST_ARGS='-k wire' those whose names contain wire"
 	@echo "make coverage    all tests, and what they do not cover"
 	@echo "make lint        ruff and mypy"

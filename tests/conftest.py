@@ -24,8 +24,9 @@ settings.load_profile("patient")
 
 
 @pytest.fixture
-def qubes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubes]:
+def qubes(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Qubes]:
     """A Qubes OS machine without qubes. At the end of the test none of its processes may run."""
+    assert request.node.get_closest_marker("slow"), "it starts processes: mark the test as slow"
     machine = Qubes(tmp_path / "machine", SERVICE)
     for name, value in machine.env.items():
         monkeypatch.setenv(name, value)

@@ -125,6 +125,7 @@ def is_to_be_called(one: Line) -> bool:
     return call.open_seconds is None and not call.wait
 
 
+@pytest.mark.slow
 async def test_one_call_serves_all_exporters_for_ever(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """The argument is the ports, rising; parts of them may be asked for."""
     qubes.add("work")
@@ -136,6 +137,7 @@ async def test_one_call_serves_all_exporters_for_ever(qubes: Qubes, line: MakeLi
     assert qubes.calls() == [("work", f"ruddo.PrometheusProxy+{a.port}+{b.port}", "allow")]
 
 
+@pytest.mark.slow
 async def test_requests_of_one_channel_go_one_after_the_other(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
@@ -229,6 +231,7 @@ async def test_a_service_that_lies_about_its_answer(
         assert error.reason == reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [0, 1, 2, 3, 9, 42, 116, 117, 125, 126, 127, 128, 137, 143, 255])
 async def test_sudden_death_with_each_status(qubes: Qubes, line: MakeLine, status: int) -> None:
     """Before a byte was said, whatever the status, the qube is down with a reason of the closed set."""
@@ -288,6 +291,7 @@ async def test_a_slow_exporter_costs_neither_the_others_nor_the_call(
     assert len(qubes.calls()) == 1
 
 
+@pytest.mark.slow
 async def test_a_refused_qube_is_called_again_only_now_and_then(qubes: Qubes, line: MakeLine) -> None:
     """Each call costs dom0 as much as an allowed one; the reason is told all the same."""
     qubes.add("work", policy="deny")
@@ -305,6 +309,7 @@ async def test_a_refused_qube_is_called_again_only_now_and_then(qubes: Qubes, li
     assert len(qubes.calls()) == 2
 
 
+@pytest.mark.slow
 async def test_backoff_doubles_up_to_its_limit(qubes: Qubes, line: MakeLine, clock: Clock) -> None:
     """Told by what the error says: the next call in so many seconds."""
     qubes.add("work", policy="deny")
@@ -319,6 +324,7 @@ async def test_backoff_doubles_up_to_its_limit(qubes: Qubes, line: MakeLine, clo
         assert nominal * 0.75 < wait < nominal * 1.25
 
 
+@pytest.mark.slow
 async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
@@ -343,6 +349,7 @@ async def test_a_service_that_knows_version_1_only_is_spoken_to_in_it(
     assert len(bodies(await work.ask())) == 2
 
 
+@pytest.mark.slow
 async def test_upstreams_service_has_no_endpoints(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """Ports go on, one a call; a name is never spoken of in version 1, and the service is older. Until it is not."""
     new = qubes.service
@@ -364,6 +371,7 @@ async def test_upstreams_service_has_no_endpoints(qubes: Qubes, line: MakeLine, 
     assert heard["app"].body.startswith(b"no endpoints.d/app in")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["allow", "allow +app", "allow +9100+app", "allow +9100"])
 async def test_a_name_alone_and_upstreams_service(qubes: Qubes, line: MakeLine, clock: Clock, policy: str) -> None:
     """Whatever the policy allows, there is a reason each time, and calls stay few; the new service is found by them."""
@@ -387,6 +395,7 @@ async def test_a_name_alone_and_upstreams_service(qubes: Qubes, line: MakeLine, 
         assert isinstance(found[-1], Answer), found
 
 
+@pytest.mark.slow
 async def test_a_service_from_before_endpoints_is_older(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter, tmp_path: Path
 ) -> None:
@@ -430,6 +439,7 @@ async def test_upstreams_service_ends_with_any_status_of_curl(qubes: Qubes, line
     assert ("does it run?" in text or "is the exporter up?" in text) != answered
 
 
+@pytest.mark.slow
 async def test_upstreams_service_that_needs_other_lines(qubes: Qubes, line: MakeLine, clock: Clock) -> None:
     """dom0 allows the call for all ports only: the reason says so, and no try costs both kinds of calls."""
     qubes.add("work", policy="allow +9100+9256")
@@ -449,6 +459,7 @@ async def test_upstreams_service_that_needs_other_lines(qubes: Qubes, line: Make
     assert bodies(await work.ask()) == {9100: b"m 1\n", 9256: b"m 1\n"}
 
 
+@pytest.mark.slow
 async def test_upstreams_service_in_a_qube_that_was_halted_meanwhile(
     qubes: Qubes, line: MakeLine, clock: Clock
 ) -> None:
@@ -463,6 +474,7 @@ async def test_upstreams_service_in_a_qube_that_was_halted_meanwhile(
         assert "or the qube does not run" in (await work.fails())[1]
 
 
+@pytest.mark.slow
 async def test_a_reload_leaves_calls_of_version_1_alone(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """It forgets what went wrong, not what works."""
     add_with_upstreams_service(qubes)
@@ -502,6 +514,7 @@ async def test_ports_that_are_allowed_each_by_itself_are_called_so(
     assert heard == {a.port: b"a 1\n", b.port: b"b 1\n"}
 
 
+@pytest.mark.slow
 async def test_ports_that_were_allowed_together_are_not_called_singly(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
@@ -540,6 +553,7 @@ async def test_one_port_that_is_asked_for_is_enough_to_find_the_way(
     assert len(bodies(await work.ask())) == 4
 
 
+@pytest.mark.slow
 async def test_ports_that_are_refused_are_called_together_and_singly_in_turns(
     qubes: Qubes, line: MakeLine, clock: Clock
 ) -> None:
@@ -609,6 +623,7 @@ async def test_few_calls_are_set_up_at_a_time(qubes: Qubes, exporter: MakeExport
         await channel.close()
 
 
+@pytest.mark.slow
 async def test_a_call_that_waits_for_its_turn_is_not_the_qubes_fault(qubes: Qubes, line: MakeLine) -> None:
     """It says so, and does not back off."""
     qubes.add("work")
@@ -635,6 +650,7 @@ async def test_ending_a_call_is_bounded(qubes: Qubes, line: MakeLine, exporter: 
     await soon("the process is gone", lambda: work.counters.ended == 1)
 
 
+@pytest.mark.slow
 async def test_closing_while_it_is_being_asked(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """As when the daemon is stopped in the middle of a scrape."""
     qubes.add("work")
@@ -650,6 +666,7 @@ async def test_closing_while_it_is_being_asked(qubes: Qubes, line: MakeLine, exp
     await soon("nothing is left behind", lambda: not qubes.left_behind())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "words"), [(None, "No such file or directory"), (0o644, "Permission denied")])
 async def test_a_client_that_cannot_be_started(line: MakeLine, tmp_path: Path, mode: int | None, words: str) -> None:
     """It vanished after the daemon was started."""
@@ -661,6 +678,7 @@ async def test_a_client_that_cannot_be_started(line: MakeLine, tmp_path: Path, m
     assert words in text
 
 
+@pytest.mark.slow
 async def test_a_child_that_holds_the_pipes_is_ended_too(line: MakeLine, tmp_path: Path) -> None:
     """The client is gone, a process it left behind is not: it keeps nobody waiting, and does not stay."""
     client, pid = tmp_path / "client", tmp_path / "pid"
@@ -699,6 +717,7 @@ def no_more_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 async def test_out_of_file_descriptors(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """That qube is down, and says why; it is back when there are some again."""
     qubes.add("work")
@@ -711,6 +730,7 @@ async def test_out_of_file_descriptors(qubes: Qubes, line: MakeLine, exporter: M
     assert len(bodies(await work.ask())) == 1
 
 
+@pytest.mark.slow
 async def test_out_of_processes(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -819,6 +839,7 @@ async def test_a_service_that_greets_before_it_is_greeted(
         assert bodies(await work.ask(seconds=1000.0)) == {9100: b"m 1\n"}
 
 
+@pytest.mark.slow
 async def test_a_good_answer_resets_the_backoff(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """The next failure waits as the first one did."""
     qubes.add("work")
@@ -846,6 +867,7 @@ done
 """
 
 
+@pytest.mark.slow
 async def test_what_a_service_may_write_to_stderr_is_counted_for_each_scrape(qubes: Qubes, line: MakeLine) -> None:
     """One that complains a little at each scrape is not cut off after some of them."""
     qubes.set_service(TALKATIVE.format(half=STDERR_LIMIT // 2))
@@ -856,6 +878,7 @@ async def test_what_a_service_may_write_to_stderr_is_counted_for_each_scrape(qub
     assert len(qubes.calls()) == 1
 
 
+@pytest.mark.slow
 async def test_the_local_service_gets_only_the_environment_that_it_should(
     line: MakeLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -919,6 +942,7 @@ async def test_a_place_of_the_limiter_is_not_lost() -> None:
         assert "2 of 2 used, 0 waiting" in repr(limiter)
 
 
+@pytest.mark.slow
 async def test_a_call_is_ended_where_what_it_told_raises(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """A bug of ours in taking an answer leaves nobody waiting for the call."""
     qubes.add("work")
@@ -946,6 +970,7 @@ exit 3
 """
 
 
+@pytest.mark.slow
 async def test_a_qube_that_answers_and_ends_is_called_only_now_and_then(
     qubes: Qubes, line: MakeLine, clock: Clock
 ) -> None:
@@ -966,6 +991,7 @@ async def test_a_qube_that_answers_and_ends_is_called_only_now_and_then(
         clock.advance(51.0)
 
 
+@pytest.mark.slow
 async def test_a_loop_of_requests_does_not_make_an_exporter_work_all_the_time(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -994,6 +1020,7 @@ async def test_a_loop_of_requests_does_not_make_an_exporter_work_all_the_time(
     assert len(served.requests) in (31, 32)
 
 
+@pytest.mark.slow
 async def test_a_request_that_gives_way_is_asked_last(qubes: Qubes, line: MakeLine, exporter: MakeExporter) -> None:
     """A scrape of everything does not wait for the many that want single exporters."""
     qubes.add("work")
@@ -1017,6 +1044,7 @@ async def test_a_request_that_gives_way_is_asked_last(qubes: Qubes, line: MakeLi
     assert order == ["busy", "page", "single", "single", "single"]
 
 
+@pytest.mark.slow
 async def test_a_slow_exporter_does_not_hold_up_its_neighbour(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
@@ -1043,6 +1071,7 @@ async def test_a_slow_exporter_does_not_hold_up_its_neighbour(
     assert len(qubes.calls()) == 1
 
 
+@pytest.mark.slow
 async def test_a_service_that_takes_one_request_at_a_time_gets_one(
     qubes: Qubes, line: MakeLine, exporter: MakeExporter
 ) -> None:
@@ -1083,6 +1112,7 @@ read -r request
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("then", "reason"),
     [
@@ -1124,6 +1154,7 @@ while read -r request; do printf '9100 200 4 0.1  -;\\nm 3\\n'; done
 """
 
 
+@pytest.mark.slow
 async def test_a_late_answer_is_dropped_where_the_call_is_kept(qubes: Qubes, line: MakeLine, tmp_path: Path) -> None:
     """Until it has come, its port is late without being asked; and then it is asked again, over the same call."""
     qubes.set_service(LATE % (tmp_path / "now"))
@@ -1140,6 +1171,7 @@ async def test_a_late_answer_is_dropped_where_the_call_is_kept(qubes: Qubes, lin
     assert [(call.opened, call.failures) for call in work.channel.calls()] == [(1, 0)]
 
 
+@pytest.mark.slow
 async def test_a_call_that_is_late_for_too_long_is_ended(
     qubes: Qubes, line: MakeLine, tmp_path: Path, clock: Clock
 ) -> None:
@@ -1157,6 +1189,7 @@ async def test_a_call_that_is_late_for_too_long_is_ended(
     (tmp_path / "end").touch()
 
 
+@pytest.mark.slow
 async def test_other_endpoints_do_not_make_it_forget_that_one_is_late(
     qubes: Qubes, line: MakeLine, clock: Clock
 ) -> None:

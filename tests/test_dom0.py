@@ -34,6 +34,9 @@ from tests.helpers import soon
 from tests.parts import Daemon, Exporter, Prometheus, eventually, toml
 from tests.standin.qubes import Qubes
 
+# Each of these tests asks a stand-in of processes, and some start a daemon.
+pytestmark = pytest.mark.slow
+
 MakeDaemon = Callable[..., Daemon]
 SWITCHES = ("stats", "storage", "volumes", "properties", "updates")
 EVERYTHING = "[dom0]\ninterval = '30s'\n" + "".join(f"{switch} = true\n" for switch in SWITCHES)

@@ -19,6 +19,9 @@ from tests.parts import toml
 from tests.standin.qubes import Qubes
 from tests.test_dom0 import EVERYTHING
 
+# Nearly each of these tests asks a stand-in of processes.
+pytestmark = pytest.mark.slow
+
 # A call with its argument, as the stand-in knows it; and the lines of policy that do nothing without it.
 DENIED = {
     STATS: [f"{STATS} +"],

@@ -22,6 +22,9 @@ from tests.parts import Exporter, Prometheus, debian_program, eventually, federa
 
 bcrypt = pytest.importorskip("bcrypt", reason="the optional package is not installed")
 
+# Each of these tests starts the daemon or another program.
+pytestmark = pytest.mark.slow
+
 HASH = bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()
 # Over 72 bytes, the toolkit looks at the first 72 alone; here the whole password is wrong.
 USERS = ["", "alice:right", "alice:wrong", "alice:", "alice", "bob:right", ":", "alice:right:", "alice:" + "x" * 73]

@@ -40,6 +40,9 @@ from tests.parts import (
 )
 from tests.standin.qubes import Qubes
 
+# Each of these tests starts the service.
+pytestmark = pytest.mark.slow
+
 FOLDERS = ("rw/config", "usr/local/etc", "etc")
 TEXT = b"# TYPE m gauge\nm 1\n"
 
@@ -709,7 +712,6 @@ FAILURES = {
 }
 
 
-@pytest.mark.slow
 def test_each_kind_and_each_failure_from_end_to_end(
     home: Home, tmp_path: Path, qubes: Qubes, exporter: Callable[[bytes], Exporter], daemon: Callable[..., Daemon]
 ) -> None:
@@ -797,7 +799,6 @@ def test_each_kind_and_each_failure_from_end_to_end(
         ("target=work", "port is missing"),
     ],
 )
-@pytest.mark.slow
 def test_forward_refuses_what_is_no_name(qubes: Qubes, daemon: Callable[..., Daemon], query: str, words: str) -> None:
     """With a 400; a name that is not configured is a 404; and no qube is called."""
     proxy = daemon({"work": {"app": "app"}})

@@ -89,6 +89,7 @@ async def test_what_a_reload_takes_away_is_let_go(make: MakeFleet, exporter: Mak
     assert fleet.departures == 1
 
 
+@pytest.mark.slow
 async def test_a_reload_that_drops_a_port_or_a_qube_ends_its_call(
     qubes: Qubes, make: MakeFleet, exporter: MakeExporter
 ) -> None:
@@ -185,6 +186,7 @@ async def test_the_state_is_shown_to_a_debugger(make: MakeFleet, exporter: MakeE
     assert "Scraper of <Fleet" in repr(scraper)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["admin.vm.List", "ruddo.PrometheusDiscover"])
 async def test_dom0_that_refuses_is_asked_later_and_later(
     make: MakeFleet, qubes: Qubes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
@@ -209,6 +211,7 @@ async def test_dom0_that_refuses_is_asked_later_and_later(
     assert fleet.discovery_error.reason == "refused"
 
 
+@pytest.mark.slow
 async def test_large_texts_at_one_time_cost_the_largest_and_nobody_else(
     make: MakeFleet, exporter: MakeExporter
 ) -> None:
@@ -233,6 +236,7 @@ def many(samples: int) -> bytes:
     return b"".join(b'x{a="%d"} 1\n' % number for number in range(samples))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory", "samples", "reason", "remedy"),
     [
@@ -330,6 +334,7 @@ async def test_a_higher_limit_is_for_the_calls_that_wait_already(
     assert all(outcome.reading for outcome in (await collecting).outcomes)
 
 
+@pytest.mark.slow
 async def test_a_reload_while_dom0_is_asked_asks_anew(make: MakeFleet, tmp_path: Path) -> None:
     """Under the new settings and at once; how the old question ends is of no more interest."""
     client = tmp_path / "client"
@@ -353,6 +358,7 @@ async def test_a_reload_while_dom0_is_asked_asks_anew(make: MakeFleet, tmp_path:
     assert fleet.discovery_error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "then",
     ["exec sleep 1000", "trap '' TERM; while :; do sleep 0.05; done"],
@@ -374,6 +380,7 @@ async def test_a_question_to_dom0_is_ended_with_the_fleet(make: MakeFleet, tmp_p
     assert not process.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "answer"),
     [

@@ -4,6 +4,8 @@
 import math
 import tracemalloc
 
+import pytest
+
 from federator.errors import ExporterUnreachableError, NotRunningError, ScrapeError, TimedOutError
 from federator.history import HEAD_FAMILIES, HEAD_HELP, HEAD_NAME, SCRAPES, Asked, History
 from federator.model import Exporter, Family, Outcome, Qube, QubeOutcome, Reading, Target
@@ -109,6 +111,7 @@ def test_the_head_of_a_text_is_cut() -> None:
     assert (row.head, row.families) == ((), 0)
 
 
+@pytest.mark.slow
 def test_it_stays_small() -> None:
     """200 qubes with 3 exporters each, 60 scrapes: about a kilobyte for each row."""
     qubes = [

@@ -11,6 +11,9 @@ import pytest
 from tests.helpers import ROOT
 from tests.parts import debian_program
 
+# Each of these tests starts promtool.
+pytestmark = pytest.mark.slow
+
 RULES = (ROOT / "conf" / "qubes-rules.yml").read_text(encoding="utf-8")
 ALERTS = re.findall(r"^ +- alert: (\w+)$", RULES, re.MULTILINE)
 # promtool compares annotations, too. test_dashboards.py looks at those of real alerts.

@@ -709,6 +709,7 @@ async def test_scrapers_who_share_all_answers_share_the_snapshot(scraper: MakeSc
     assert [len(one.outcomes) for one in (first, narrowed, of.last)] == [2, 1, 2]
 
 
+@pytest.mark.slow
 async def test_the_time_to_make_and_send_the_page_is_kept_back(scraper: MakeScraper, exporter: MakeExporter) -> None:
     """Where pages were slow, a scrape waits less for what is missing: the page is complete in the scraper's time."""
     slow, large = exporter(b"s 1\n"), exporter(b"".join(b'm{a="%d"} 1\n' % number for number in range(10_000)))

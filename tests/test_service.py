@@ -28,6 +28,9 @@ from federator.wire import Version2
 from tests.helpers import SERVICE, recording, service_module
 from tests.parts import MEASURED, PATIENCE_SECONDS, Exporter, eventually, free_port, raw_server, running, script
 
+# Each of these tests starts the service.
+pytestmark = pytest.mark.slow
+
 StartService = Callable[..., "Service"]
 MakeExporter = Callable[[bytes], Exporter]
 
@@ -913,7 +916,6 @@ def test_the_end_of_input_while_a_request_waits(service: StartService, exporter:
     assert started.process.wait(PATIENCE_SECONDS) == 7
 
 
-@pytest.mark.slow
 def test_a_request_that_waits_gives_a_caller_who_does_not_read_no_more_time(
     service: StartService, exporter: MakeExporter
 ) -> None:
@@ -940,7 +942,6 @@ def test_whoever_asks_for_a_port_while_its_answer_is_owed_is_left(
     assert started.say(request + request).end(close=False)[0] == 6
 
 
-@pytest.mark.slow
 def test_a_caller_who_does_not_read_is_left(service: StartService, exporter: MakeExporter) -> None:
     """The service ends soon after the request's time, so that it does not stay in the qube."""
     large = exporter(b"m 1\n" * 500_000)

@@ -581,6 +581,7 @@ def turns(work: Generator[None, None, object]) -> int:
     return sum(1 for _ in work)
 
 
+@pytest.mark.slow
 def test_reading_gives_turns_even_where_nothing_is_parsed() -> None:
     """Reading lines from the cache, labelling them and making a shape of them all take long for a long text."""
     limits = Limits()

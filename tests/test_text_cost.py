@@ -66,6 +66,7 @@ def test_lines_are_counted_in_turns() -> None:
         next(work)
 
 
+@pytest.mark.slow
 def test_a_large_family_is_joined_in_turns() -> None:
     """Its blocks have few bytes each, and are the same lines as those of a text that has a shape."""
     good = b"".join(b'm{n="%d",filler="%s"} %d\n' % (n, b"x" * 4000, n) for n in range(1000))
@@ -108,6 +109,7 @@ def test_a_bad_line_is_judged_once(judged: list[bytes]) -> None:
     assert asked in ([b'm{a="1",a="2"}  0'], [b'm{a="1",a="2"}  0'] * 2)
 
 
+@pytest.mark.slow
 def test_a_text_that_is_dear_at_every_scrape_is_cut(judged: list[bytes]) -> None:
     """It may use up what a new text may; afterwards a part of that at each scrape. The rest is dropped and counted."""
     again = reader()
@@ -122,6 +124,7 @@ def test_a_text_that_is_dear_at_every_scrape_is_cut(judged: list[bytes]) -> None
     assert all(cost < costs[0] / (PART_PER_SCRAPE - 5) for cost in costs[1:])
 
 
+@pytest.mark.slow
 def test_dear_help_lines_are_cut_too(judged: list[bytes]) -> None:
     """Their samples stay."""
     again = reader()
@@ -175,6 +178,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", SHAPES.values(), ids=SHAPES.keys())
 def test_no_step_of_reading_looks_at_many_lines(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each text takes a turn for every so many lines in each of the steps: lines, page lines, shape."""
@@ -220,6 +224,7 @@ def test_joining_a_page_takes_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert text == page(*readings)
 
 
+@pytest.mark.slow
 def test_taking_a_family_apart_takes_turns() -> None:
     """A block may have as many lines as a text."""
     count = 10 * merge.SLICE

@@ -126,6 +126,7 @@ def test_merging_leaves_an_honest_qubes_lines_as_they_are(others: str) -> None:
     assert alone <= set(_page(*OTHERS[others]).split("\n"))
 
 
+@pytest.mark.slow
 def test_what_prometheus_stores_of_a_qube_does_not_depend_on_others(tmp_path: Path) -> None:
     """Names, labels, values, native histograms, and the types of its histogram and its summary."""
     pages = [_page(*others).encode() for others in OTHERS.values()]
