@@ -30,7 +30,7 @@ from federator.dom0_replies import (
     VOLUME,
     WITH_SYSTEM,
 )
-from federator.errors import RefusedError, ScrapeError
+from federator.errors import ProtocolError, RefusedError, ScrapeError, TimedOutError
 from federator.model import Dom0
 from federator.targets import DOM0
 
@@ -38,8 +38,9 @@ from federator.targets import DOM0
 PAUSE_SECONDS = 0.2
 # What changes seldom is asked for again in so many rounds, or when the qube's state changed.
 SELDOM_ROUNDS = 12
-# Where dom0 refuses the same question for so many qubes in a row, its line is missing: it is not asked of the others.
-MAX_REFUSALS = 3
+# Where dom0 refuses the same question for so many qubes in a row, its line is missing; where it is silent so often,
+# qubesd hangs. Neither is asked of the others.
+MAX_UNANSWERED = 3
 
 Question = tuple[str, str]  # a service and its argument
 
@@ -53,7 +54,7 @@ class Rounds:
         self._number = 0
         self._listed: Mapping[str, tuple[str, str]] = {}
         # Of this round.
-        self._refusals: Counter[Question] = Counter()
+        self._unanswered: Counter[Question] = Counter()
         self._asked: dict[str, float] = {}  # by service: seconds until it is asked again
         self._failed: set[str] = set()
         self._still_there: dict[str, bool] = {}  # qubes that refused a question, by whether dom0 still lists them
@@ -65,7 +66,7 @@ class Rounds:
     async def ask(self, settings: Dom0, *, states_known: bool) -> None:
         """Make all calls of one round. `states_known`: discovery tells the figures which qubes run."""
         self._number += 1
-        self._refusals.clear()
+        self._unanswered.clear()
         self._asked.clear()
         self._failed.clear()
         self._still_there.clear()
@@ -153,25 +154,26 @@ class Rounds:
             self._calls.note(service, error, interval)
 
     async def _try(self, service: str, target: str, argument: str) -> tuple[bytes | None, ScrapeError | None]:
-        """What dom0 answers, or why it does not; neither where it refused that too often in this round."""
+        """What dom0 answers, or why it does not; neither where that came too often in this round, or the qube is gone."""
         question = service, "" if target == DOM0 else argument
-        if self._refusals[question] >= MAX_REFUSALS or not self._still_there.get(target, True):
+        if self._unanswered[question] >= MAX_UNANSWERED or not self._still_there.get(target, True):
             return None, None
         await asyncio.sleep(PAUSE_SECONDS)
         try:
             answer = await self._calls.ask(service, target, argument)
-        except RefusedError as failed:
-            if not await self._is_there(target):
-                return None, None
-            self._refusals[question] += 1
-            return None, failed.bare()
         except ScrapeError as failed:
+            if isinstance(failed, RefusedError | ProtocolError) and not await self._is_there(target):
+                return None, None
+            self._unanswered[question] += isinstance(failed, RefusedError | TimedOutError)
             return None, failed.bare()
-        self._refusals[question] = 0
+        self._unanswered[question] = 0
         return answer, None
 
     async def _is_there(self, target: str) -> bool:
-        """A call to a qube that was removed since dom0 listed it is refused, too. dom0 is asked once for each qube."""
+        """
+        Is a qube still listed? If it was removed meanwhile, qrexec refuses the call, or qubesd has no reply to it: a
+        line for @anyvm allows calls to a name that is no qube's. dom0 is asked once for each qube.
+        """
         if target != DOM0 and target not in self._still_there:
             await asyncio.sleep(PAUSE_SECONDS)
             try:

@@ -183,7 +183,7 @@ async def test_what_was_refused_is_asked_for_again(ask: Ask, machine: Qubes, den
     deny(machine, denied)
     asking = ask()
     await soon("the others come", lambda: names(asking.scrape()) == ALL - LOST[denied])
-    await soon("it is asked for no more", lambda: calls_of(machine, denied) == dom0_round.MAX_REFUSALS)
+    await soon("it is asked for no more", lambda: calls_of(machine, denied) == dom0_round.MAX_UNANSWERED)
     deny(machine, "")
     asking.clock.advance(INTERVAL)
     await soon("all is there", lambda: names(asking.scrape()) == ALL and not failures(asking.scrape()))
