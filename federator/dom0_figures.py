@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from federator.dom0_replies import INFO, MAX_QUBES, Numbers
 from federator.model import Family, MetricType, Reading
+from federator.targets import REMOTE
 from federator.text.escaping import labels_text
 
 # A value is gone that was not told again in so many of its intervals.
@@ -182,6 +183,8 @@ class Figures:
 
     def note_state(self, qube: str, state: str, now: float, interval: float, wall: float) -> None:
         """What the qube does, by dom0's list. `wall`: the time of day, in seconds since 1970."""
+        if state == REMOTE:  # dom0 does not know
+            return
         about = ("qube", qube)
         if any(label[1] not in STATES for (label,) in self._samples["qube_state"].get(about, ())):
             self.drop("qube_state", about)

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from federator.errors import ProtocolError, shown
-from federator.targets import DOM0, is_qube_name, words_of_list
+from federator.targets import DOM0, REMOTE, REMOTE_CLASS, is_qube_name, words_of_list
 from federator.wire import Wire, error_of
 
 # The calls, and what is asked of their arguments.
@@ -24,6 +24,8 @@ INFO = ("label", "template", "netvm", "provides_network")
 VOLUMES = PRIVATE, ROOT = ("private", "root")
 # Classes of qubes with an operating system of their own.
 WITH_SYSTEM = frozenset({"TemplateVM", "StandaloneVM"})
+# Classes of those that qubesd has no volumes of: it hangs up on who asks.
+WITHOUT_VOLUMES = frozenset({"AdminVM", REMOTE_CLASS})
 FEATURES = UPDATES, END_OF_LIFE = ("updates-available", "os-eol")
 
 # An event of admin.vm.Stats has some 300 bytes.
@@ -122,7 +124,8 @@ def classes(untrusted: bytes) -> dict[str, tuple[str, str]]:
         if not (is_qube_name(untrusted_name) or untrusted_name == DOM0):
             continue
         if fields.get("state", "").isalpha() and fields.get("class", "").isalpha():
-            found[untrusted_name] = fields["class"][:32], fields["state"][:32]
+            of_class = fields["class"][:32]
+            found[untrusted_name] = of_class, REMOTE if of_class == REMOTE_CLASS else fields["state"][:32]
     return found
 
 

@@ -29,6 +29,7 @@ from federator.dom0_replies import (
     UPDATES,
     VOLUME,
     WITH_SYSTEM,
+    WITHOUT_VOLUMES,
 )
 from federator.errors import ProtocolError, RefusedError, ScrapeError, TimedOutError
 from federator.model import Dom0
@@ -188,7 +189,7 @@ class Rounds:
 
 def _questions(settings: Dom0, of_class: str) -> Iterator[Question]:
     """What is asked of one qube in each round."""
-    if settings.volumes and of_class != "AdminVM":
+    if settings.volumes and of_class not in WITHOUT_VOLUMES:
         yield VOLUME, PRIVATE
         if of_class in WITH_SYSTEM:
             yield VOLUME, ROOT

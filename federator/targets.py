@@ -18,7 +18,7 @@ RUNNING = "Running"
 PAUSED = "Paused"
 # In the place of a state: dom0 says of each RemoteVM that it runs, whether it does or not.
 REMOTE = "remote"
-_REMOTE_CLASS = "RemoteVM"
+REMOTE_CLASS = "RemoteVM"
 
 # QubesOS/qubes-core-admin, qubes/vm/__init__.py: a letter first, 31 characters at most, and some names are reserved.
 _QUBE_NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,30}")
@@ -47,7 +47,7 @@ def states_of_list(untrusted_reply: bytes) -> dict[str, str]:
     states: dict[str, str] = {}
     for untrusted_name, fields in words_of_list(untrusted_list):
         if is_qube_name(untrusted_name) and fields.get("state", "").isalpha():
-            states[untrusted_name] = REMOTE if fields.get("class") == _REMOTE_CLASS else fields["state"]
+            states[untrusted_name] = REMOTE if fields.get("class") == REMOTE_CLASS else fields["state"]
     return states
 
 
@@ -73,7 +73,7 @@ def states_of_names(untrusted_text: bytes) -> dict[str, str]:
     """
     names = untrusted_text.decode("ascii", "replace").split("\n")
     states = {untrusted_name: RUNNING for untrusted_name in names if is_qube_name(untrusted_name)}
-    states |= {name: REMOTE for name in states if f"{name} class={_REMOTE_CLASS}" in names}
+    states |= {name: REMOTE for name in states if f"{name} class={REMOTE_CLASS}" in names}
     if not states:
         raise ProtocolError("dom0's ruddo.PrometheusDiscover named no qube that runs, not even this one")
     return states

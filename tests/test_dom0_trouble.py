@@ -161,6 +161,31 @@ async def test_a_call_that_is_never_answered_costs_its_own_figures(
     assert set(failures(asking.scrape())) == {mute}
 
 
+async def test_a_silent_qubesd_is_not_waited_for_at_each_qube(
+    ask: Ask, machine: Qubes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three calls in a row without an answer say that it hangs: no fourth qube is asked in this round."""
+    monkeypatch.setattr(dom0_calls, "TIMEOUT_SECONDS", TIMEOUT_SECONDS)
+    for number in range(4):
+        machine.add(f"q{number}", state="Halted")
+    says(machine, "mute", VOLUME)
+    asking = ask("[dom0]\nstats = false\nstorage = false\nvolumes = true\n")
+    given_up, idle = 0, len(asyncio.all_tasks())
+
+    def is_over() -> bool:
+        nonlocal given_up
+        if (calls := calls_of(machine, VOLUME)) > given_up:
+            given_up = calls
+            asking.clock.advance(TIMEOUT_SECONDS + 1)
+        return given_up > 1 and len(asyncio.all_tasks()) == idle
+
+    asking.scrape()
+    await soon("the round is over", is_over)
+    private = [target for target, called, _ in machine.calls() if called == f"{VOLUME}+private"]
+    assert len(private) == dom0_round.MAX_UNANSWERED
+    assert failures(asking.page())[VOLUME] == "timeout"
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -228,6 +253,18 @@ async def test_a_qube_that_is_removed_has_no_series_at_the_next_refresh(ask: Ask
     assert '"work"' not in page
     assert 'qube="debian-12"' not in page
     assert 'qube="vault"' in page
+
+
+async def test_of_a_qube_elsewhere_nothing_is_asked_that_dom0_cannot_answer(ask: Ask, machine: Qubes) -> None:
+    """qubesd has no volumes of a RemoteVM, and says that it runs, whether it does or not."""
+    machine.add("far")
+    (machine.root / "qubes" / "far" / "class").write_text("RemoteVM")
+    asking = ask()
+    await soon("all qubes tell theirs", lambda: asking.scrape().count("qube_info{") == 4)
+    await soon("the round is over", lambda: names(asking.scrape()) == ALL)
+    assert {called for target, called, _ in machine.calls() if target == "far"} == {f"{PROPERTIES}+"}
+    assert 'qube_running{qube="work"} 1' in asking.page()
+    assert not re.search('^qube_(running|state|last.*){qube="far"', asking.page(), re.MULTILINE)
 
 
 async def test_discovery_tells_of_a_removed_qube_at_once(ask: Ask) -> None:

@@ -145,7 +145,7 @@ ALLOWED = {
         "targets",
     },
     "dom0_replies": {"errors", "targets", "wire"},
-    "dom0_figures": {"dom0_replies", "model", "text.escaping"},
+    "dom0_figures": {"dom0_replies", "model", "targets", "text.escaping"},
     "page": {"dom0", "fleet", "gauges", "model", "scheduler", "text.merge"},
     "forward": {
         "counters",
