@@ -47,7 +47,7 @@ class Dom0Figures:
         self._next_round = 0.0
         self._backoff = self._new_backoff()
         self._told_states: Mapping[str, str] = {}
-        self._refresh = config.discovery.refresh_interval if config.discovery else 0.0
+        self._discovery = config.discovery
 
     @property
     def answers(self) -> Mapping[str, ScrapeError | None]:
@@ -61,9 +61,10 @@ class Dom0Figures:
             self.figures.clear()
             self._calls.answers.clear()
             self._rounds.forget()
+            self._told_states = {}
         self.figures.relabel(_labels(config))
         self._settings, self._calls.qrexec = config.dom0, config.qrexec
-        self._refresh = config.discovery.refresh_interval if config.discovery else 0.0
+        self._discovery = config.discovery
         self._backoff, self._next_round = self._new_backoff(), 0.0
 
     def somebody_scrapes(self, states: Mapping[str, str]) -> None:
@@ -92,18 +93,26 @@ class Dom0Figures:
         asks_now_and_then = self._settings.storage or self._settings.asks_each_qube
         if self._round is None and now >= self._next_round and asks_now_and_then:
             self._next_round = now + self._settings.interval
-            self._round = loop.create_task(self._rounds.ask(self._settings, states_known=bool(states)))
+            known = bool(states) and self._names_halted
+            self._round = loop.create_task(self._rounds.ask(self._settings, states_known=known))
             self._round.add_done_callback(self._ended)
 
+    @property
+    def _names_halted(self) -> bool:
+        """Does discovery name all qubes? One of its sources names those that run."""
+        return self._discovery is not None and self._discovery.source == "admin.vm.List"
+
     def _note_states(self, states: Mapping[str, str]) -> None:
-        if states is self._told_states:
-            return
+        if self._discovery is None or not states or states is self._told_states:
+            return  # nothing is known of any qube where dom0's answer is too old
+        gone, self._told_states = self._told_states.keys() - states.keys(), states
+        if self._names_halted:
+            self.figures.forget(gone)
+        else:
+            self.figures.forget_states(gone)
         now = asyncio.get_running_loop().time()
-        if states:  # nothing is known of any qube where dom0's answer is too old
-            self.figures.forget(self._told_states.keys() - states.keys())
-        self._told_states = states
         for qube, state in states.items():
-            self.figures.note_state(qube, state, now, self._refresh, time.time())
+            self.figures.note_state(qube, state, now, self._discovery.refresh_interval, time.time())
 
     async def close(self) -> None:
         """End what runs; returns when the processes are gone, or have had every chance to."""

@@ -120,6 +120,12 @@ class Figures:
             for name in FAMILIES:
                 self.drop(name, ("qube", qube))
 
+    def forget_states(self, qubes: Collection[str]) -> None:
+        """These do not run any more. Whether they are halted, paused or removed is not known."""
+        for qube in qubes:
+            for name in ("qube_running", "qube_state"):
+                self.drop(name, ("qube", qube))
+
     def clear(self) -> None:
         """Forget everything."""
         self._steps_back.clear()

@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from federator.dom0 import SILENCE_SECONDS, Dom0Figures
 from federator.dom0_calls import TIMEOUT_SECONDS
 from federator.dom0_figures import STATS_SECONDS
 from federator.dom0_replies import FEATURE, LIST, POOL, POOL_USAGE, POOLS, PROPERTIES, STATS, VOLUME
+from federator.model import Config
 from tests.helpers import Clock, soon
 from tests.parts import Daemon, Prometheus, eventually
 from tests.standin.qubes import Qubes
@@ -57,8 +59,9 @@ LOST = {
 class Asking:
     """What asks dom0, without a page: a scrape is a call of `scrape`."""
 
-    def __init__(self, figures: Dom0Figures, clock: Clock) -> None:
+    def __init__(self, figures: Dom0Figures, config: Config, clock: Clock) -> None:
         self.dom0 = figures
+        self.config = config
         self.clock = clock
 
     def scrape(self) -> str:
@@ -85,7 +88,7 @@ async def ask(machine: Qubes, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     def start(table: str = EVERYTHING) -> Asking:
         figures, fleet = asking_dom0(machine, table, "backoff_initial = '1s'\nbackoff_max = '1s'\n")
         ends.extend([figures.close, fleet.close])
-        return Asking(figures, clock)
+        return Asking(figures, fleet.config, clock)
 
     yield start
     for end in ends:
@@ -269,7 +272,7 @@ async def test_of_a_qube_elsewhere_nothing_is_asked_that_dom0_cannot_answer(ask:
 
 async def test_discovery_tells_of_a_removed_qube_at_once(ask: Ask) -> None:
     """Its answer is newer than that of the last round. What says nothing of any qube removes none."""
-    asking = ask()
+    asking = ask(EVERYTHING + "[discovery]\n")
     all_three = {"work": "Running", "vault": "Halted", "debian-12": "Halted"}
     await soon("all qubes tell theirs", lambda: asking.scrape().count("qube_info{") == 3)
     asking.dom0.somebody_scrapes(all_three)
@@ -277,6 +280,52 @@ async def test_discovery_tells_of_a_removed_qube_at_once(ask: Ask) -> None:
     assert 'qube="vault"' not in asking.page()
     asking.dom0.somebody_scrapes({})  # an answer that is too old
     assert 'qube_info{qube="work"' in asking.page()
+
+
+async def test_a_source_that_names_running_qubes_alone_removes_none(ask: Ask, machine: Qubes) -> None:
+    """A qube that it does not name any more is halted, and dom0 knows as much of it as before."""
+    asking = ask(EVERYTHING + "[discovery]\nsource = 'ruddo.PrometheusDiscover'\n")
+    both, one = {"work": "Running", "other": "Running"}, {"other": "Running"}
+    machine.add("other")
+    asking.dom0.somebody_scrapes(both)
+    await soon("all qubes tell theirs", lambda: asking.scrape().count("qube_info{") == 4)
+    await soon("the round is over", lambda: names(asking.scrape()) == ALL)
+    assert 'qube_running{qube="vault"} 0' in asking.page()
+    asking.dom0.somebody_scrapes(one)
+    page = asking.page()
+    assert re.search('^qube_(info|volume.*){qube="work"', page, re.MULTILINE)
+    assert 'qube_last_seen_running_timestamp_seconds{qube="work"}' in page
+    assert not re.search('^qube_(running|state){qube="work"', page, re.MULTILINE)
+    assert 'qube_running{qube="other"} 1' in page
+
+
+async def test_a_qube_that_was_removed_while_dom0_was_silent_is_forgotten(ask: Ask) -> None:
+    """As soon as discovery knows again what there is."""
+    asking = ask(EVERYTHING + "[discovery]\n")
+    asking.dom0.somebody_scrapes({"work": "Running", "gone": "Running"})
+    asking.dom0.somebody_scrapes({})
+    asking.dom0.somebody_scrapes({"work": "Running"})
+    assert 'qube="gone"' not in asking.page()
+    assert 'qube_running{qube="work"} 1' in asking.page()
+
+
+async def test_a_table_that_comes_again_is_as_at_first(ask: Ask, machine: Qubes) -> None:
+    """Without it nothing is shown, nor asked; with it everything is, what discovery said before included."""
+    asking = ask(EVERYTHING + "[discovery]\n")
+    states, nobody = {"work": "Running", "vault": "Halted", "debian-12": "Halted"}, len(asyncio.all_tasks())
+    asking.dom0.somebody_scrapes(states)
+    await soon("it is in the middle of a round", lambda: calls_of(machine, VOLUME))
+    with_it = asking.config
+    asking.dom0.reconfigure(replace(with_it, dom0=None))
+    asking.dom0.somebody_scrapes(states)
+    await soon("nothing is asked", lambda: len(asyncio.all_tasks()) <= nobody)
+    asking.clock.advance(INTERVAL)
+    asking.dom0.somebody_scrapes(states)
+    assert (asking.page(), len(asyncio.all_tasks())) == ("", nobody)
+    asking.dom0.reconfigure(with_it)
+    asking.dom0.somebody_scrapes(states)
+    assert 'qube_running{qube="work"} 1' in asking.page()
+    await soon("all is there", lambda: names(asking.scrape()) == ALL and not failures(asking.scrape()))
 
 
 @pytest.mark.parametrize("middle", [LIST, POOL, VOLUME, PROPERTIES])
