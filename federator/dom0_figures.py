@@ -21,8 +21,8 @@ from federator.text.escaping import labels_text
 VALID_INTERVALS = 3
 # qubesd tells its statistics so often, in seconds (stats_interval).
 STATS_SECONDS = 3.0
-# So often dom0 may say that a qube used less CPU than before until it counts as started anew. One such value between
-# others is an error of dom0, and would look like hours of work at once to `rate`.
+# So often in a row dom0 has to say that a qube used less CPU than before until it counts as started anew. One such value
+# between others is an error of dom0, and would look like hours of work at once to `rate`.
 STEPS_BACK = 3
 # The states that qubesd knows (QubesOS/qubes-core-admin, qubes/vm/qubesvm.py); there may be others one day.
 STATES = ("Halted", "Transient", "Running", "Paused", "Suspended", "Halting", "Dying", "Crashed", "NA")
@@ -117,6 +117,8 @@ class Figures:
         """These are no more."""
         for qube in qubes:
             self._seen_running.pop(qube, None)
+            for name in _CPU.values():
+                self._steps_back.pop((name, qube), None)
             for name in FAMILIES:
                 self.drop(name, ("qube", qube))
 
@@ -176,9 +178,9 @@ class Figures:
             self._seen_running[qube] = wall
 
     def _cpu_seconds(self, name: str, qube: str, told: float, now: float) -> float:
-        """A qube that starts anew begins near 0; other steps back are held back for a while."""
+        """A step back is held back for a while, as a qube that was started anew takes many."""
         before = self._samples[name].get(("qube", qube), {}).get(())
-        if before is None or before.until < now or told >= before.value or told < before.value / 2:
+        if before is None or before.until < now or told >= before.value:
             self._steps_back.pop((name, qube), None)
             return told
         steps = self._steps_back[name, qube] = self._steps_back.get((name, qube), 0) + 1

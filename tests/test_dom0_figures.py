@@ -61,9 +61,13 @@ def test_cpu_time_steps_back_only_where_a_qube_was_started_anew() -> None:
         figures.note_stats("work", {"cpu_time": milliseconds}, 0.0, 9.0)
         return float(text(figures).split()[-1])
 
-    assert [cpu(one) for one in (10_000, 9_000, 11_000, 500, 600)] == [10.0, 10.0, 11.0, 0.5, 0.6]
-    assert cpu(10_000) == 10.0
-    assert [cpu(9_000) for _ in range(STEPS_BACK)] == [*[10.0] * (STEPS_BACK - 1), 9.0]
+    for wrong in (9_000, 500, 0):
+        assert [cpu(one) for one in (10_000, wrong, wrong, 10_000)] == [10.0] * 4
+        assert [cpu(wrong) for _ in range(STEPS_BACK)] == [*[10.0] * (STEPS_BACK - 1), wrong / 1000]
+    cpu(10_000)
+    cpu(0)
+    figures.forget({"work"})
+    assert [cpu(one) for one in (10_000, 0, 0, 0)] == [10.0, 10.0, 10.0, 0.0]
 
 
 def test_the_rest() -> None:
