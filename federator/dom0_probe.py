@@ -13,10 +13,10 @@ from federator.counters import Counters
 from federator.dom0_calls import Dom0Calls
 from federator.dom0_figures import STATS_SECONDS, Figures
 from federator.dom0_findings import Tried
-from federator.dom0_replies import FEATURE, INFO, LIST, POOLS, PROPERTIES, PROPERTY, ROOT, STATS, WITH_SYSTEM
+from federator.dom0_replies import INFO, LIST, POOLS, PROPERTIES, PROPERTY, STATS, VOLUME, WITHOUT_VOLUMES
 from federator.errors import ProtocolError, RefusedError, ScrapeError, TimedOutError
 from federator.model import Config
-from federator.policy import ADMIN_QUBE, ANY_QUBE, Need, dom0_needs
+from federator.policy import ADMIN_QUBE, ANY_QUBE, Need, dom0_needs, of_class
 from federator.targets import DOM0
 
 # dom0 tells its statistics every three seconds; one time may be late.
@@ -61,7 +61,7 @@ class _Probe:
         """Raises ScrapeError."""
         if need.service == STATS:
             await self._hear()
-        elif need.service == LIST and need.target == ANY_QUBE:
+        elif need.service == LIST and need.target != ADMIN_QUBE:
             if not self._qubes():
                 raise RefusedError("dom0 lists itself and no qube")
         elif need.service == PROPERTIES:
@@ -105,14 +105,16 @@ class _Probe:
             raise ProtocolError("dom0 ended admin.vm.Stats without an event")
 
     def _qubes(self) -> list[str]:
-        return [name for name, (of_class, _) in self._listed.items() if of_class != "AdminVM"]
+        return [name for name, (its_class, _) in self._listed.items() if its_class != "AdminVM"]
 
     def _qube_for(self, need: Need) -> str | None:
-        """Some qube that such a question is asked of."""
-        if need.service == LIST:
-            return DOM0 if self._listed else None
-        with_system = need.service == FEATURE or need.argument == f"+{ROOT}"
+        """Some qube that such a question is asked of. A list of dom0 alone is enough to say that its lines are missing."""
+        if need.service == LIST and self._listed and not self._qubes():
+            return DOM0
         for name in self._qubes():
-            if not with_system or self._listed[name][0] in WITH_SYSTEM:
+            its_class = self._listed[name][0]
+            if need.target in {ANY_QUBE, of_class(its_class)} and not (
+                need.service == VOLUME and its_class in WITHOUT_VOLUMES
+            ):
                 return name
         return None

@@ -21,9 +21,9 @@ PROPERTIES, PROPERTY = "admin.vm.property.GetAll", "admin.vm.property.Get"
 VOLUME, FEATURE = "admin.vm.volume.Info", "admin.vm.feature.Get"
 POOLS, POOL, POOL_USAGE = "admin.pool.List", "admin.pool.Info", "admin.pool.UsageDetails"
 INFO = ("label", "template", "netvm", "provides_network")
-VOLUMES = PRIVATE, ROOT = ("private", "root")
+PRIVATE, ROOT = "private", "root"
 # Classes of qubes with an operating system of their own.
-WITH_SYSTEM = frozenset({"TemplateVM", "StandaloneVM"})
+WITH_SYSTEM = ("TemplateVM", "StandaloneVM")
 # Classes of those that qubesd has no volumes of: it hangs up on who asks.
 WITHOUT_VOLUMES = frozenset({"AdminVM", REMOTE_CLASS})
 FEATURES = UPDATES, END_OF_LIFE = ("updates-available", "os-eol")

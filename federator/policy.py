@@ -18,12 +18,14 @@ from federator.dom0_replies import (
     POOL,
     POOL_USAGE,
     POOLS,
+    PRIVATE,
     PROPERTIES,
     PROPERTY,
+    ROOT,
     STATS,
     UPDATES,
     VOLUME,
-    VOLUMES,
+    WITH_SYSTEM,
 )
 from federator.model import Config, Endpoint, Qube, in_order
 from federator.targets import DOM0, is_qube_name
@@ -35,6 +37,14 @@ USUAL_NETVM = "sys-net"
 ADMIN_QUBE = "@adminvm"
 TAGGED = "@tag:monitored"
 ANY_QUBE = "@anyvm"
+
+
+def of_class(name: str) -> str:
+    """What all qubes of a class are called there."""
+    return f"@type:{name}"
+
+
+SYSTEMS = tuple(map(of_class, WITH_SYSTEM))
 # What dom0 calls a disposable that nobody gave a name.
 _NUMBERED = re.compile(r"disp[0-9]+")
 
@@ -58,7 +68,8 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
         # dom0 lists only the qubes that a line allows, and itself.
         listed = [name for name, _ in called if name != ADMIN_QUBE] if discovery.source == "admin.vm.List" else []
         allowed += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
-    allowed += [rule for need in dom0_needs(config) if (rule := _rule(need, us)) not in allowed]
+    needs = dom0_needs(config)
+    allowed += [rule for need in needs if (rule := _rule(need, us)) not in allowed]
     single = single_port_rules(config, own_name)
     return [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
@@ -66,8 +77,8 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
         f"# {us} may read these ports and endpoints of these qubes; halted ones are not started",
         *(f"# {line}" for line in numbered_disposables(config)),
         *(
-            ["# what [dom0] asks for is about all qubes: a tag in the place of @anyvm makes it fewer"]
-            if config.dom0
+            ["# @anyvm is for what [dom0] asks of all qubes: a tag in its place makes them fewer"]
+            if any(need.target == ANY_QUBE for need in needs)
             else []
         ),
         *_aligned(allowed),
@@ -100,13 +111,14 @@ def dom0_needs(config: Config, service: str = "") -> list[Need]:
     if wanted.storage:
         needs += [Need(POOLS, "+", ADMIN_QUBE), Need(POOL, "*", ADMIN_QUBE), Need(POOL_USAGE, "*", ADMIN_QUBE)]
     if wanted.asks_each_qube:
-        needs += [Need(LIST, "*", ADMIN_QUBE), Need(LIST, "*", ANY_QUBE)]
+        listed = (ANY_QUBE,) if wanted.volumes or wanted.properties else SYSTEMS
+        needs += [Need(LIST, "*", target) for target in (ADMIN_QUBE, *listed)]
     if wanted.properties:
         needs.append(Need(PROPERTIES, "+", ANY_QUBE))
     if wanted.volumes:
-        needs += [Need(VOLUME, f"+{volume}", ANY_QUBE) for volume in VOLUMES]
+        needs += [Need(VOLUME, f"+{PRIVATE}", ANY_QUBE), *(Need(VOLUME, f"+{ROOT}", target) for target in SYSTEMS)]
     if wanted.updates:
-        needs += [Need(FEATURE, f"+{feature}", ANY_QUBE) for feature in FEATURES]
+        needs += [Need(FEATURE, f"+{feature}", target) for feature in FEATURES for target in SYSTEMS]
         needs.append(Need(FEATURE, f"+{UPDATES}", ADMIN_QUBE))
     return [need for need in needs if service in {"", need.service}]
 
@@ -151,7 +163,12 @@ def _single_properties(config: Config, us: str) -> list[str]:
     if config.dom0 is None or not config.dom0.properties:
         return []
     rules = [f"{PROPERTY}  +{name}  {us}  {ANY_QUBE}  allow target=dom0" for name in INFO]
-    return [f"or, in the place of the line with {PROPERTIES}, which tells all properties:", *rules]
+    return [
+        f"or, in the place of the line with {PROPERTIES}, which tells all properties; the last one keeps dom0 from",
+        "showing a window for each try:",
+        *rules,
+        f"{PROPERTIES}  +  {us}  {ANY_QUBE}  deny notify=no",
+    ]
 
 
 def _called(config: Config) -> list[tuple[str, tuple[Endpoint, ...]]]:

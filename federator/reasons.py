@@ -46,6 +46,8 @@ from federator.wire import (
     argument,
 )
 
+# The first part of the names of dom0's own services. dom0 answers them in the place of the qube that is called.
+_ADMIN_API = "admin."
 # How a service that knows only version 1 ends at our greeting: upstream's bash says 0, 116 or 117, by release.
 VERSION_1_STATUSES = frozenset({0, 116, 117})
 # What our service ends with, and says, where it does not understand the argument.
@@ -242,8 +244,9 @@ def call_ended(
             f"upstream's service in {name} got no text of the exporter and ended ({how}): {why}{words}"
         )
     if callee.service != SERVICE:
+        there = "dom0" if callee.service.startswith(_ADMIN_API) else name
         return ClosedError(
-            f"{callee.service} in {name} ended without an answer ({how}); {name}'s journal may say why{words}"
+            f"{callee.service} in {there} ended without an answer ({how}); {there}'s journal may say why{words}"
         )
     if callee.transport == "qrexec" and status == 255:
         return ClosedError(f"{name} went away in the middle of the call; was it shut down or killed?{words}")
@@ -268,6 +271,8 @@ def _never_connected(status: int | None, untrusted_words: bytes, callee: Callee)
             if service == SERVICE
             else f"dom0's policy does not allow {service}; `prometheus-qubes-proxy policy` prints the line for it"
         )
+    if status in {125, 127} and service.startswith(_ADMIN_API):
+        return NoServiceError(f"this release of Qubes does not have {service}{words}")
     if status == 127:
         where = name if name == "dom0" else f"the template of {name}"
         return NoServiceError(f"{service} is not installed in {name}; install it in {where}")

@@ -39,6 +39,7 @@ from tests.standin.qubes import Qubes
 pytestmark = pytest.mark.slow
 
 MakeDaemon = Callable[..., Daemon]
+SYSTEMS = ("@type:TemplateVM", "@type:StandaloneVM")
 SWITCHES = ("stats", "storage", "volumes", "properties", "updates")
 EVERYTHING = "[dom0]\ninterval = '30s'\n" + "".join(f"{switch} = true\n" for switch in SWITCHES)
 
@@ -315,15 +316,46 @@ def test_the_policy_has_what_is_asked_and_nothing_else(switches: list[str]) -> N
     needed = {
         "stats": {(STATS, "+", "@adminvm")},
         "storage": {(POOLS, "+", "@adminvm"), (POOL, "*", "@adminvm"), (POOL_USAGE, "*", "@adminvm")},
-        "volumes": {(VOLUME, "+private", "@anyvm"), (VOLUME, "+root", "@anyvm")},
+        "volumes": {(VOLUME, "+private", "@anyvm"), *((VOLUME, "+root", target) for target in SYSTEMS)},
         "properties": {(PROPERTIES, "+", "@anyvm")},
         "updates": {
-            (FEATURE, "+updates-available", "@anyvm"),
-            (FEATURE, "+os-eol", "@anyvm"),
+            *((FEATURE, f"+{feature}", target) for feature in ("updates-available", "os-eol") for target in SYSTEMS),
             (FEATURE, "+updates-available", "@adminvm"),
         },
     }
     wanted = set().union(*(needed[switch] for switch in switches))
-    if {"volumes", "properties", "updates"}.intersection(switches):
+    if {"volumes", "properties"}.intersection(switches):
         wanted |= {(LIST, "*", "@adminvm"), (LIST, "*", "@anyvm")}
+    elif "updates" in switches:
+        wanted |= {(LIST, "*", target) for target in ("@adminvm", *SYSTEMS)}
     assert {(line[0], line[1], line[3]) for line in lines if line[0].startswith("admin.")} == wanted
+
+
+@pytest.mark.parametrize("switches", [*([one] for one in SWITCHES), list(SWITCHES)])
+async def test_each_line_of_the_policy_allows_a_call_and_each_call_has_its_line(
+    machine: Qubes, monkeypatch: pytest.MonkeyPatch, switches: list[str]
+) -> None:
+    """Of what is called in a round: no line is for nothing, and nothing is called that they do not allow."""
+    monkeypatch.setattr(dom0_round, "PAUSE_SECONDS", 0.0)
+    classes = {"dom0": "AdminVM", "work": "AppVM", "vault": "AppVM", "debian-12": "TemplateVM", "own": "StandaloneVM"}
+    machine.add("own", state="Halted")
+    (machine.root / "qubes" / "own" / "class").write_text("StandaloneVM")
+    table = "[dom0]\n" + "".join(f"{switch} = {str(switch in switches).lower()}\n" for switch in SWITCHES)
+    asking, fleet = asking_dom0(machine, table)
+    lines = [tuple(line.split()) for line in rules(fleet.config, "sys-net")]
+    # dom0 looks at these lines for what it names in its list; no call comes to them.
+    of_list = [line for line in lines if line[0] == LIST and line[3] != "@adminvm"]
+
+    def allowing(target: str, called: str) -> list[tuple[str, ...]]:
+        service, _, argument = called.partition("+")
+        targets = {target, f"@type:{classes[target]}", "@adminvm" if target == "dom0" else "@anyvm"}
+        return [line for line in lines if line[0] == service and line[1] in {"*", f"+{argument}"} and line[3] in targets]
+
+    def used() -> set[tuple[str, ...]]:
+        return {line for target, called, _ in machine.calls() for line in allowing(target, called)}
+
+    asking.somebody_scrapes({})
+    await soon("each line is used", lambda: used() == set(lines) - set(of_list))
+    await asking.close()
+    await fleet.close()
+    assert all(len(allowing(target, called)) == 1 for target, called, _ in machine.calls())

@@ -2,6 +2,7 @@
 """doctor tries each line of policy that [dom0] needs: real processes, and a stand-in that answers as qubesd does."""
 
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +31,15 @@ DENIED = {
     POOL_USAGE: [f"{POOL_USAGE} *"],
     f"{PROPERTIES}\n{PROPERTY}": [f"{PROPERTIES} +"],
     f"{VOLUME}+private": [f"{VOLUME} +private"],
-    f"{VOLUME}+root": [f"{VOLUME} +root"],
-    f"{FEATURE}+os-eol": [f"{FEATURE} +os-eol"],
+    f"{VOLUME}+root": [f"{VOLUME} +root"] * 2,
+    f"{FEATURE}+os-eol": [f"{FEATURE} +os-eol"] * 2,
 }
+
+
+@pytest.fixture(autouse=True)
+def _with_a_standalone_qube(machine: Qubes) -> None:
+    machine.add("alone", state="Halted")
+    (machine.root / "qubes" / "alone" / "class").write_text("StandaloneVM", encoding="utf-8")
 
 
 def settings(machine: Qubes, table: str = EVERYTHING) -> Config:
@@ -72,24 +79,42 @@ async def test_a_line_that_is_missing_is_named(machine: Qubes, denied: str) -> N
         (folder / "denied").write_text(denied, encoding="utf-8")
     of = settings(machine)
     tried = await probe(machine, of)
-    (check,) = failed(tried)
-    (missing,) = [one.need for one in tried if one.error]
-    assert check.says.startswith(f"{missing.service} {missing.argument} {missing.target}: refused: ")
-    assert check.copy == tuple(dom0_rules([missing], "sys-net"))
-    assert "30-user.policy" in check.remedy
+    missing = [one.need for one in tried if one.error]
+    for check, need in zip(failed(tried), missing, strict=True):
+        assert check.says.startswith(f"{need.service} {need.argument} {need.target}: refused: ")
+        assert check.copy == tuple(dom0_rules([need], "sys-net"))
+        assert "30-user.policy" in check.remedy
     idle = [f"{one.need.service} {one.need.argument}" for one in tried if one.error or one.skipped]
     assert idle == DENIED[denied]
 
 
 async def test_a_list_without_qubes_lacks_its_line(machine: Qubes) -> None:
     """dom0 allows the list, and no line lets it name a qube."""
-    for name in ("work", "vault", "debian-12"):
+    for name in ("work", "vault", "debian-12", "alone"):
         (machine.root / "qubes" / name / "hidden").write_text("yes", encoding="utf-8")
     tried = await probe(machine, settings(machine))
     (check,) = failed(tried)
     assert check.says.startswith(f"{LIST} * {ANY_QUBE}: refused: dom0 lists itself")
     assert check.copy == tuple(dom0_rules([Need(LIST, "*", ANY_QUBE)], "sys-net"))
     assert {one.need.service for one in tried if one.skipped} == {PROPERTIES, VOLUME, FEATURE}
+
+
+async def test_a_line_for_a_class_without_qubes_is_skipped(machine: Qubes) -> None:
+    """It may be there, or be missing: nobody can tell, and nothing is lost."""
+    shutil.rmtree(machine.root / "qubes" / "alone")
+    tried = await probe(machine, settings(machine, "[dom0]\nstats = false\nstorage = false\nupdates = true\n"))
+    assert not failed(tried)
+    assert {one.need.target for one in tried if one.skipped} == {"@type:StandaloneVM"}
+    assert {one.need.target for one in tried if not one.skipped} == {"@adminvm", "@type:TemplateVM"}
+
+
+async def test_of_a_qube_elsewhere_no_volume_is_asked(machine: Qubes) -> None:
+    """qubesd has none of it, and would hang up."""
+    machine.add("a-far-one")
+    (machine.root / "qubes" / "a-far-one" / "class").write_text("RemoteVM", encoding="utf-8")
+    tried = await probe(machine, settings(machine, "[dom0]\nstats = false\nstorage = false\nvolumes = true\n"))
+    assert not failed(tried)
+    assert not machine.calls("a-far-one")
 
 
 async def test_single_properties_are_enough(machine: Qubes) -> None:

@@ -240,6 +240,16 @@ async def test_a_refused_argument_costs_what_it_is_for(
     assert lost not in asking.scrape()
 
 
+@pytest.mark.parametrize("missing", [POOL_USAGE, VOLUME])
+async def test_a_release_without_a_call_lacks_its_figures(ask: Ask, machine: Qubes, missing: str) -> None:
+    """Whatever is called by it. It cannot be installed, so nobody is told to do so."""
+    (machine.root / "qubes" / "dom0" / "services" / missing).unlink()
+    asking = ask()
+    await soon("the others come", lambda: names(asking.scrape()) == ALL - LOST[missing])
+    await soon("it is told", lambda: failures(asking.scrape()) == {missing: "no_service"})
+    assert str(asking.dom0.answers[missing]) == f"this release of Qubes does not have {missing}"
+
+
 # -- qubes and qubesd come and go ------------------------------------------------------------------------------------
 
 

@@ -240,8 +240,8 @@ def test_what_dom0_does_not_answer_comes_with_the_lines_for_its_policy() -> None
     places = [part.index(words) for words in (f"{VOLUME}no answer", f"{STATS}answered", f"{POOLS}not asked yet")]
     assert places == sorted(places)
     assert "refused dom0's policy does not allow <b>" in part
-    for volume in ("private", "root"):
-        assert f"{VOLUME} +{volume} sys-net @anyvm allow target=dom0" in part
+    for volume, target in (("private", "@anyvm"), ("root", "@type:TemplateVM")):
+        assert f"{VOLUME} +{volume} sys-net {target} allow target=dom0" in part
     assert STATS not in part[part.index("What to do") : part.index(f"{STATS}answered")]
     assert "dom0's figures" not in text_of(front(sight(outcomes({}))))
     assert "dom0 does not answer" not in text_of(front(asking_dom0(Dom0Says(STATS, known=True, error=None))))
