@@ -21,8 +21,8 @@ from federator.text.escaping import labels_text
 VALID_INTERVALS = 3
 # qubesd tells its statistics so often, in seconds (stats_interval).
 STATS_SECONDS = 3.0
-# So often in a row dom0 has to say that a qube used less CPU than before until it counts as started anew. One such value
-# between others is an error of dom0, and would look like hours of work at once to `rate`.
+# So often in a row dom0 has to say that a qube used less CPU than before until it counts as started anew. One such
+# value between others is an error of dom0, and would look like hours of work at once to `rate`.
 STEPS_BACK = 3
 # The states that qubesd knows (QubesOS/qubes-core-admin, qubes/vm/qubesvm.py); there may be others one day.
 STATES = ("Halted", "Transient", "Running", "Paused", "Suspended", "Halting", "Dying", "Crashed", "NA")
@@ -45,7 +45,10 @@ FAMILIES: Mapping[str, tuple[MetricType, str]] = {
     "qube_vcpus": ("gauge", "Virtual CPUs that are online."),
     "qube_memory_assigned_bytes": ("gauge", "Memory that the hypervisor gave to the qube."),
     "qube_memory_usable_bytes": ("gauge", "Memory that the qube itself may use."),
-    "qube_memory_used_bytes": ("gauge", "Memory that is in use, as the qube alleges."),
+    "qube_memory_used_bytes": (
+        "gauge",
+        "Memory that is in use, as the qube alleges; with its swap where it does not tell that apart.",
+    ),
     "qube_swap_used_bytes": ("gauge", "Swap that is in use, as the qube alleges."),
     "qube_volume_size_bytes": ("gauge", "Size of the qube's volume."),
     "qube_volume_usage_bytes": ("gauge", "What the qube's volume takes of its pool."),

@@ -108,7 +108,7 @@ class _Probe:
         return [name for name, (its_class, _) in self._listed.items() if its_class != "AdminVM"]
 
     def _qube_for(self, need: Need) -> str | None:
-        """Some qube that such a question is asked of. A list of dom0 alone is enough to say that its lines are missing."""
+        """Some qube that such a question is asked of. A list without any says that its lines are missing."""
         if need.service == LIST and self._listed and not self._qubes():
             return DOM0
         for name in self._qubes():

@@ -155,7 +155,7 @@ class Rounds:
             self._calls.note(service, error, interval)
 
     async def _try(self, service: str, target: str, argument: str) -> tuple[bytes | None, ScrapeError | None]:
-        """What dom0 answers, or why it does not; neither where that came too often in this round, or the qube is gone."""
+        """What dom0 answers, or why it does not; neither where it failed too often in this round, or the qube is gone."""
         question = service, "" if target == DOM0 else argument
         if self._unanswered[question] >= MAX_UNANSWERED or not self._still_there.get(target, True):
             return None, None

@@ -260,6 +260,16 @@ def _too_old(status: int | None, untrusted_words: bytes, name: str) -> ScrapeErr
     return OnlyVersion1Error(f"the service in {name} speaks version 1 only") if status in VERSION_1_STATUSES else None
 
 
+def _no_service(status: int, words: str, callee: Callee) -> NoServiceError:
+    name, service = callee.name, callee.service
+    if service.startswith(_ADMIN_API):
+        return NoServiceError(f"this release of Qubes does not have {service}{words}")
+    if status == 125:
+        return NoServiceError(f"{service} is in {name}, but cannot be run there; is it executable?{words}")
+    where = name if name == "dom0" else f"the template of {name}"
+    return NoServiceError(f"{service} is not installed in {name}; install it in {where}")
+
+
 def _never_connected(status: int | None, untrusted_words: bytes, callee: Callee) -> ScrapeError | None:
     """What qrexec-client-vm says where it did not reach the service."""
     name, service = callee.name, callee.service
@@ -271,13 +281,8 @@ def _never_connected(status: int | None, untrusted_words: bytes, callee: Callee)
             if service == SERVICE
             else f"dom0's policy does not allow {service}; `prometheus-qubes-proxy policy` prints the line for it"
         )
-    if status in {125, 127} and service.startswith(_ADMIN_API):
-        return NoServiceError(f"this release of Qubes does not have {service}{words}")
-    if status == 127:
-        where = name if name == "dom0" else f"the template of {name}"
-        return NoServiceError(f"{service} is not installed in {name}; install it in {where}")
-    if status == 125:
-        return NoServiceError(f"{service} is in {name}, but cannot be run there; is it executable?{words}")
+    if status in {125, 127}:
+        return _no_service(status, words, callee)
     if status == 1 and b"connect: No such file" in untrusted_words:
         return ClosedError("there is no qrexec agent here; the daemon has to run in a qube")
     if status == 1 and b"Data vchan connection failed" in untrusted_words:

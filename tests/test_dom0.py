@@ -349,7 +349,8 @@ async def test_each_line_of_the_policy_allows_a_call_and_each_call_has_its_line(
     def allowing(target: str, called: str) -> list[tuple[str, ...]]:
         service, _, argument = called.partition("+")
         targets = {target, f"@type:{classes[target]}", "@adminvm" if target == "dom0" else "@anyvm"}
-        return [line for line in lines if line[0] == service and line[1] in {"*", f"+{argument}"} and line[3] in targets]
+        arguments = {"*", f"+{argument}"}
+        return [one for one in lines if one[0] == service and one[1] in arguments and one[3] in targets]
 
     def used() -> set[tuple[str, ...]]:
         return {line for target, called, _ in machine.calls() for line in allowing(target, called)}

@@ -109,7 +109,7 @@ async def test_a_line_for_a_class_without_qubes_is_skipped(machine: Qubes) -> No
 
 
 async def test_of_a_qube_elsewhere_no_volume_is_asked(machine: Qubes) -> None:
-    """qubesd has none of it, and would hang up."""
+    """dom0 has none of it, and would hang up."""
     machine.add("a-far-one")
     (machine.root / "qubes" / "a-far-one" / "class").write_text("RemoteVM", encoding="utf-8")
     tried = await probe(machine, settings(machine, "[dom0]\nstats = false\nstorage = false\nvolumes = true\n"))

@@ -269,7 +269,7 @@ async def test_a_qube_that_is_removed_has_no_series_at_the_next_refresh(ask: Ask
 
 
 async def test_of_a_qube_elsewhere_nothing_is_asked_that_dom0_cannot_answer(ask: Ask, machine: Qubes) -> None:
-    """qubesd has no volumes of a RemoteVM, and says that it runs, whether it does or not."""
+    """dom0 has no volumes of a RemoteVM, and says that it runs, whether it does or not."""
     machine.add("far")
     (machine.root / "qubes" / "far" / "class").write_text("RemoteVM")
     asking = ask()

@@ -607,8 +607,9 @@ def test_the_lock_file_pins_all_dependencies() -> None:
 
 
 POLICY_LINE = re.compile(
-    r"(?:ruddo\.Prometheus(?:Proxy|Discover)|admin\.vm\.List) +(?:\*|\+[0-9]+(?:\+[0-9]+)*) +(?:\*|[a-z][a-z0-9-]*) +"
-    r"(?:\*|@(?:anyvm|adminvm|default|dispvm|tag:[a-z]+)|[a-z][a-z0-9-]*) +"
+    r"(?:ruddo\.Prometheus(?:Proxy|Discover)|admin\.(?:vm|pool)\.[a-zA-Z.]+) +"
+    r"(?:\*|\+|\+[0-9]+(?:\+[0-9]+)*|\+[a-z][a-z-]*) +(?:\*|[a-z][a-z0-9-]*) +"
+    r"(?:\*|@(?:anyvm|adminvm|default|dispvm|tag:[a-z]+|type:[A-Z][a-zA-Z]+)|[a-z][a-z0-9-]*) +"
     r"(?:allow(?: +(?:autostart=no|target=dom0))?|deny +notify=no)"
 )
 

@@ -6,10 +6,11 @@ import textwrap
 from pathlib import Path
 
 from federator import config
-from federator.policy import policy_lines
+from federator.policy import policy_lines, rules
 from federator.remedies import lines_for_policy
 from tests.helpers import ROOT
 
+ROOT = Path(__file__).parent.parent
 EXPORTERS = "[exporters]\nnode = 9100\nprocess = 9256\n"
 WORK = "[qubes.work]\nexporters = ['process', 'node']\n"
 NET = "[qubes.net]\ntransport = 'local'\nexporters = ['node']\n"
@@ -106,3 +107,33 @@ def test_the_remedy_for_a_qube_has_its_own_line_alone() -> None:
     assert [line.split() for line in lines] == [
         ["ruddo.PrometheusProxy", "+9100", "sys-net", "work", "allow", "autostart=no"]
     ]
+
+
+def test_the_examples_in_dom0_are_what_dom0s_figures_need() -> None:
+    """Read-only, each of them, and no more than `policy` prints for all switches."""
+    table = "[dom0]\nvolumes = true\nproperties = true\nupdates = true\n"
+    needed = {tuple(line.split()) for line in rules(config.parse(table, Path("/x")), "sys-net")}
+    text = (ROOT / "conf" / "90-prometheus-discover.policy").read_text(encoding="ascii")
+    part = text[text.index("# With [dom0]") :]
+    examples = [tuple(line[1:].split()) for line in part.splitlines() if line.startswith("#admin")]
+    listing = ("admin.vm.List", "*", "sys-net", "@adminvm", "allow", "target=dom0")  # is there for [discovery]
+    assert {*examples, listing} == needed
+    assert len(examples) == len(needed) - 1
+
+
+def test_a_tag_is_advised_where_all_qubes_are_meant() -> None:
+    """Not for figures that are of dom0 alone."""
+    advice = "a tag in its place makes them fewer"
+    assert not any(advice in line for line in lines(WORK + "[dom0]\nupdates = true\n"))
+    assert any(advice in line for line in lines(WORK + "[dom0]\nvolumes = true\n"))
+
+
+def test_a_narrower_way_to_properties_is_silent_in_dom0() -> None:
+    """The daemon tries the wide way first: without a line that denies it, dom0 shows a window for each try."""
+    said = lines(WORK + "[dom0]\nproperties = true\n")
+    narrow = [line.split()[1:] for line in said if line.startswith("# admin.")]
+    assert [(line[0], line[1]) for line in narrow] == [
+        *(("admin.vm.property.Get", f"+{name}") for name in ("label", "template", "netvm", "provides_network")),
+        ("admin.vm.property.GetAll", "+"),
+    ]
+    assert narrow[-1][-2:] == ["deny", "notify=no"]
