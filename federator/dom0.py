@@ -55,7 +55,7 @@ class Dom0Figures:
         return self._calls.answers
 
     def reconfigure(self, config: Config) -> None:
-        """Be what this configuration says. A refused call may be allowed now."""
+        """Be what this configuration says. What failed may succeed now."""
         if (config.dom0, config.qrexec) != (self._settings, self._calls.qrexec):
             self._stop()
             self.figures.clear()
@@ -65,7 +65,9 @@ class Dom0Figures:
         self.figures.relabel(_labels(config))
         self._settings, self._calls.qrexec = config.dom0, config.qrexec
         self._discovery = config.discovery
-        self._backoff, self._next_round = self._new_backoff(), 0.0
+        self._backoff = self._new_backoff()
+        if not self._calls.answers or any(self._calls.answers.values()):
+            self._next_round = 0.0
 
     def somebody_scrapes(self, states: Mapping[str, str]) -> None:
         """

@@ -31,7 +31,7 @@ from federator.dom0_replies import (
     WITH_SYSTEM,
     WITHOUT_VOLUMES,
 )
-from federator.errors import ProtocolError, RefusedError, ScrapeError, TimedOutError
+from federator.errors import ProtocolError, RefusedError, ScrapeError
 from federator.model import Dom0
 from federator.targets import DOM0
 
@@ -39,8 +39,8 @@ from federator.targets import DOM0
 PAUSE_SECONDS = 0.2
 # What changes seldom is asked for again in so many rounds, or when the qube's state changed.
 SELDOM_ROUNDS = 12
-# Where dom0 refuses the same question for so many qubes in a row, its line is missing; where it is silent so often,
-# qubesd hangs. Neither is asked of the others.
+# Where dom0 does not answer the same question for so many qubes in a row, its line is missing, or qubesd hangs or is
+# restarted: it is not asked of the others in this round.
 MAX_UNANSWERED = 3
 
 Question = tuple[str, str]  # a service and its argument
@@ -93,8 +93,8 @@ class Rounds:
         listed = dom0_replies.classes(untrusted_list)
         before, self._listed = self._listed, listed
         self._figures.forget(before.keys() - listed.keys())
-        if not states_known:
-            for qube, (_, state) in listed.items():
+        for qube, (_, state) in listed.items():
+            if qube == DOM0 or not states_known:  # discovery does not tell of dom0
                 self._figures.note_state(qube, state, _now(), settings.interval, time.time())
         for qube, (of_class, state) in listed.items():
             changed = before.get(qube) != (of_class, state) or self._number % SELDOM_ROUNDS == 1
@@ -155,7 +155,7 @@ class Rounds:
             self._calls.note(service, error, interval)
 
     async def _try(self, service: str, target: str, argument: str) -> tuple[bytes | None, ScrapeError | None]:
-        """What dom0 answers, or why it does not; neither where it failed too often in this round, or the qube is gone."""
+        """What dom0 answers, or why it does not; neither where it failed too often, or the qube is gone."""
         question = service, "" if target == DOM0 else argument
         if self._unanswered[question] >= MAX_UNANSWERED or not self._still_there.get(target, True):
             return None, None
@@ -165,7 +165,7 @@ class Rounds:
         except ScrapeError as failed:
             if isinstance(failed, RefusedError | ProtocolError) and not await self._is_there(target):
                 return None, None
-            self._unanswered[question] += isinstance(failed, RefusedError | TimedOutError)
+            self._unanswered[question] += 1
             return None, failed.bare()
         self._unanswered[question] = 0
         return answer, None
@@ -176,13 +176,14 @@ class Rounds:
         line for @anyvm allows calls to a name that is no qube's. dom0 is asked once for each qube.
         """
         if target != DOM0 and target not in self._still_there:
+            self._still_there[target] = True
             await asyncio.sleep(PAUSE_SECONDS)
             try:
                 listed = dom0_replies.classes(await self._calls.ask(LIST, DOM0, ""))
             except ScrapeError:
                 return True
-            self._still_there[target] = target in listed
             if target not in listed:
+                self._still_there[target] = False
                 self._figures.forget({target})
         return self._still_there.get(target, True)
 

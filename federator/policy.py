@@ -61,20 +61,20 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
     """Lines for a file in /etc/qubes/policy.d. Their order counts: dom0 takes the first one that fits a call."""
     us, discovery, called = _us(own_name), config.discovery, _called(config)
     found = any(name == TAGGED for name, _ in called)
-    if not called and not discovery and not config.dom0:
+    needs = dom0_needs(config)
+    if not called and not discovery and not needs:
         return ["# nothing is called over qrexec, so dom0 needs no line"]
     allowed = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
     if discovery:
         # dom0 lists only the qubes that a line allows, and itself.
         listed = [name for name, _ in called if name != ADMIN_QUBE] if discovery.source == "admin.vm.List" else []
         allowed += [(discovery.source, "*", us, name, "allow target=dom0") for name in [ADMIN_QUBE, *listed]]
-    needs = dom0_needs(config)
     allowed += [rule for need in needs if (rule := _rule(need, us)) not in allowed]
     single = single_port_rules(config, own_name)
     return [
         "# for dom0: /etc/qubes/policy.d/30-user.policy; printed by `prometheus-qubes-proxy policy`",
         "# dom0 takes the first line that fits; in a file sorted after 90-prometheus-proxy.policy, they do nothing",
-        f"# {us} may read these ports and endpoints of these qubes; halted ones are not started",
+        *([f"# {us} may read these ports and endpoints of these qubes; halted ones are not started"] if called else []),
         *(f"# {line}" for line in numbered_disposables(config)),
         *(
             ["# @anyvm is for what [dom0] asks of all qubes: a tag in its place makes them fewer"]

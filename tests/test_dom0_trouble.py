@@ -189,6 +189,19 @@ async def test_a_silent_qubesd_is_not_waited_for_at_each_qube(
     assert failures(asking.page())[VOLUME] == "timeout"
 
 
+async def test_a_qubesd_that_hangs_up_is_not_asked_of_each_qube(ask: Ask, machine: Qubes) -> None:
+    """Nor is it asked more often than docs/dom0.md says whether a qube was removed."""
+    for number in range(4):
+        machine.add(f"q{number}", state="Halted")
+    says(machine, f"replies/{VOLUME}", b"")
+    asking, idle = ask("[dom0]\nstats = false\nstorage = false\nvolumes = true\n"), len(asyncio.all_tasks())
+    asking.scrape()
+    await soon("the round is over", lambda: VOLUME in failures(asking.page()) and len(asyncio.all_tasks()) == idle)
+    asked = [target for target, called, _ in machine.calls() if called == f"{VOLUME}+private"]
+    assert len(asked) == dom0_round.MAX_UNANSWERED
+    assert calls_of(machine, LIST) == 1 + len({target for target, _, _ in machine.calls()} - {"dom0"})
+
+
 # -- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +349,7 @@ async def test_a_table_that_comes_again_is_as_at_first(ask: Ask, machine: Qubes)
     asking.dom0.somebody_scrapes(states)
     assert 'qube_running{qube="work"} 1' in asking.page()
     await soon("all is there", lambda: names(asking.scrape()) == ALL and not failures(asking.scrape()))
+    assert 'qube_running{qube="dom0"} 1' in asking.page()
 
 
 @pytest.mark.parametrize("middle", [LIST, POOL, VOLUME, PROPERTIES])
@@ -433,6 +447,24 @@ async def test_rounds_are_no_closer_than_the_interval(ask: Ask) -> None:
     asking.clock.advance(2)
     asking.scrape()
     assert len(asyncio.all_tasks()) == tasks + 1
+
+
+async def test_a_reload_asks_again_only_where_something_failed(ask: Ask, machine: Qubes) -> None:
+    """However often somebody reloads: else there would be no limit to the calls."""
+    asking, idle = ask("[dom0]\nstats = false\n"), len(asyncio.all_tasks())
+
+    def is_over(rounds: int) -> Callable[[], bool]:
+        return lambda: calls_of(machine, POOLS) == rounds and len(asyncio.all_tasks()) == idle
+
+    deny(machine, POOL)
+    asking.scrape()
+    await soon("a round is over", is_over(1))
+    deny(machine, "")
+    for _ in range(3):
+        asking.dom0.reconfigure(asking.config)
+        asking.scrape()
+        await soon("a second round is over", is_over(2))
+    assert not failures(asking.page())
 
 
 # -- nonsense --------------------------------------------------------------------------------------------------------

@@ -75,13 +75,14 @@ def test_discovery_by_our_service_needs_one_line() -> None:
 
 
 def test_no_line_is_needed_without_qrexec() -> None:
-    """The qube that the daemon runs in is scraped without it."""
-    assert lines(NET) == ["# nothing is called over qrexec, so dom0 needs no line"]
+    """The qube that the daemon runs in is scraped without it; and [dom0] without a switch asks nothing."""
+    none = lines(NET + "[dom0]\nstats = false\nstorage = false\n")
+    assert none == lines(NET) == ["# nothing is called over qrexec, so dom0 needs no line"]
 
 
 def test_discovery_of_states_alone_still_asks_dom0() -> None:
     """With nothing to call over qrexec, one line is left."""
-    assert lines(NET + "[discovery]\n")[3:] == ["admin.vm.List  *  net  @adminvm  allow target=dom0"]
+    assert lines(NET + "[discovery]\n")[2:] == ["admin.vm.List  *  net  @adminvm  allow target=dom0"]
 
 
 def test_outside_of_qubes_the_lines_are_for_sys_net() -> None:
@@ -119,6 +120,12 @@ def test_the_examples_in_dom0_are_what_dom0s_figures_need() -> None:
     listing = ("admin.vm.List", "*", "sys-net", "@adminvm", "allow", "target=dom0")  # is there for [discovery]
     assert {*examples, listing} == needed
     assert len(examples) == len(needed) - 1
+
+
+def test_lines_for_dom0_alone_are_not_said_to_be_of_ports() -> None:
+    """Nothing else is called."""
+    assert not any("may read these ports" in line for line in lines("[dom0]\n"))
+    assert any("may read these ports" in line for line in lines(WORK + "[dom0]\n"))
 
 
 def test_a_tag_is_advised_where_all_qubes_are_meant() -> None:
