@@ -112,6 +112,10 @@ class Figures:
         """Is there a sample of a family that is about this?"""
         return about in self._samples[name]
 
+    def knows_qube(self, untrusted_name: str) -> bool:
+        """Is there any sample about a qube?"""
+        return any(("qube", untrusted_name) in abouts for abouts in self._samples.values())
+
     def drop(self, name: str, about: Label) -> None:
         """Forget the samples of a family that are about this."""
         self._samples[name].pop(about, None)

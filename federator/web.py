@@ -132,26 +132,28 @@ def application(served: Served) -> web.Application:
     return app
 
 
-def wanted(query: MultiMapping[str], targets: Sequence[Target]) -> frozenset[Target]:
+def wanted(query: MultiMapping[str], targets: Sequence[Target], dom0_knows: Callable[[str], bool]) -> frozenset[Target]:
     """
     The targets that `?qube=NAME` and `?exporter=NAME`, both repeatable, ask for; all of them without either.
 
-    An exporter with `page = false` is there only if it is asked for by its name.
+    A qube that has none may be asked for without an exporter, if dom0 knows something of it. An exporter with
+    `page = false` is there only if it is asked for by its name.
     Raises HTTPBadRequest for a name nobody configured: an empty page would hide the mistake.
     """
     known = {
         "qube": {target.qube for target in targets},
         "exporter": {target.exporter.name for target in targets},
     }
+    of_dom0 = set() if "exporter" in query else set(filter(dom0_knows, query.getall("qube", [])))
     for untrusted_key, untrusted_name in query.items():
         if untrusted_key not in known:
             raise web.HTTPBadRequest(text=f"no parameter {untrusted_key!a}; there are qube=NAME and exporter=NAME\n")
-        if untrusted_name not in known[untrusted_key]:
+        if untrusted_name not in known[untrusted_key] | of_dom0:
             raise web.HTTPBadRequest(text=f"no {untrusted_key} {untrusted_name!a} is configured\n")
     qubes = set(query.getall("qube", known["qube"]))
     exporters = set(query.getall("exporter", [target.exporter.name for target in targets if target.exporter.page]))
     found = frozenset(target for target in targets if target.qube in qubes and target.exporter.name in exporters)
-    if query and not found:
+    if query and not found and not of_dom0:
         raise web.HTTPBadRequest(text="none of these qubes has any of these exporters; `check` lists what there is\n")
     return found
 
@@ -208,7 +210,8 @@ async def _metrics(request: web.Request) -> web.StreamResponse:
     async with _place(request, expected_size(request.query, scraper.last)) as (served, place, came):
         seconds = _seconds_left(request, came, served.fleet.config.scrape)
         served.dom0.somebody_scrapes(served.fleet.states)
-        snapshot = await scraper.collect(wanted(request.query, served.fleet.targets), seconds)
+        asked = wanted(request.query, served.fleet.targets, served.dom0.figures.knows_qube)
+        snapshot = await scraper.collect(asked, seconds)
         # What was expected knows neither the first scrape nor an exporter that is not for the page.
         served.admission.resize(place, expected_size(request.query, snapshot), _network(request))
         _note_asked(served, request, snapshot.seconds, snapshot.allowed)

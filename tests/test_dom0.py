@@ -99,6 +99,11 @@ def test_the_page_has_what_dom0_knows(
     assert 'qube_vcpus{qube="work"} 2' in narrowed
     assert "vault" not in re.sub(r"^exported_.*$", "", narrowed, flags=re.MULTILINE)
     assert not names(proxy.get("/metrics?exporter=x").text)
+    without_exporters = proxy.get("/metrics?qube=vault").text
+    assert 'qube_running{qube="vault"} 0' in without_exporters
+    assert '="work"' not in without_exporters
+    assert proxy.get("/metrics?qube=nobody").status == 400
+    assert proxy.get("/metrics?qube=vault&exporter=x").status == 400
     calls = [(target, service) for target, service, _ in machine.calls()]
     assert len([one for one in calls if one[1] == f"{STATS}+"]) == 1
     # The table of docs/dom0.md: one round, with three qubes and one pool.
