@@ -193,17 +193,20 @@ async def test_a_line_that_is_missing_for_some_questions_is_logged_once(
     asking, fleet = asking_dom0(machine, "[dom0]\nstats = false\nstorage = false\nupdates = true\n")
 
     idle = len(asyncio.all_tasks())
+
+    def is_over(calls: int) -> bool:
+        asking.somebody_scrapes({})
+        return len(machine.calls()) == calls and len(asyncio.all_tasks()) == idle
+
     for calls in (5, 10, 15):  # the list, two questions, the one that is refused, and whether its qube is there
         asking.reconfigure(fleet.config)  # so that the next round begins at once
-        asking.somebody_scrapes({})
-        await soon("a round", partial(lambda n: len(machine.calls()) == n and len(asyncio.all_tasks()) == idle, calls))
+        await soon("a round", partial(is_over, calls))
     assert caplog.text.count("dom0 does not tell its figures") == 1
     assert "again" not in caplog.text
     assert b"qube_updates_available" in b"".join(asking.figures.reading(0.0).blocks)
     (machine.root / "qubes" / "debian-12" / "denied").unlink()
     asking.reconfigure(fleet.config)
-    asking.somebody_scrapes({})
-    await soon("it is told", lambda: "dom0 tells its figures again" in caplog.text)
+    await soon("it is told", lambda: is_over(19) and "dom0 tells its figures again" in caplog.text)
     await asking.close()
     await fleet.close()
 

@@ -454,15 +454,13 @@ async def test_a_reload_asks_again_only_where_something_failed(ask: Ask, machine
     asking, idle = ask("[dom0]\nstats = false\n"), len(asyncio.all_tasks())
 
     def is_over(rounds: int) -> Callable[[], bool]:
-        return lambda: calls_of(machine, POOLS) == rounds and len(asyncio.all_tasks()) == idle
+        return lambda: (asking.scrape(), calls_of(machine, POOLS) == rounds and len(asyncio.all_tasks()) == idle)[1]
 
     deny(machine, POOL)
-    asking.scrape()
     await soon("a round is over", is_over(1))
     deny(machine, "")
     for _ in range(3):
         asking.dom0.reconfigure(asking.config)
-        asking.scrape()
         await soon("a second round is over", is_over(2))
     assert not failures(asking.page())
 
