@@ -59,8 +59,7 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
     except (ConfigError, StartError) as error:
         faults = [Check("configuration", HERE, "failed", line) for line in str(error).splitlines()]
         return [*faults, *findings.place_checks(place, calls=True)]
-    calls = settings.discovery is not None or any(qube.transport == "qrexec" for qube in settings.qubes)
-    checks = [*_configuration(settings, web_file), *findings.place_checks(place, calls=calls)]
+    checks = [*_configuration(settings, web_file), *findings.place_checks(place, calls=settings.calls)]
     listeners = [await _listener(address, settings) for address in settings.web.listen_addresses]
     checks += listener_checks(listeners)
     checks.append(findings.firewall_check(place, settings.web.listen_addresses))
@@ -91,15 +90,16 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
 
 
 def _discovery(settings: Config, found: once.Found) -> list[Check]:
-    lines = rules(settings, host.own_name())
-    what, copy = ("dom0's policy needs these lines:", tuple(lines)) if settings.discovery else ("", ())
+    if settings.discovery is None:
+        return []
     if found.discovery_error is not None:
         says = f"dom0 does not say which qubes run: {found.discovery_error}"
-    elif not found.snapshot.qubes:
+    elif settings.discovery.exporters and not found.snapshot.qubes:
         says = "nothing is scraped: no qube is configured, and dom0 named none"
     else:
-        return [Check("discovery", HERE, "ok", "dom0 says which qubes run")] if settings.discovery else []
-    return [Check("discovery", HERE, "failed", says, what, copy)]
+        return [Check("discovery", HERE, "ok", "dom0 says which qubes run")]
+    copy = tuple(rules(settings, host.own_name()))
+    return [Check("discovery", HERE, "failed", says, "dom0's policy needs these lines:", copy)]
 
 
 def _configuration(settings: Config, web_file: Path | None) -> list[Check]:

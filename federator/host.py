@@ -88,7 +88,7 @@ def check(settings: Config) -> None:
     check_own_qube(settings)
     client, service = settings.qrexec.client, settings.qrexec.local_service
     transports = {qube.transport for qube in settings.qubes}
-    if (settings.discovery or "qrexec" in transports) and shutil.which(client) is None:
+    if settings.calls and shutil.which(client) is None:
         raise StartError(
             f"{settings.path}: qrexec.client: {client} is not on the PATH; install qubes-core-qrexec in this qube's"
             " template, or correct the key"

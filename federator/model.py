@@ -206,6 +206,11 @@ class Dom0:
         """Is dom0 asked about single qubes, and so for the list of them?"""
         return self.volumes or self.properties or self.updates
 
+    @property
+    def asks(self) -> bool:
+        """Is dom0 asked for anything?"""
+        return self.stats or self.storage or self.asks_each_qube
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -223,6 +228,12 @@ class Config:
     def targets(self) -> tuple[Target, ...]:
         """Every target, in the order of the file."""
         return tuple(target for qube in self.qubes for target in qube.targets)
+
+    @property
+    def calls(self) -> bool:
+        """Is anything called over qrexec, a qube or dom0?"""
+        asks_dom0 = self.discovery is not None or (self.dom0 is not None and self.dom0.asks)
+        return asks_dom0 or any(qube.transport == "qrexec" for qube in self.qubes)
 
 
 @dataclass(frozen=True, slots=True)

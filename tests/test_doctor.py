@@ -405,6 +405,38 @@ def test_a_line_that_dom0s_figures_lack_is_named(scene: Scene, examine: Says) ->
     assert status == 1
 
 
+@pytest.fixture
+def only_dom0(scene: Scene) -> Scene:
+    """No exporter anywhere: dom0 is asked for its figures, and nothing else."""
+    scene.qubes.add_dom0()
+    web = f'[web]\nlisten_addresses = ["127.0.0.1:{scene.port}"]'
+    scene.patch.setattr(scene, "text", lambda: f'qrexec.client = "{scene.more["client"]}"\n{web}\n[dom0]\n')
+    return scene
+
+
+def test_all_is_well_where_only_dom0_is_asked(only_dom0: Scene, examine: Says) -> None:
+    """Nothing is called missing because no qube is scraped, and what calls need is looked at."""
+    only_dom0.start().get()
+    status, checks = examine()
+    assert (status, [check for check in checks if check["result"] == "failed"]) == (0, [])
+    assert {"/run/qubes", "qrexec agent", "program"} <= {one["hop"] for one in checks if one["result"] == "ok"}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "hop"),
+    [(_no_client, "program"), (lambda scene: (scene.run / "agent").unlink(), "qrexec agent")],
+    ids=["no client", "no agent"],
+)
+def test_what_calls_need_is_missed_where_only_dom0_is_asked(
+    only_dom0: Scene, examine: Says, mistake: Callable[[Scene], None], hop: str
+) -> None:
+    """dom0 is called as qubes are."""
+    only_dom0.start()
+    mistake(only_dom0)
+    status, checks = examine()
+    assert (status, hop in {check["hop"] for check in checks if check["result"] == "failed"}) == (1, True)
+
+
 @pytest.mark.parametrize("text", ["", "exporters.node = 9100\n"])
 def test_a_configuration_without_qubes_and_discovery_is_explained(scene: Scene, examine: Says, text: str) -> None:
     """The file, and what to add."""

@@ -9,6 +9,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,25 @@ def test_our_own_qube_needs_the_local_transport(monkeypatch: pytest.MonkeyPatch)
         host.check(config.parse(WORK, Path("/x")))
     host.check_own_qube(config.parse(WORK + 'transport = "local"\n', Path("/x")))
     host.check_own_qube(config.parse(WORK.replace("work", "other"), Path("/x")))
+
+
+@pytest.mark.parametrize(
+    ("text", "called"),
+    [
+        (WORK, True),
+        (WORK + 'transport = "local"\n', False),
+        ("[discovery]\nexporters = []\n[dom0]\n", True),
+        ("[dom0]\n", True),
+        ("[dom0]\nstats = false\nstorage = false\nupdates = true\n", True),
+        ("[dom0]\nstats = false\nstorage = false\n", False),
+    ],
+)
+def test_the_client_is_needed_where_a_qube_or_dom0_is_called(text: str, *, called: bool) -> None:
+    """dom0 is called for its figures, too; and where nothing is called, nothing is needed."""
+    settings = config.parse(f"{text}[qrexec]\nclient = '/no/client'\nlocal_service = '/bin/true'\n", Path("/x"))
+    assert settings.calls == called
+    with pytest.raises(StartError, match=r"qrexec\.client: /no/client") if called else nullcontext():
+        host.check(settings)
 
 
 def test_an_address_that_does_not_resolve_is_named() -> None:
