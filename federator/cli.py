@@ -17,7 +17,7 @@ from pathlib import Path
 from federator import arguments, config, daemon, doctor, host, journal, once, presence
 from federator.access import Access
 from federator.errors import ConfigError, FederatorError
-from federator.model import Address
+from federator.model import Address, Exporter
 from federator.passwords import hashed
 from federator.policy import numbered_disposables, policy_lines
 from federator.terminal import OutputError, complain, politely, say, warn
@@ -74,20 +74,27 @@ def _check(path: Path, web_file: Path | None) -> int:
     say(f"{path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}")
     width = max((len(qube.name) for qube in settings.qubes), default=0)
     for qube in settings.qubes:
-        exporters = ", ".join(f"{target.exporter.name} ({target.exporter.endpoint})" for target in qube.targets)
+        exporters = ", ".join(_written(target.exporter) for target in qube.targets)
         how = f"{SERVICE}+{argument(qube.endpoints)}" if qube.transport == "qrexec" else "here, without qrexec"
         say(f"  {qube.name:{width}}  {how}  {exporters}")
     if settings.discovery:
-        names = ", ".join(f"{one.name} ({one.endpoint})" for one in settings.discovery.exporters) or "no exporters"
+        names = ", ".join(map(_written, settings.discovery.exporters)) or "no exporters"
         say(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
+    if settings.dom0:
+        say(f"  and what dom0 knows: {', '.join(settings.dom0.switches) or 'nothing'}")
     host.check(settings)
     host.check_addresses(settings)
-    for line in numbered_disposables(settings):
+    for line in (*numbered_disposables(settings), *config.without_effect(settings)):
         warn(f"{path}: {line}")
     for line in presence.unreadable(settings, web_file):
         warn(line)
     _warn_if_missing(settings.web.listen_addresses)
     return 0
+
+
+def _written(exporter: Exporter) -> str:
+    apart = "" if exporter.page else ", not on /metrics"
+    return f"{exporter.name} ({exporter.endpoint}{apart})"
 
 
 def _warn_if_missing(addresses: Sequence[Address]) -> None:

@@ -111,6 +111,14 @@ def load(path: Path, web_file: Path | None = None) -> Config:
     return from_table(toml_reader.read(text, path), path, top)
 
 
+def without_effect(config: Config) -> list[str]:
+    """A line for each table of a good configuration that does nothing, with the remedy."""
+    if config.dom0 is None or config.dom0.switches:
+        return []
+    says = "every switch is false, so dom0 is asked for nothing"
+    return [f"dom0: {says}; set stats, storage, volumes, properties or updates to true, or remove the table"]
+
+
 def _text(path: Path, option: str) -> str:
     try:
         # Reading a pipe would wait until somebody writes to it.

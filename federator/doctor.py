@@ -104,9 +104,10 @@ def _discovery(settings: Config, found: once.Found) -> list[Check]:
 
 def _configuration(settings: Config, web_file: Path | None) -> list[Check]:
     size = f"{settings.path}: exporters: {len(settings.targets)}, qubes: {len(settings.qubes)}"
+    doubts = (*numbered_disposables(settings), *config.without_effect(settings))
     return [
         Check("configuration", HERE, "ok", size),
-        *(Check("configuration", HERE, "warning", line) for line in numbered_disposables(settings)),
+        *(Check("configuration", HERE, "warning", line) for line in doubts),
         *(Check("configuration", HERE, "failed", line) for line in presence.unreadable(settings, web_file)),
     ]
 

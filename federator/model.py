@@ -7,7 +7,7 @@ Configuration goes down (Config -> Qube -> Target), answers come up
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -207,9 +207,9 @@ class Dom0:
         return self.volumes or self.properties or self.updates
 
     @property
-    def asks(self) -> bool:
-        """Is dom0 asked for anything?"""
-        return self.stats or self.storage or self.asks_each_qube
+    def switches(self) -> tuple[str, ...]:
+        """The names of those that are on: what dom0 is asked for."""
+        return tuple(switch.name for switch in fields(self) if getattr(self, switch.name) is True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,8 +232,8 @@ class Config:
     @property
     def calls(self) -> bool:
         """Is anything called over qrexec, a qube or dom0?"""
-        asks_dom0 = self.discovery is not None or (self.dom0 is not None and self.dom0.asks)
-        return asks_dom0 or any(qube.transport == "qrexec" for qube in self.qubes)
+        asks_dom0 = self.discovery is not None or (self.dom0 is not None and self.dom0.switches)
+        return bool(asks_dom0) or any(qube.transport == "qrexec" for qube in self.qubes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def policy_lines(config: Config, own_name: str) -> list[str]:
     us, discovery, called = _us(own_name), config.discovery, _called(config)
     found = any(name == TAGGED for name, _ in called)
     needs = dom0_needs(config)
-    if not called and not discovery and not needs:
+    if not config.calls:
         return ["# nothing is called over qrexec, so dom0 needs no line"]
     allowed = [(SERVICE, f"+{argument(ports)}", us, name, _allow(name)) for name, ports in called]
     if discovery:

@@ -200,6 +200,29 @@ def test_check_shows_what_would_be_scraped(served: Path) -> None:
     assert run("check", "--config.file=conf/prometheus-qubes-proxy.toml", **environment).returncode == 0
 
 
+def test_check_shows_what_is_not_on_the_page_and_what_dom0_is_asked_for(served: Path) -> None:
+    """An exporter that only /sd and its own name have; and the switches of [dom0] that are on."""
+    more = "[discovery]\nexporters = ['slow']\n[exporters.slow]\nport = 9753\npage = false\n[dom0]\nupdates = true\n"
+    served.write_text(toml({"work": {"node": 9100}}, client=CLIENT, rest=more), encoding="utf-8")
+    ended = run("check", f"--config.file={served}")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines()[1:] == [
+        "  work  ruddo.PrometheusProxy+9100  node (9100)",
+        "  and of the other qubes that run, by admin.vm.List: slow (9753, not on /metrics)",
+        "  and what dom0 knows: stats, storage, updates",
+    ]
+
+
+def test_a_dom0_that_is_asked_for_nothing_is_told(served: Path) -> None:
+    """It is a good configuration, and figures of dom0 would be missed."""
+    more = "[dom0]\nstats = false\nstorage = false\n"
+    served.write_text(toml({"work": {"node": 9100}}, client=CLIENT, rest=more), encoding="utf-8")
+    ended = run("check", f"--config.file={served}")
+    assert ended.returncode == 0
+    assert ended.stdout.endswith("\n  and what dom0 knows: nothing\n")
+    assert f"{served}: dom0: every switch is false, so dom0 is asked for nothing; set stats, " in ended.stderr
+
+
 def test_every_key_of_the_example_is_what_it_says(tmp_path: Path) -> None:
     """Its commented lines are the defaults, or load at least."""
     text = (ROOT / "conf" / "prometheus-qubes-proxy.toml").read_text(encoding="utf-8")

@@ -437,6 +437,13 @@ def test_what_calls_need_is_missed_where_only_dom0_is_asked(
     assert (status, hop in {check["hop"] for check in checks if check["result"] == "failed"}) == (1, True)
 
 
+def test_a_dom0_that_is_asked_for_nothing_is_a_warning(scene: Scene, examine: Says) -> None:
+    """As for `check`."""
+    scene.more["rest"] = "[dom0]\nstats = false\nstorage = false\n"
+    (warning,) = (check for check in examine()[1] if check["result"] == "warning")
+    assert (warning["hop"], "dom0: every switch is false" in warning["says"]) == ("configuration", True)
+
+
 @pytest.mark.parametrize("text", ["", "exporters.node = 9100\n"])
 def test_a_configuration_without_qubes_and_discovery_is_explained(scene: Scene, examine: Says, text: str) -> None:
     """The file, and what to add."""
