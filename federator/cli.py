@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from federator import arguments, config, daemon, doctor, host, journal, once, presence
+from federator import arguments, config, daemon, doctor, host, journal, listeners, once, presence
 from federator.access import Access
 from federator.errors import ConfigError, FederatorError
 from federator.model import Address, Exporter
@@ -86,9 +86,10 @@ def _check(path: Path, web_file: Path | None) -> int:
     host.check_addresses(settings)
     for line in (*numbered_disposables(settings), *config.without_effect(settings)):
         warn(f"{path}: {line}")
-    for line in presence.unreadable(settings, web_file):
+    unusable = asyncio.run(listeners.unusable(settings))
+    for line in (*presence.unreadable(settings, web_file), *unusable.values()):
         warn(line)
-    _warn_if_missing(settings.web.listen_addresses)
+    _warn_if_missing([address for address in settings.web.listen_addresses if address not in unusable])
     return 0
 
 

@@ -6,7 +6,6 @@ Owns the life of the process. Must not know what is scraped or served.
 """
 
 import asyncio
-import errno
 import ipaddress
 import logging
 import signal
@@ -221,10 +220,8 @@ async def _listen(connections: Connections, addresses: Sequence[Address]) -> Non
             else:
                 await connections.listen(*address)
         except OSError as error:
-            running = "is another prometheus-qubes-proxy running? " if error.errno == errno.EADDRINUSE else ""
             raise StartError(
-                f"{host.cannot_listen(address, error)}; {running}choose another address with"
-                " --web.listen-address=HOST:PORT or web.listen_addresses"
+                f"{host.cannot_listen(address, error)} (--web.listen-address=HOST:PORT or web.listen_addresses)"
             ) from None
 
 

@@ -46,12 +46,15 @@ class Listener:
     """
     An address of the configuration, and what is there: our daemon, nothing, or another program.
 
-    What is `mute` takes connections, and gives no HTTP answer.
+    What is `mute` takes connections, and gives no HTTP answer. `fault`: why the daemon could not listen where nothing
+    answers, and the remedy; empty where it could. `tls`: does the daemon speak TLS?
     """
 
     address: str
     port: int | None
     there: Literal["daemon", "nothing", "other", "mute"]
+    fault: str = ""
+    tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,15 @@ class Pages:
     untrusted_proxy: str = ""
 
 
-def listener_checks(listeners: Sequence[Listener]) -> list[Check]:
-    """Whether the daemon is where the configuration says."""
-    return [_listener_check(one) for one in listeners]
+def listener_checks(listeners: Sequence[Listener], *, tls: bool) -> list[Check]:
+    """Whether the daemon is where the configuration says, and with TLS or without as that says."""
+    return [_listener_check(one, tls=tls) for one in listeners]
 
 
-def _listener_check(one: Listener) -> Check:
+def _listener_check(one: Listener, *, tls: bool) -> Check:
+    if one.there == "daemon" and one.tls != tls:
+        says = f"answers on {one.address} {'with' if one.tls else 'without'} TLS, and the file says otherwise"
+        return Check("daemon", HERE, "failed", says, "Let it read the file:", (f"sudo systemctl reload {UNIT}",))
     if one.there == "daemon":
         return Check("daemon", HERE, "ok", f"answers on {one.address}")
     if one.there == "other":
@@ -93,6 +99,9 @@ def _listener_check(one: Listener) -> Check:
             "See which one. If it is the daemon, start it anew:",
             (_who_listens(one), f"sudo systemctl restart {UNIT}"),
         )
+    if one.fault:
+        what = "Correct web.listen_addresses, or what it says, then start the daemon:"
+        return Check("daemon", HERE, "failed", f"the daemon {one.fault}", what, (f"sudo systemctl restart {UNIT}",))
     unit = one.port in {None, UNIT_PORT}
     more = "" if unit else f" The unit allows port {UNIT_PORT} only; for this one, add SocketBindAllow=tcp:{one.port}"
     return Check(

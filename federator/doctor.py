@@ -8,17 +8,14 @@ and `daemonview` do.
 
 import asyncio
 import json
-import re
-import ssl
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from time import time as now
 
-from federator import config, dom0_probe, findings, host, once, presence, units
+from federator import config, dom0_probe, findings, host, listeners, once, presence, units
 from federator.access import Access
-from federator.daemonview import Listener, Pages, daemon_checks, listener_checks
+from federator.daemonview import Pages, daemon_checks, listener_checks
 from federator.dom0_findings import Tried, dom0_checks
 from federator.errors import ConfigError, StartError
 from federator.findings import HERE, Check
@@ -26,10 +23,7 @@ from federator.model import Address, Config
 from federator.policy import numbered_disposables, rules
 from federator.terminal import Progress, say
 
-# How the daemon answers /-/healthy, which anybody may ask.
-_OURS = b"prometheus-qubes-proxy"
 _MARKS = {"ok": "ok", "warning": "warning", "failed": "FAILED", "skipped": "skipped"}
-_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b")
 # The time to send the daemon's pages in, beside that to make them.
 _SEND_SECONDS = 5.0
 
@@ -60,8 +54,8 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
         faults = [Check("configuration", HERE, "failed", line) for line in str(error).splitlines()]
         return [*faults, *findings.place_checks(place, calls=True)]
     checks = [*_configuration(settings, web_file), *findings.place_checks(place, calls=settings.calls)]
-    listeners = [await _listener(address, settings) for address in settings.web.listen_addresses]
-    checks += listener_checks(listeners)
+    found_at = [await listeners.at(address, settings) for address in settings.web.listen_addresses]
+    checks += listener_checks(found_at, tls=settings.web.tls is not None)
     checks.append(findings.firewall_check(place, settings.web.listen_addresses))
     try:
         host.check(settings)
@@ -81,10 +75,11 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
         progress.show("asking dom0 for its figures")
         tried = await dom0_probe.probe(settings)
         checks += dom0_checks(tried, host.own_name())
-    for address, listener in zip(settings.web.listen_addresses, listeners, strict=True):
+    for address, listener in zip(settings.web.listen_addresses, found_at, strict=True):
         if listener.there == "daemon":
             progress.show(f"asking the daemon on {listener.address}")
-            checks += daemon_checks(await _pages(address, settings), found.snapshot, tried, now())
+            pages = await _pages(address, settings, tls=listener.tls)
+            checks += daemon_checks(pages, found.snapshot, tried, now())
             break
     return checks
 
@@ -112,65 +107,16 @@ def _configuration(settings: Config, web_file: Path | None) -> list[Check]:
     ]
 
 
-async def _listener(address: Address, settings: Config) -> Listener:
-    name, port = host.written(address), None if isinstance(address, Path) else address[1]
-    if not presence.answers(address):
-        return Listener(name, port, "nothing")
-    status, body = 0, b""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(presence.CONNECT_SECONDS):
-            status, body = await _get(address, "/-/healthy", settings)
-    if status == 0:
-        # A daemon that wants a client's certificate says nothing to those without one.
-        wants_certificate = settings.web.tls is not None and settings.web.tls.client_ca is not None
-        return Listener(name, port, "daemon" if wants_certificate else "mute")
-    return Listener(name, port, "daemon" if status == 200 and body.startswith(_OURS) else "other")
-
-
-async def _pages(address: Address, settings: Config) -> Pages:
+async def _pages(address: Address, settings: Config, *, tls: bool) -> Pages:
     """The counters first, so that they do not count this request for /metrics."""
+    limit = settings.scrape.memory_limit
     try:
         async with asyncio.timeout(settings.scrape.timeout + _SEND_SECONDS):
-            _, proxy = await _get(address, "/metrics/proxy", settings)
-            status, metrics = await _get(address, "/metrics", settings)
+            _, proxy = await listeners.fetch(address, "/metrics/proxy", limit, tls=tls)
+            status, metrics = await listeners.fetch(address, "/metrics", limit, tls=tls)
     except TimeoutError:
         return Pages(0)
     return Pages(status, metrics.decode("ascii", "replace"), proxy.decode("ascii", "replace"))
-
-
-async def _get(address: Address, path: str, settings: Config) -> tuple[int, bytes]:
-    """
-    HTTP status and body. Status 0 if there was no answer.
-
-    It may be another program, whose answer never ends: who calls this has one deadline for all of it.
-    """
-    context = None if settings.web.tls is None else _unverified()
-    try:
-        sock = presence.connect(address, presence.CONNECT_SECONDS)
-        name = "localhost" if context else None
-        reader, writer = await asyncio.open_connection(sock=sock, ssl=context, server_hostname=name)
-    except OSError:
-        return 0, b""
-    try:
-        writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-        untrusted = bytearray()
-        while len(untrusted) < settings.scrape.memory_limit and (piece := await reader.read(1 << 16)):
-            untrusted += piece
-    except OSError:
-        return 0, b""
-    finally:
-        writer.transport.abort()
-    head, _, body = untrusted.partition(b"\r\n\r\n")
-    status = _STATUS.match(head)
-    return (int(status[1]), bytes(body)) if status else (0, b"")
-
-
-def _unverified() -> ssl.SSLContext:
-    """The certificate has a name by which others know this qube. We know by its address that it is ours."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def table(checks: Sequence[Check]) -> list[str]:

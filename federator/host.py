@@ -8,6 +8,7 @@ Owns these questions, for the daemon and for the command line. Must not know wha
 
 import asyncio
 import ctypes
+import errno
 import os
 import resource
 import shutil
@@ -27,6 +28,17 @@ FILES_PER_CALL = 4
 FILES_FOR_US = 64
 # As many files as the unit allows; no program gains from more.
 MAX_FILES = 8192
+# What to do where the system refuses a socket, by its error.
+_LISTEN_REMEDIES = {
+    errno.EADDRINUSE: "end what is there (`sudo ss -ltnp` lists what listens), or choose another address",
+    errno.EACCES: "choose a port from 1024 on; for a Unix socket, a folder that the daemon's user can write to",
+    errno.EPERM: "the systemd unit allows port 8199 only; for another, `systemctl edit` adds SocketBindAllow=tcp:PORT",
+    errno.ENOENT: "make the folder of the socket, or choose another",
+}
+# Otherwise it has no such address. Newer Pythons do not pass the system's error on then.
+_OTHER_ADDRESS = "write an address of this qube, or :PORT for all of them"
+# The unit makes it for the daemon alone, when it starts.
+UNIT_FOLDER = Path("/run/prometheus-qubes-proxy")
 # From glibc's malloc.h.
 _M_ARENA_MAX = -8
 
@@ -117,10 +129,36 @@ def check_addresses(settings: Config) -> None:
             try:
                 socket.getaddrinfo(*address, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
             except socket.gaierror as error:
-                raise StartError(
-                    f"{settings.path}: web.listen_addresses: {cannot_listen(address, error)};"
-                    " write an address of this qube, or :PORT for all of them"
-                ) from None
+                raise StartError(f"{settings.path}: web.listen_addresses: {cannot_listen(address, error)}") from None
+
+
+async def listen_fault(address: Address) -> OSError | None:
+    """Why the daemon could not listen there now; None if it could. Nobody can connect meanwhile."""
+    if isinstance(address, Path):
+        code = _socket_fault(address)
+        return OSError(code, os.strerror(code)) if code else None
+    loop = asyncio.get_running_loop()
+    try:
+        server = await loop.create_server(asyncio.Protocol, address[0] or None, address[1], start_serving=False)
+    except OSError as error:
+        return error
+    server.close()
+    return None
+
+
+def _socket_fault(path: Path) -> int:
+    """An errno, or 0. It is only looked at: to try would take a daemon's socket away."""
+    folder = path.parent
+    if folder == UNIT_FOLDER:
+        return 0
+    try:
+        if path.exists() and not path.is_socket():
+            return errno.EADDRINUSE
+        if not folder.is_dir():
+            return errno.ENOENT
+    except PermissionError:
+        return errno.EACCES
+    return 0 if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
 
 
 def written(address: Address) -> str:
@@ -132,7 +170,9 @@ def written(address: Address) -> str:
 
 
 def cannot_listen(address: Address, error: OSError) -> str:
-    """Why there can be no socket at this address."""
+    """Why there can be no socket at this address, and the remedy."""
     if isinstance(error, socket.gaierror):
-        return f"cannot listen on {written(address)}: the host name has no address ({error.strerror})"
-    return f"cannot listen on {written(address)}: {os.strerror(error.errno) if error.errno else error}"
+        why = f"the host name has no address ({error.strerror})"
+    else:
+        why = os.strerror(error.errno) if error.errno else str(error)
+    return f"cannot listen on {written(address)}: {why}; {_LISTEN_REMEDIES.get(error.errno or 0, _OTHER_ADDRESS)}"

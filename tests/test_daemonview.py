@@ -122,11 +122,21 @@ def test_foreign_text_raises_nothing(text: str) -> None:
     assert all(check.says.isprintable() for check in daemon_checks(Pages(200, text, text), snapshot(UP), (), NOW))
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_daemon_that_speaks_tls_and_should_not_has_not_read_the_file(*, tls: bool) -> None:
+    """Or the other way round."""
+    results = [listener_checks([Listener(":1", 1, "daemon", tls=one)], tls=tls)[0] for one in (tls, not tls)]
+    assert [check.result for check in results] == ["ok", "failed"]
+    assert results[1].copy == ("sudo systemctl reload prometheus-qubes-proxy",)
+
+
 def test_a_port_that_the_unit_does_not_allow_is_named() -> None:
     """Only where the daemon is not there."""
-    (silent,) = listener_checks([Listener(":9999", 9999, "nothing")])
+    (silent,) = listener_checks([Listener(":9999", 9999, "nothing")], tls=False)
     assert "SocketBindAllow=tcp:9999" in silent.remedy
-    (usual,) = listener_checks([Listener(":8199", 8199, "nothing")])
+    (usual,) = listener_checks([Listener(":8199", 8199, "nothing")], tls=False)
     assert "SocketBindAllow" not in usual.remedy
-    (other,) = listener_checks([Listener("unix:/x", None, "other")])
+    (unable,) = listener_checks([Listener(":9999", 9999, "nothing", "cannot listen on :9999: why; remedy")], tls=False)
+    assert unable.says == "the daemon cannot listen on :9999: why; remedy"
+    (other,) = listener_checks([Listener("unix:/x", None, "other")], tls=False)
     assert other.result == "failed"

@@ -343,6 +343,15 @@ def test_a_daemon_behind_a_password_is_there(scene: Scene, examine: Says) -> Non
     assert [check["result"] for check in checks if check["hop"] == "daemon"] == ["ok"]
 
 
+def test_a_daemon_that_could_not_listen_is_not_to_be_started(scene: Scene, examine: Says) -> None:
+    """Who starts it would see it end: the address has to be another one."""
+    text = scene.text().replace(f"0.0.0.0:{scene.port}", "192.0.2.1:8199")
+    scene.patch.setattr(scene, "text", lambda: text)
+    (found,) = (check for check in examine()[1] if check["hop"] == "daemon")
+    assert (found["result"], "cannot listen on 192.0.2.1:8199: " in found["says"]) == ("failed", True)
+    assert "Correct web.listen_addresses" in found["remedy"]
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_a_daemon_with_tls_is_asked_over_tls(scene: Scene, examine: Says, tmp_path: Path, *, running: bool) -> None:
     """Its certificate is for the name by which others know it."""

@@ -26,6 +26,7 @@ ALLOWED = {
         "errors",
         "host",
         "journal",
+        "listeners",
         "model",
         "once",
         "passwords",
@@ -44,6 +45,7 @@ ALLOWED = {
         "errors",
         "findings",
         "host",
+        "listeners",
         "model",
         "once",
         "policy",
@@ -51,6 +53,7 @@ ALLOWED = {
         "terminal",
         "units",
     },
+    "listeners": {"daemonview", "host", "model", "presence"},
     "presence": {"findings", "host", "model"},
     "terminal": {"errors"},
     "daemon": {

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+What is at the addresses of web.listen_addresses: our daemon, another program, or nothing; and whether the daemon could
+listen there.
+
+Owns these questions of `check` and `doctor`, and how the daemon's pages are fetched. Must not know what they say.
+"""
+
+import asyncio
+import errno
+import re
+import ssl
+from pathlib import Path
+
+from federator import host, presence
+from federator.daemonview import Listener
+from federator.model import Address, Config
+
+# How the daemon answers /-/healthy, which anybody may ask.
+_OURS = b"prometheus-qubes-proxy"
+_STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3})\b")
+
+
+async def unusable(settings: Config) -> dict[Address, str]:
+    """Where the daemon could not listen, and the remedy. Not where a daemon of ours listens already."""
+    found = {}
+    for address in settings.web.listen_addresses:
+        fault = await host.listen_fault(address)
+        if fault is None or (fault.errno == errno.EADDRINUSE and (await at(address, settings)).there == "daemon"):
+            continue
+        found[address] = f"{settings.path}: web.listen_addresses: {host.cannot_listen(address, fault)}"
+    return found
+
+
+async def at(address: Address, settings: Config) -> Listener:
+    """What is there."""
+    name, port = host.written(address), None if isinstance(address, Path) else address[1]
+    if not presence.answers(address):
+        fault = await host.listen_fault(address)
+        return Listener(name, port, "nothing", host.cannot_listen(address, fault) if fault else "")
+    configured = settings.web.tls is not None
+    statuses: list[int] = []
+    for tls in (configured, not configured):  # the daemon may not have read the file again
+        status, body = await _quickly(address, "/-/healthy", settings, tls=tls)
+        if status == 200 and body.startswith(_OURS):
+            return Listener(name, port, "daemon", tls=tls)
+        statuses.append(status)
+    if any(statuses):
+        return Listener(name, port, "other")
+    # A daemon that wants a client's certificate says nothing to those without one.
+    wants_certificate = settings.web.tls is not None and settings.web.tls.client_ca is not None
+    return Listener(name, port, "daemon" if wants_certificate else "mute", tls=configured)
+
+
+async def _quickly(address: Address, path: str, settings: Config, *, tls: bool) -> tuple[int, bytes]:
+    """Like `fetch`, of a page for which the daemon asks nobody."""
+    try:
+        async with asyncio.timeout(presence.CONNECT_SECONDS):
+            return await fetch(address, path, settings.scrape.memory_limit, tls=tls)
+    except TimeoutError:
+        return 0, b""
+
+
+async def fetch(address: Address, path: str, limit: int, *, tls: bool) -> tuple[int, bytes]:
+    """
+    HTTP status, and the body up to the limit. Status 0 if there was no answer.
+
+    It may be another program, whose answer never ends: who calls this has one deadline for all of it.
+    """
+    try:
+        sock = presence.connect(address, presence.CONNECT_SECONDS)
+        reader, writer = await asyncio.open_connection(
+            sock=sock, ssl=_unverified() if tls else None, server_hostname="localhost" if tls else None
+        )
+    except OSError:
+        return 0, b""
+    try:
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        untrusted = bytearray()
+        while len(untrusted) < limit and (piece := await reader.read(1 << 16)):
+            untrusted += piece
+    except OSError:
+        return 0, b""
+    finally:
+        writer.transport.abort()
+    head, _, body = untrusted.partition(b"\r\n\r\n")
+    status = _STATUS.match(head)
+    return (int(status[1]), bytes(body)) if status else (0, b"")
+
+
+def _unverified() -> ssl.SSLContext:
+    """The certificate has a name by which others know this qube. We know by its address that it is ours."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
