@@ -104,19 +104,22 @@ class Asking:
         """As it stands: what has not come by now is late. The same object for all, once it is finished."""
         if self._outcome is not None:
             return self._outcome
-        seconds, late = self.seconds(now) if self._seconds is None else self._seconds, reasons.late(self.qube.name)
+        seconds = self.seconds(now) if self._seconds is None else self._seconds
         outcome = QubeOutcome(
             qube=self.qube,
             up=self.up,
             seconds=seconds,
             outcomes=tuple(
-                self.outcomes.get(target) or Outcome(target=target, seconds=seconds, error=late)
+                self.outcomes.get(target) or Outcome(target=target, seconds=seconds, error=self._late(target))
                 for target in self.targets
             ),
         )
         if self.finished:
             self._outcome = outcome
         return outcome
+
+    def _late(self, target: Target) -> ScrapeError:
+        return reasons.read_too_late() if target in self.reading else reasons.late(self.qube.name)
 
 
 class _ReadText:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from federator import units
-from federator.errors import ScrapeError
+from federator.errors import ScrapeError, TimedOutError
 from federator.model import Address, Config, Outcome, Qube, QubeOutcome, Snapshot, where
 from federator.policy import only, single_port_rules
-from federator.reasons import OnePortError
+from federator.reasons import LateTextError, OnePortError, SlowExporterError
 from federator.remedies import lines_for_policy, remedy
 from federator.targets import DOM0
 
@@ -185,17 +185,31 @@ def _broken(
     settings: Config, qube: QubeOutcome, outcome: Outcome, error: ScrapeError, own_name: str
 ) -> Iterable[Check]:
     hops, name = _hops(qube.qube), outcome.target.name
-    at = hops.index(BROKEN[error.reason]) if BROKEN[error.reason] in hops else 0
-    # A qube that was not called, or did not answer, shows nothing of the hops before.
-    reached = qube.up or error.reason not in {"timeout", "not_running", "closed"}
-    for place, hop in enumerate(hops):
-        if place == at:
+    broken = BROKEN[error.reason] if BROKEN[error.reason] in hops else hops[0]
+    seen = _seen(qube, error)
+    for hop in hops:
+        if hop == broken:
             what, copy = _remedy(settings, qube.qube, error, own_name)
             yield Check(hop, name, "failed", f"{error.reason}: {error}", what, copy)
-        elif place < at and reached:
+        elif hop in seen:
             yield Check(hop, name, "ok", "passed")
         else:
-            yield Check(hop, name, "skipped", f"not known: the scrape failed at the hop {hops[at]}")
+            yield Check(hop, name, "skipped", f"not known: the scrape failed at the hop {broken}")
+
+
+def _seen(qube: QubeOutcome, error: ScrapeError) -> Sequence[str]:
+    """The hops that are known to be well, although the scrape failed."""
+    if isinstance(error, LateTextError):
+        return HOPS[: HOPS.index("text")]
+    if isinstance(error, SlowExporterError):
+        return HOPS[: HOPS.index("exporter")]
+    if isinstance(error, TimedOutError):
+        # Another exporter's answer came through these; dom0 may have decided on a call of its own for it.
+        return ("qube", "service") if qube.up else ()
+    # A qube that was not called, or whose call ended before it answered, shows nothing of the hops before.
+    if error.reason in {"not_running", "closed"} and not qube.up:
+        return ()
+    return HOPS[: HOPS.index(BROKEN[error.reason])]
 
 
 def _remedy(settings: Config, qube: Qube, error: ScrapeError, own_name: str) -> tuple[str, tuple[str, ...]]:

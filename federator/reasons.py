@@ -77,6 +77,14 @@ class OnePortError(RefusedError):
     """dom0 allows one call for all ports, to a service that knows one port a call."""
 
 
+class SlowExporterError(TimedOutError):
+    """The service answered that the exporter did not, in time."""
+
+
+class LateTextError(TimedOutError):
+    """The exporter's text came, and the time was over before it was read."""
+
+
 class OldServiceError(NoServiceError):
     """The service knows ports, and no names of endpoints."""
 
@@ -113,9 +121,9 @@ def not_its_turn(qube: str) -> TimedOutError:
     return TimedOutError(f"{qube}'s turn did not come in time: others were being called")
 
 
-def read_too_late() -> TimedOutError:
+def read_too_late() -> LateTextError:
     """The text came, and the time was over before it was read."""
-    return TimedOutError("its text came too late to be read in time")
+    return LateTextError("its text came too late to be read in time")
 
 
 def bug() -> ClosedError:
@@ -171,7 +179,7 @@ def too_much_stderr(limit: int, untrusted_words: bytes) -> ProtocolError:
 
 # What our service says where there is no HTTP answer (status 0): how its line starts, and what it comes to.
 _SERVICE_SAYS: tuple[tuple[str, type[ScrapeError], str], ...] = (
-    (TIMED_OUT, TimedOutError, "the exporter did not answer in time"),
+    (TIMED_OUT, SlowExporterError, "the exporter did not answer in time"),
     # The number is the service's own limit where that is smaller.
     (BODY_LARGER, BodySizeLimitError, "{words}; scrape.body_size_limit is {limit} bytes"),
     (COMPRESSED, HttpError, "the exporter on {place} compresses its answer, which is of no use here: {words}"),

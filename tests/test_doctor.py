@@ -281,6 +281,17 @@ def test_a_common_mistake_is_found_and_explained(scene: Scene, examine: Says, mi
     assert status == 1
 
 
+def test_a_text_that_never_came_is_not_called_well(scene: Scene, examine: Says) -> None:
+    """The service answered; what the slow exporter would have said is not known."""
+    _slow(scene)
+    hops = {check["hop"]: check["result"] for check in examine()[1] if check["subject"] == "work:node"}
+    assert hops == {
+        **dict.fromkeys(("policy", "qube", "service"), "ok"),
+        **dict.fromkeys(("exporter", "text"), "skipped"),
+        "time": "failed",
+    }
+
+
 def test_what_hangs_is_not_called_another_program(scene: Scene, examine: Says) -> None:
     """It takes connections, and says nothing; the daemon perhaps hangs."""
     scene.patch.setattr(presence, "CONNECT_SECONDS", 0.1)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from federator.errors import ClosedError, ScrapeError, TimedOutError
+from federator.errors import ClosedError, ExpositionError, HttpError, ScrapeError, TimedOutError
 from federator.findings import BROKEN, HOPS, Check, Place, clock_checks, firewall_check, place_checks, target_checks
 from federator.model import Config, Outcome, Qrexec, Qube, QubeOutcome, Scrape, Snapshot, Web
+from federator.reasons import LateTextError, SlowExporterError
 from tests.helpers import read, target
 from tests.test_contracts import REASONS
 
@@ -62,11 +63,15 @@ def test_each_reason_is_at_a_hop() -> None:
         (TimedOutError("paused"), False, 0),
         (ClosedError("no agent"), False, 0),
         (ClosedError("killed"), True, 2),
-        (TimedOutError("slow exporter"), True, 5),
+        (TimedOutError("another exporter of the qube answered"), True, 2),
+        (SlowExporterError("the service says so"), True, 3),
+        (LateTextError("it came, and was not read"), True, 4),
+        (HttpError("status 500"), True, 3),
+        (ExpositionError("no line of it is good"), True, 4),
     ],
 )
 def test_what_a_failure_does_not_show_is_not_called_well(error: ScrapeError, *, up: bool, passed: int) -> None:
-    """A qube that never answered says nothing of dom0's policy."""
+    """A qube that never answered says nothing of dom0's policy, and an exporter that is late nothing of its text."""
     found = results(snapshot(Outcome(target(), 1.0, error=error), up=up))
     assert list(found.values()).count("ok") == passed
     assert list(found.values()).count("failed") == 1

@@ -4,9 +4,9 @@
 import pytest
 
 from federator import wire
-from federator.errors import BodySizeLimitError, ExporterUnreachableError, HttpError, ScrapeError, TimedOutError
+from federator.errors import BodySizeLimitError, ExporterUnreachableError, HttpError, ScrapeError
 from federator.model import Answer
-from federator.reasons import no_text
+from federator.reasons import SlowExporterError, no_text
 from tests.helpers import service_module
 
 
@@ -16,7 +16,7 @@ from tests.helpers import service_module
         (503, b"gone \x1b[2J", HttpError, "status 503"),
         (404, b"", HttpError, "status 404"),
         (204, b"", HttpError, "status 204"),
-        (0, b"timed out", TimedOutError, "in time"),
+        (0, b"timed out", SlowExporterError, "in time"),
         (0, b"body larger than 100 bytes", BodySizeLimitError, "100 bytes'; scrape.body_size_limit is 100 bytes"),
         (0, b"body larger than 7 bytes", BodySizeLimitError, "7 bytes'; scrape.body_size_limit is 100 bytes"),
         (0, b"answered with a compressed body (br), which was not asked for", HttpError, "compresses its answer"),

@@ -533,8 +533,9 @@ async def test_the_duration_is_the_exporters_own(
     assert qube.outcomes[0].seconds <= qube.seconds - 0.7
 
 
+@pytest.mark.parametrize("patience", [100.0, 1000.0], ids=["others wait longer", "it is given up"])
 async def test_reading_has_a_time_limit(
-    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch
+    scraper: MakeScraper, exporter: MakeExporter, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
     """A text that takes for ever to be read is late, and holds up nobody."""
 
@@ -549,11 +550,12 @@ async def test_reading_has_a_time_limit(
     of = scraper({"work": {"x": exporter(b"m 1\n").port}}, scrape='timeout = "500s"')
     with monkeypatch.context() as patch:
         patch.setattr(Reader, "read", endless)
-        collecting = asyncio.create_task(collect(of, 1000.0))
+        collecting = asyncio.create_task(collect(of, patience))
         await soon("it is read", lambda: begun)
-        clock.advance(1000.0)
+        clock.advance(patience)
         error = (await collecting)["x"].error
-        assert isinstance(error, TimedOutError)
+        assert isinstance(error, reasons.LateTextError), "it came: nobody asks whether the qube is paused"
+        clock.advance(1000.0)
         await soon("the reading has ended", lambda: "asking" not in repr(of))
     assert (await collect(of))["x"].reading is not None
 
