@@ -7,13 +7,13 @@ daemon's port, so its pages are foreign text.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from federator import units
 from federator.dom0_findings import Tried
-from federator.findings import HERE, Check
+from federator.findings import BROKEN, HERE, Check
 from federator.model import Outcome, Snapshot
 from federator.targets import DOM0
 
@@ -39,6 +39,58 @@ _REQUESTS = re.compile(
     r'^qubes_proxy_http_requests_total\{code="([0-9]{3})",path="(?:/metrics|/forward)"\} ([0-9.e+]{1,30})$',
     re.MULTILINE,
 )
+
+_READ_FILE = f"sudo systemctl reload {UNIT}"
+_EDIT_UNIT = f"sudo systemctl edit {UNIT}"
+_NEEDS_NEW_CALL = "do what the failed hop says before the qube restarts: the daemon needs a new call then."
+_AGAIN = "Run doctor again: the exporter was perhaps being restarted. If it stays so,"
+_OTHER_ANSWER = (
+    "which got a good answer; doctor got another one",
+    f"{_AGAIN} the daemon has another configuration, and asks another port: {_READ_FILE}",
+)
+# What it means where the daemon sees an exporter up, and what to do, by the hop at which doctor's own scrape failed.
+_UP_FOR_DAEMON: Mapping[str, tuple[str, str]] = {
+    "policy": ("whose call is still open; a new one is refused", f"In any case, {_NEEDS_NEW_CALL}"),
+    "qube": (
+        "and dom0 told doctor that the qube does not run",
+        "Run doctor again: the qube was perhaps stopped or started in between.",
+    ),
+    "service": (
+        "and doctor's own call failed; the daemon's is perhaps still open",
+        f"Run doctor again. If it stays so, {_NEEDS_NEW_CALL}",
+    ),
+    "exporter": _OTHER_ANSWER,
+    "text": _OTHER_ANSWER,
+    "time": (
+        "and too late for doctor, which has to open its calls first",
+        "Run doctor again. If it stays so, the exporter is near the deadline: make it faster, or raise scrape.timeout.",
+    ),
+}
+_OTHER_ANSWER_FOR_DAEMON = (
+    f"{_AGAIN} reload the daemon: it has another configuration. A local qube may be hit by the unit's hardening.",
+    _READ_FILE,
+    _EDIT_UNIT,
+)
+_CALL_FAILED_FOR_DAEMON = (
+    (
+        "The daemon may be waiting before it calls again, which a reload ends. If it stays so, it is the unit's"
+        " hardening: take out its settings one by one."
+    ),
+    _READ_FILE,
+    _EDIT_UNIT,
+)
+# The other way round: what to do, with lines to copy, by the hop at which the daemon's scrape failed.
+_DOWN_FOR_DAEMON: Mapping[str, tuple[str, ...]] = {
+    "policy": _CALL_FAILED_FOR_DAEMON,
+    "qube": ("Run doctor again: the daemon asks dom0 only now and then which qubes run (discovery.refresh_interval).",),
+    "service": _CALL_FAILED_FOR_DAEMON,
+    "exporter": _OTHER_ANSWER_FOR_DAEMON,
+    "text": _OTHER_ANSWER_FOR_DAEMON,
+    "time": (
+        "Run doctor again: the exporter is perhaps near the deadline. The daemon's log says since when it is late:",
+        f"journalctl -u {UNIT} -n 20",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +130,7 @@ def listener_checks(listeners: Sequence[Listener], *, tls: bool) -> list[Check]:
 def _listener_check(one: Listener, *, tls: bool) -> Check:
     if one.there == "daemon" and one.tls != tls:
         says = f"answers on {one.address} {'with' if one.tls else 'without'} TLS, and the file says otherwise"
-        return Check("daemon", HERE, "failed", says, "Let it read the file:", (f"sudo systemctl reload {UNIT}",))
+        return Check("daemon", HERE, "failed", says, "Let it read the file:", (_READ_FILE,))
     if one.there == "daemon":
         return Check("daemon", HERE, "ok", f"answers on {one.address}")
     if one.there == "other":
@@ -181,26 +233,22 @@ def _difference(outcome: Outcome, up: bool | None, reason: str) -> Check | None:
     hop, name = "daemon's view", outcome.target.name
     if up is None:
         says = "the daemon does not know it: it has another configuration"
-        return Check(hop, name, "failed", says, "Let it read the file:", (f"sudo systemctl reload {UNIT}",))
+        return Check(hop, name, "failed", says, "Let it read the file:", (_READ_FILE,))
     if up == (outcome.error is None):
         return None
-    if up:
-        says = "up for the daemon, whose call is still open; new calls fail"
-        return Check(hop, name, "warning", says, "Do what the failed hop says before the qube restarts.")
+    if outcome.error is not None:
+        says, what = _UP_FOR_DAEMON[BROKEN[outcome.error.reason]]
+        return Check(hop, name, "warning", f"up for the daemon, {says}", what)
     says = f"down for the daemon ({reason}), and up for doctor"
-    what = (
-        "The daemon may be waiting before it calls again, which a reload ends. If it stays so, it is the unit's"
-        " hardening: take out its settings one by one."
-    )
-    return Check(hop, name, "failed", says, what, (f"sudo systemctl reload {UNIT}", f"sudo systemctl edit {UNIT}"))
+    what, *copy = _DOWN_FOR_DAEMON[BROKEN.get(reason, "service")]
+    return Check(hop, name, "failed", says, what, tuple(copy))
 
 
 def _view_of_dom0(pages: Pages, tried: Sequence[Tried]) -> list[Check]:
     """Where dom0 does not answer the daemon, and answers doctor."""
     works = {one.need.service for one in tried} - {one.need.service for one in tried if one.error or one.skipped}
     reasons = dict(_DOM0_FAILURE.findall(pages.untrusted_metrics))
-    what = "The daemon asks again after a while, and after a reload at once:"
-    copy = (f"sudo systemctl reload {UNIT}",)
+    what, copy = "The daemon asks again after a while, and after a reload at once:", (_READ_FILE,)
     return [
         Check("daemon's view", DOM0, "failed", f"{call}: dom0 answers doctor, and not the daemon ({why})", what, copy)
         for call, why in sorted(reasons.items())

@@ -10,11 +10,12 @@ from federator.daemonview import Listener, Pages, daemon_checks, listener_checks
 from federator.dom0_figures import Figures
 from federator.dom0_findings import Tried
 from federator.dom0_replies import STATS
-from federator.errors import RefusedError
+from federator.errors import RefusedError, ScrapeError
 from federator.gauges import gauges
 from federator.model import Outcome, Reload
 from federator.policy import Need
 from tests.helpers import read, target
+from tests.test_contracts import scrape_errors
 from tests.test_findings import NOW, snapshot
 
 UP = Outcome(target(), 0.1, reading=read(b"m 1\n"))
@@ -36,7 +37,7 @@ def page(*outcomes: Outcome, reloaded: bool = True) -> Pages:
         ([UP], UP, None, ""),
         ([DOWN], DOWN, None, ""),
         ([DOWN], UP, "failed", "down for the daemon (refused), and up for doctor"),
-        ([UP], DOWN, "warning", "up for the daemon"),
+        ([UP], DOWN, "warning", "whose call is still open; a new one is refused"),
         ([], UP, "failed", "another configuration"),
         ([], NOT_ON_PAGE, None, ""),
     ],
@@ -54,6 +55,34 @@ def test_how_many_exporters_are_the_same_for_both_is_told() -> None:
     """It was `1 exporters`."""
     said = [check.says for check in daemon_checks(page(UP), snapshot(UP), (), NOW) if check.result == "ok"]
     assert "agrees with doctor about 1 exporter" in said
+
+
+# By the reason: what is said where only the daemon, and where only doctor, sees the exporter up.
+WORDS = {
+    "refused": ("whose call is still open; a new one is refused", "hardening"),
+    "not_running": ("dom0 told doctor that the qube does not run", "asks dom0 only now and then"),
+    "closed": ("doctor's own call failed", "hardening"),
+    "no_service": ("doctor's own call failed", "hardening"),
+    "protocol": ("doctor's own call failed", "hardening"),
+    "timeout": ("too late for doctor", "near the deadline"),
+    "connection": ("doctor got another one", "being restarted"),
+    "http": ("doctor got another one", "being restarted"),
+    "exposition": ("doctor got another one", "being restarted"),
+    "sample_limit": ("doctor got another one", "being restarted"),
+}
+
+
+@pytest.mark.parametrize("error", [*scrape_errors()], ids=lambda error: error.__name__)
+def test_what_a_difference_means_depends_on_what_failed(error: type[ScrapeError]) -> None:
+    """A slow exporter says nothing of new calls, and one that does not answer nothing of the unit."""
+    failed = replace(DOWN, error=error("why"))
+    (up,) = (one for one in daemon_checks(page(UP), snapshot(failed), (), NOW) if one.subject == "work:node")
+    (down,) = (one for one in daemon_checks(page(failed), snapshot(UP), (), NOW) if one.subject == "work:node")
+    assert down.says == f"down for the daemon ({error.reason}), and up for doctor"
+    if error.reason in WORDS:
+        up_words, down_words = WORDS[error.reason]
+        assert up_words in up.says
+        assert down_words in down.remedy
 
 
 def test_a_failed_reload_is_named() -> None:
