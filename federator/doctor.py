@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from time import time as now
 
-from federator import config, dom0_probe, findings, host, listeners, once, presence, units
+from federator import config, dom0_probe, findings, host, listeners, once, presence, remedies, units
 from federator.access import Access
 from federator.daemonview import Pages, daemon_checks, listener_checks
 from federator.dom0_findings import Tried, dom0_checks
@@ -93,6 +93,8 @@ def _discovery(settings: Config, found: once.Found) -> list[Check]:
         says = "nothing is scraped: no qube is configured, and dom0 named none"
     else:
         return [Check("discovery", HERE, "ok", "dom0 says which qubes run")]
+    if found.discovery_error is not None and (what := remedies.here(found.discovery_error)):
+        return [Check("discovery", HERE, "failed", says, what)]
     copy = tuple(rules(settings, host.own_name()))
     return [Check("discovery", HERE, "failed", says, "dom0's policy needs these lines:", copy)]
 

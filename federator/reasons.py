@@ -7,6 +7,7 @@ what is done about a failure. Two kinds of text are written elsewhere: what brea
 wrong with an exposition in `text`.
 """
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +16,7 @@ from federator.errors import (
     ClosedError,
     EndpointError,
     ExporterUnreachableError,
+    ExpositionError,
     HttpError,
     NoServiceError,
     NotRunningError,
@@ -77,6 +79,22 @@ class OnePortError(RefusedError):
     """dom0 allows one call for all ports, to a service that knows one port a call."""
 
 
+class NoAgentError(ClosedError):
+    """No qube can be called from here."""
+
+
+class NotStartedError(ClosedError):
+    """The system does not start the client, or the local service."""
+
+
+class BugError(ClosedError):
+    """Our own mistake in asking a qube."""
+
+
+class TextBugError(ExpositionError):
+    """Our own mistake in reading a text."""
+
+
 class SlowExporterError(TimedOutError):
     """The service answered that the exporter did not, in time."""
 
@@ -126,11 +144,6 @@ def read_too_late() -> LateTextError:
     return LateTextError("its text came too late to be read in time")
 
 
-def bug() -> ClosedError:
-    """Our own mistake: the log has its traceback."""
-    return ClosedError("a bug in the proxy; its log has the details, please report them")
-
-
 def is_lack_of_memory(error: BaseException) -> bool:
     """Is it that, and nothing else? Tasks that end together put it into groups."""
     if isinstance(error, BaseExceptionGroup):
@@ -138,14 +151,23 @@ def is_lack_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError)
 
 
-def of_ours(error: BaseException, bug_is: type[ScrapeError] = ClosedError) -> ScrapeError:
-    """No fault of the qube: see mishap.py."""
-    return too_much_at_once() if is_lack_of_memory(error) else bug_is(str(bug()))
+def of_ours(error: BaseException, bug_is: type[ScrapeError] = BugError) -> ScrapeError:
+    """No fault of the qube: see mishap.py. The log has the traceback of a bug."""
+    if is_lack_of_memory(error):
+        return too_much_at_once()
+    return bug_is("a bug in the proxy; its log has the details, please report them")
 
 
-def not_started(program: str, why: str | None) -> ClosedError:
+def not_started(program: str, why: str | None) -> NotStartedError:
     """The system does not start the client, or the local service."""
-    return ClosedError(f"{program} cannot be started: {why}")
+    return NotStartedError(f"{program} cannot be started: {why}")
+
+
+def no_agent(*, is_closed: bool) -> NoAgentError:
+    """What passes calls on is not here, or not for this user."""
+    if is_closed:
+        return NoAgentError("this user may not use the qrexec agent; the daemon's has to be in the group qubes")
+    return NoAgentError("there is no qrexec agent here; the daemon has to run in a qube")
 
 
 def too_much_at_once() -> BodySizeLimitError:
@@ -291,8 +313,8 @@ def _never_connected(status: int | None, untrusted_words: bytes, callee: Callee)
         )
     if status in {125, 127}:
         return _no_service(status, words, callee)
-    if status == 1 and b"connect: No such file" in untrusted_words:
-        return ClosedError("there is no qrexec agent here; the daemon has to run in a qube")
+    if status == 1 and (why := re.search(rb"connect: (No such file|Connection refused|Permission)", untrusted_words)):
+        return no_agent(is_closed=why[1] == b"Permission")
     if status == 1 and b"Data vchan connection failed" in untrusted_words:
         return ClosedError(f"{name} accepted the call but did not connect; restart the qube if it stays so")
     return None

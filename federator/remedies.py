@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from federator.errors import ScrapeError
 from federator.model import Config, Qube
 from federator.policy import only, rules
+from federator.reasons import BugError, NoAgentError, NotStartedError, TextBugError
 
 REMEDIES: Mapping[str, str] = {
     "refused": "Add this line to dom0's policy, in /etc/qubes/policy.d/30-user.policy, or start the qube. In dom0,"
@@ -37,8 +38,16 @@ REMEDIES: Mapping[str, str] = {
     "sample_limit": "Leave metrics out with `drop`, or raise scrape.sample_limit.",
     "label_limit": "Leave the metric out with `drop`, or raise the limit in [scrape].",
 }
-
-
+_REPORT = "Report it, with the lines of the daemon's log."
+# Where the qube is not to blame: there is nothing to look at in it.
+_NOT_OF_THE_QUBE: Mapping[type[ScrapeError], str] = {
+    NoAgentError: "Run it in a qube, as a user of the group qubes: from elsewhere, no qube can be called. If it runs in"
+    " a qube, start the agent: sudo systemctl restart qubes-qrexec-agent",
+    NotStartedError: "See whether the program is there and may be run: that of qrexec.client or, for a qube with"
+    ' transport = "local", that of qrexec.local_service.',
+    BugError: _REPORT,
+    TextBugError: _REPORT,
+}
 # Where it is dom0 that does not answer one of [dom0]'s calls.
 DOM0_REMEDIES: Mapping[str, str] = {
     "refused": "Allow it in dom0's policy, in /etc/qubes/policy.d/30-user.policy, or switch these figures off in"
@@ -53,12 +62,17 @@ DOM0_REMEDIES: Mapping[str, str] = {
 
 def remedy(error: ScrapeError) -> str:
     """What to do about it."""
-    return REMEDIES[error.reason]
+    return here(error) or REMEDIES[error.reason]
+
+
+def here(error: ScrapeError) -> str:
+    """What to do on this machine, which is to blame; empty where it is not."""
+    return _NOT_OF_THE_QUBE.get(type(error), "")
 
 
 def dom0_remedy(error: ScrapeError) -> str:
     """The same for one of [dom0]'s calls."""
-    return DOM0_REMEDIES.get(error.reason, "See the daemon's log.")
+    return here(error) or DOM0_REMEDIES.get(error.reason, "See the daemon's log.")
 
 
 def lines_for_policy(config: Config, qube: Qube, own_name: str) -> Sequence[str]:

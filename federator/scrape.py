@@ -23,7 +23,7 @@ from federator.asking import Asking, TextBeingRead, Told, fit_on_page
 from federator.channel import Channel
 from federator.cost import PageCost
 from federator.counters import Counters
-from federator.errors import ExporterUnreachableError, ExpositionError, ScrapeError
+from federator.errors import ExporterUnreachableError, ScrapeError
 from federator.fleet import Fleet
 from federator.history import History
 from federator.mishap import Caught
@@ -250,7 +250,7 @@ class Scraper:
         except TimeoutError:
             error = reasons.read_too_late()
         except Exception as failed:  # noqa: BLE001 - a text that can trigger it must not cost the others their page
-            error = reasons.of_ours(failed, ExpositionError)
+            error = reasons.of_ours(failed, reasons.TextBugError)
             mishap.tell("bug in reading an exposition", failed, qube=target.qube, exporter=target.exporter.name)
         if error is not None:
             self.fleet.forget_text(target)

@@ -771,6 +771,8 @@ def waiting(version: type[TextWire]) -> TextWire:
         (127, b"", waiting(Version2), True, "closed", "status 127"),
         (125, b"", Version2(), False, "no_service", "is it executable?"),
         (1, b"x: connect: No such file or directory", Version2(), False, "closed", "no qrexec agent here"),
+        (1, b"x: connect: Connection refused", Version2(), False, "closed", "no qrexec agent here"),
+        (1, b"x: connect: Permission denied", Version2(), False, "closed", "in the group qubes"),
         (1, b"Data vchan connection failed", Version2(), False, "closed", "restart the qube"),
         (255, b"vchan connection closed early", waiting(Version2), True, "closed", "went away"),
         (143, b"", waiting(Version2), True, "closed", "status 143"),

@@ -390,6 +390,19 @@ def test_discovery_that_names_nobody_is_explained(scene: Scene, examine: Says) -
     assert any("@tag:monitored" in line for line in check["copy"])
 
 
+def test_no_line_of_policy_is_wanted_where_dom0_cannot_be_asked(
+    scene: Scene, examine: Says, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Outside of Qubes OS, nothing in dom0 or in a qube is the remedy."""
+    for name in scene.qubes.env:
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    scene.patch.setattr(presence, "SERVICE_FLAGS", tmp_path / "none")
+    scene.more["rest"] = "[discovery]\n"
+    checks = [check for check in examine()[1] if "no qrexec agent here" in check["says"]]
+    assert {check["hop"] for check in checks} == {"discovery", "service"}
+    assert all(check["remedy"].startswith("Run it in a qube") and not check["copy"] for check in checks)
+
+
 def test_all_is_well_where_qubes_are_found_and_none_is_configured(scene: Scene, examine: Says) -> None:
     """Only [discovery]: what dom0 names is looked at like what the configuration names."""
     scene.qubes.add("dom0")

@@ -87,7 +87,7 @@ def test_an_address_that_does_not_resolve_is_named() -> None:
     with pytest.raises(StartError, match=r"no\.such\.host\.invalid:8199: the host name has no address \("):
         host.check_addresses(settings)
     host.check_addresses(
-        config.parse(WORK + "[web]\nlisten_addresses = [':1', '127.0.0.1:1', 'unix:/x']\n", Path("/x"))
+        config.parse(WORK + "[web]\nlisten_addresses = [':1', '127.0.0.1:2', 'unix:/x']\n", Path("/x"))
     )
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from federator.errors import BodySizeLimitError, ClosedError, ScrapeError
+from federator.errors import BodySizeLimitError, ScrapeError
 from federator.mishap import Caught
+from federator.reasons import BugError
 
 
 class Text:
@@ -25,10 +26,10 @@ def group(*errors: Exception) -> Exception:
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        (ZeroDivisionError, ClosedError),
+        (ZeroDivisionError, BugError),
         (MemoryError, BodySizeLimitError),
         (lambda: group(MemoryError(), group(MemoryError())), BodySizeLimitError),
-        (lambda: group(MemoryError(), ZeroDivisionError()), ClosedError),
+        (lambda: group(MemoryError(), ZeroDivisionError()), BugError),
     ],
 )
 async def test_what_went_wrong_is_told_and_not_kept(
