@@ -299,7 +299,9 @@ def _chosen(table: Table, entries: Sequence[Entry], exporters: Mapping[str, Expo
     def choose(entry: Entry) -> None:
         exporter_name = entry.take(str)
         if exporter_name not in exporters:
-            raise entry.error(f"there is no exporter {exporter_name!r}; add it under [exporters] with its port")
+            close = difflib.get_close_matches(exporter_name, exporters, n=1)
+            meant = f"did you mean {close[0]!r}? Otherwise " if close else ""
+            raise entry.error(f"there is no exporter {exporter_name!r}; {meant}add it under [exporters] with its port")
         exporter = exporters[exporter_name]
         if exporter is None:
             return

@@ -5,6 +5,7 @@ The command `scrape`: one scrape, now, without the daemon; what is up, what is d
 Owns its lines, its JSON and its exit status. Must not know how a scrape is done.
 """
 
+import difflib
 import json
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -133,9 +134,17 @@ def _selected(settings: Config, targets: Sequence[Target], names: Sequence[str])
     for name in names:
         matching = {target for target in targets if name in (target.qube, target.name)}
         if not matching:
-            raise ConfigError(f"{settings.path}: there is no {name!a} to scrape; `check` lists what is configured")
+            raise ConfigError(f"{settings.path}: there is no {name!a} to scrape; {_meant(name, targets)}")
         selected |= matching
     return frozenset(selected or targets)
+
+
+def _meant(name: str, targets: Sequence[Target]) -> str:
+    """What it is nearly called; of an exporter without its qube, the first one."""
+    meant = {target.exporter.name: target.name for target in reversed(targets)}
+    meant |= {known: known for target in targets for known in (target.qube, target.name)}
+    close = difflib.get_close_matches(name, meant, n=1)
+    return f"did you mean {meant[close[0]]}?" if close else "name a QUBE or QUBE:EXPORTER, as `check` lists them"
 
 
 def _line(outcome: Outcome, width: int) -> str:

@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -53,6 +53,10 @@ _HOST = re.compile(r"((?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]))(:[0-9]{
 
 # What is sent at one time of all that asks no qube. 200 qubes make a page for people of some 450 kB.
 LOOKS_BYTES = 8 << 20
+
+# So many names stand in an error; a person finds none among more. The nearest one is not looked for: that would take
+# some 0.1 ms for each name, of everybody's time.
+MAX_LISTED = 20
 
 # The one path that is open to everybody.
 HEALTHY = "/-/healthy"
@@ -149,13 +153,21 @@ def wanted(query: MultiMapping[str], targets: Sequence[Target], dom0_knows: Call
         if untrusted_key not in known:
             raise web.HTTPBadRequest(text=f"no parameter {untrusted_key!a}; there are qube=NAME and exporter=NAME\n")
         if untrusted_name not in known[untrusted_key] | of_dom0:
-            raise web.HTTPBadRequest(text=f"no {untrusted_key} {untrusted_name!a} is configured\n")
+            known_here = _list(known[untrusted_key])
+            raise web.HTTPBadRequest(text=f"no {untrusted_key} {untrusted_name!a} is configured; {known_here}\n")
     qubes = set(query.getall("qube", known["qube"]))
     exporters = set(query.getall("exporter", [target.exporter.name for target in targets if target.exporter.page]))
     found = frozenset(target for target in targets if target.qube in qubes and target.exporter.name in exporters)
     if query and not found and not of_dom0:
         raise web.HTTPBadRequest(text="none of these qubes has any of these exporters; `check` lists what there is\n")
     return found
+
+
+def _list(names: Collection[str]) -> str:
+    """The names that there are, for those who may read them on the page anyway."""
+    if 0 < len(names) <= MAX_LISTED:
+        return f"known here: {', '.join(sorted(names))}"
+    return "/ lists all that is"
 
 
 def expected_size(query: MultiMapping[str], seen: Snapshot | None) -> int:

@@ -228,7 +228,7 @@ FAULTS = {
     "a bad exporter name": ("[exporters]\n'a b' = 1\n", "exporters.'a b': not a name for an exporter"),
     "an exporter nobody defined": (
         WORK.replace('["node"]', '["nod"]'),
-        "qubes.work.exporters[0]: there is no exporter 'nod'",
+        "qubes.work.exporters[0]: there is no exporter 'nod'; did you mean 'node'? Otherwise add it under [exporters]",
     ),
     "an exporter twice": (
         WORK.replace('["node"]', '["node", "node"]'),

@@ -253,9 +253,25 @@ def test_scrape_shows_a_line_for_each_target(qubes: Qubes, exporter: MakeExporte
     assert lines[2] == "1 of 2 exporters up"
     assert run("scrape", f"--config.file={path}", "work").returncode == 0
     assert run("scrape", f"--config.file={path}", "work:node").returncode == 0
-    unknown = run("scrape", f"--config.file={path}", "work:nod")
-    assert unknown.returncode == 1
-    assert "there is no 'work:nod' to scrape" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("work:nod", "did you mean work:node?"),
+        ("wrk", "did you mean work?"),
+        ("node", "did you mean work:node?"),
+        ("nod", "did you mean work:node?"),
+        ("elsewhere", "name a QUBE or QUBE:EXPORTER, as `check` lists them"),
+    ],
+)
+def test_a_name_that_scrape_does_not_know_has_a_near_one(served: Path, name: str, words: str) -> None:
+    """A qube, an exporter of one, or the exporter without its qube."""
+    text = toml({"work": {"node": 9100}, "vault": {"node": 9100}}, client=CLIENT)
+    served.write_text(text, encoding="utf-8")
+    unknown = run("scrape", f"--config.file={served}", name)
+    assert (unknown.returncode, unknown.stdout) == (1, "")
+    assert f"there is no '{name}' to scrape; {words}" in unknown.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

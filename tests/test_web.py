@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
-from aiohttp.web import StreamResponse
+from aiohttp.web import HTTPBadRequest, StreamResponse
+from multidict import MultiDict
 
 from federator.page import Page
 from federator.text.content_type import TEXT_FORMAT
 from federator.unexpected import Unexpected
-from federator.web import SERVED, Served
-from tests.helpers import soon
+from federator.web import SERVED, Served, wanted
+from tests.helpers import soon, target
 from tests.parts import PATIENCE_SECONDS, Exporter, eventually, free_port, toml
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ async def test_the_page_can_be_narrowed(client: Client, query: str, count: int, 
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("?qube=vault", "no qube 'vault' is configured"),
-        ("?exporter=x%0Ay", r"no exporter 'x\ny' is configured"),
+        ("?qube=vault", "no qube 'vault' is configured; known here: personal, work"),
+        ("?exporter=x%0Ay", r"no exporter 'x\ny' is configured; known here: app, extra, node"),
         ("?target=work", "no parameter 'target'"),
         ("?qube=work&exporter=extra", "none of these qubes has any of these exporters"),
     ],
@@ -111,6 +112,15 @@ async def test_a_name_nobody_configured_is_refused(client: Client, query: str, w
     answer, text = await asked(client, "/metrics" + query)
     assert answer.status == 400
     assert words in text.decode()
+
+
+@pytest.mark.parametrize(("count", "words"), [(20, "known here: q0, q1, q10"), (21, "/ lists all that is")])
+def test_names_are_listed_where_a_person_can_read_them(count: int, words: str) -> None:
+    """Those that a client could read on the page."""
+    targets = [target(f"q{number}") for number in range(count)]
+    with pytest.raises(HTTPBadRequest) as refused:
+        wanted(MultiDict(qube="q"), targets)
+    assert f"no qube 'q' is configured; {words}" in (refused.value.text or "")
 
 
 async def test_forward_refuses_parameters_that_it_does_not_know(client: Client) -> None:
