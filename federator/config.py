@@ -111,6 +111,11 @@ def load(path: Path, web_file: Path | None = None) -> Config:
     return from_table(toml_reader.read(text, path), path, top)
 
 
+def identity(path: Path) -> str:
+    """By what a file is told from others: its path without links, as text whatever bytes it has."""
+    return str(path.resolve()).encode("utf-8", "backslashreplace").decode()
+
+
 def without_effect(config: Config) -> list[str]:
     """A line for each table of a good configuration that does nothing, with the remedy."""
     if config.dom0 is None or config.dom0.switches:

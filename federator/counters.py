@@ -15,9 +15,13 @@ from federator.model import Outcome
 
 
 class Counters:
-    """What /metrics/proxy shows. A registry of its own: nothing a library registers globally gets in."""
+    """
+    What /metrics/proxy shows. A registry of its own: nothing a library registers globally gets in.
 
-    def __init__(self) -> None:
+    `config_file`: which one the daemon reads, as config.identity tells it from others; empty where no daemon runs.
+    """
+
+    def __init__(self, config_file: str = "") -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
@@ -50,6 +54,9 @@ class Counters:
         self.lines_dropped = Counter(
             "qubes_proxy_lines_dropped_total", "Lines that could not be passed on.", registry=self.registry
         )
+        config = Gauge("qubes_proxy_config_info", "The configuration file.", ["path"], registry=self.registry)
+        if config_file:
+            config.labels(config_file).set(1)
 
     def call_started(self) -> None:
         """A process was started."""

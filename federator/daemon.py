@@ -59,7 +59,7 @@ async def serve(
     sockets = _activated() if systemd_socket else []
     settings = config.load(path, web_file)
     host.check(settings)
-    served = Served.of(settings, Counters(), own_name=host.own_name())
+    served = Served.of(settings, Counters(config.identity(path)), own_name=host.own_name())
     runner = runner_of(served)
     stop = asyncio.Event()
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from federator import units
 from federator.dom0_findings import Tried
+from federator.errors import shown
 from federator.findings import BROKEN, HERE, Check
 from federator.model import Outcome, Snapshot
 from federator.targets import DOM0
@@ -34,12 +35,17 @@ _DOM0_FAILURE = re.compile(
     r'^qubes_proxy_dom0_failure\{call="([A-Za-z.]{1,40})",reason="([a-z_]{1,20})"\} 1$', re.MULTILINE
 )
 _RELOADED = re.compile(r"^qubes_proxy_config_last_reload_successful ([01])$", re.MULTILINE)
+_CONFIG = re.compile(r'^qubes_proxy_config_info\{path="((?:[^"\\\n]|\\.)*)"\} 1(?:\.0)?$', re.MULTILINE)
 _STARTED = re.compile(r"^process_start_time_seconds ([0-9.e+]{1,30})$", re.MULTILINE)
 _REQUESTS = re.compile(
     r'^qubes_proxy_http_requests_total\{code="([0-9]{3})",path="(?:/metrics|/forward)"\} ([0-9.e+]{1,30})$',
     re.MULTILINE,
 )
 
+# Why the daemon does not tell which file it reads, by the status of /metrics/proxy.
+_WHY_HIDDEN = {401: "it asks for a password", 200: "it is older than this program"}
+_NO_ANSWER = "it wants a client's certificate, or does not answer doctor"
+_RESTART = f"sudo systemctl restart {UNIT}"
 _READ_FILE = f"sudo systemctl reload {UNIT}"
 _EDIT_UNIT = f"sudo systemctl edit {UNIT}"
 _NEEDS_NEW_CALL = "do what the failed hop says before the qube restarts: the daemon needs a new call then."
@@ -99,7 +105,8 @@ class Listener:
     An address of the configuration, and what is there: our daemon, nothing, or another program.
 
     What is `mute` takes connections, and gives no HTTP answer. `fault`: why the daemon could not listen where nothing
-    answers, and the remedy; empty where it could. `tls`: does the daemon speak TLS?
+    answers, and the remedy; empty where it could. `tls`: does the daemon speak TLS? `status`: HTTP's, of the daemon's
+    page /metrics/proxy; 0 if there was no answer.
     """
 
     address: str
@@ -107,6 +114,14 @@ class Listener:
     there: Literal["daemon", "nothing", "other", "mute"]
     fault: str = ""
     tls: bool = False
+    status: int = 0
+    untrusted_proxy: str = ""
+
+    @property
+    def untrusted_file(self) -> str | None:
+        """The configuration file that the daemon reads, as config.identity tells it from others; None: not known."""
+        found = _CONFIG.search(self.untrusted_proxy) if self.status == 200 else None
+        return re.sub(r"\\(.)", lambda escape: "\n" if escape[1] == "n" else escape[1], found[1]) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +137,24 @@ class Pages:
     untrusted_proxy: str = ""
 
 
-def listener_checks(listeners: Sequence[Listener], *, tls: bool) -> list[Check]:
-    """Whether the daemon is where the configuration says, and with TLS or without as that says."""
-    return [_listener_check(one, tls=tls) for one in listeners]
+def listener_checks(listeners: Sequence[Listener], file: str, *, tls: bool) -> list[Check]:
+    """Whether the daemon is where the configuration `file` says, and with TLS or without as that says."""
+    return [_daemon_check(one, file, tls=tls) if one.there == "daemon" else _listener_check(one) for one in listeners]
 
 
-def _listener_check(one: Listener, *, tls: bool) -> Check:
-    if one.there == "daemon" and one.tls != tls:
+def _daemon_check(one: Listener, file: str, *, tls: bool) -> Check:
+    if one.untrusted_file not in {None, file}:
+        says = f"the daemon that answers on {one.address} reads {shown(one.untrusted_file or '')}, and not {file}"
+        what = "End it and start the one that reads this file; or give doctor its file with --config.file=PATH."
+        return Check("daemon", HERE, "failed", says, what, (_who_listens(one), _RESTART))
+    if one.tls != tls:
         says = f"answers on {one.address} {'with' if one.tls else 'without'} TLS, and the file says otherwise"
         return Check("daemon", HERE, "failed", says, "Let it read the file:", (_READ_FILE,))
-    if one.there == "daemon":
-        return Check("daemon", HERE, "ok", f"answers on {one.address}")
+    hidden = "" if one.untrusted_file else f"; {_WHY_HIDDEN.get(one.status, _NO_ANSWER)}, so its file is not known"
+    return Check("daemon", HERE, "ok", f"answers on {one.address}{hidden}")
+
+
+def _listener_check(one: Listener) -> Check:
     if one.there == "other":
         return Check(
             "daemon",
@@ -149,11 +171,11 @@ def _listener_check(one: Listener, *, tls: bool) -> Check:
             "failed",
             f"what listens on {one.address} gives no HTTP answer: it is another program, or the daemon hangs",
             "See which one. If it is the daemon, start it anew:",
-            (_who_listens(one), f"sudo systemctl restart {UNIT}"),
+            (_who_listens(one), _RESTART),
         )
     if one.fault:
         what = "Correct web.listen_addresses, or what it says, then start the daemon:"
-        return Check("daemon", HERE, "failed", f"the daemon {one.fault}", what, (f"sudo systemctl restart {UNIT}",))
+        return Check("daemon", HERE, "failed", f"the daemon {one.fault}", what, (_RESTART,))
     unit = one.port in {None, UNIT_PORT}
     more = "" if unit else f" The unit allows port {UNIT_PORT} only; for this one, add SocketBindAllow=tcp:{one.port}"
     return Check(
@@ -164,7 +186,7 @@ def _listener_check(one: Listener, *, tls: bool) -> Check:
         f"Start it. If it ends again, its log says why.{more}",
         (
             *(() if unit else (f"sudo systemctl edit {UNIT}",)),
-            f"sudo systemctl restart {UNIT}",
+            _RESTART,
             f"journalctl -u {UNIT} -n 20",
         ),
     )

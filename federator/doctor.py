@@ -55,7 +55,8 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
         return [*faults, *findings.place_checks(place, calls=True)]
     checks = [*_configuration(settings, web_file), *findings.place_checks(place, calls=settings.calls)]
     found_at = [await listeners.at(address, settings) for address in settings.web.listen_addresses]
-    checks += listener_checks(found_at, tls=settings.web.tls is not None)
+    file = config.identity(settings.path)
+    checks += listener_checks(found_at, file, tls=settings.web.tls is not None)
     checks.append(findings.firewall_check(place, settings.web.listen_addresses))
     try:
         host.check(settings)
@@ -76,7 +77,7 @@ async def _checks(path: Path, web_file: Path | None, progress: Progress) -> list
         tried = await dom0_probe.probe(settings)
         checks += dom0_checks(tried, host.own_name())
     for address, listener in zip(settings.web.listen_addresses, found_at, strict=True):
-        if listener.there == "daemon":
+        if listener.there == "daemon" and listener.untrusted_file in {None, file}:
             progress.show(f"asking the daemon on {listener.address}")
             pages = await _pages(address, settings, tls=listener.tls)
             checks += daemon_checks(pages, found.snapshot, tried, now())

@@ -43,7 +43,8 @@ async def at(address: Address, settings: Config) -> Listener:
     for tls in (configured, not configured):  # the daemon may not have read the file again
         status, body = await _quickly(address, "/-/healthy", settings, tls=tls)
         if status == 200 and body.startswith(_OURS):
-            return Listener(name, port, "daemon", tls=tls)
+            status, body = await _quickly(address, "/metrics/proxy", settings, tls=tls)
+            return Listener(name, port, "daemon", tls=tls, status=status, untrusted_proxy=body.decode(errors="replace"))
         statuses.append(status)
     if any(statuses):
         return Listener(name, port, "other")

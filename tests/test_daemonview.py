@@ -2,9 +2,11 @@
 """What doctor makes of the daemon's pages, by their texts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from federator import config
 from federator.counters import Counters
 from federator.daemonview import Listener, Pages, daemon_checks, listener_checks, scraped_check
 from federator.dom0_figures import Figures
@@ -21,6 +23,7 @@ from tests.test_findings import NOW, snapshot
 UP = Outcome(target(), 0.1, reading=read(b"m 1\n"))
 DOWN = Outcome(target(), 0.1, error=RefusedError("denied"))
 
+FILE = "/rw/config/prometheus-qubes-proxy.toml"
 APART = target()
 NOT_ON_PAGE = replace(UP, target=replace(APART, exporter=replace(APART.exporter, page=False)))
 
@@ -151,21 +154,54 @@ def test_foreign_text_raises_nothing(text: str) -> None:
     assert all(check.says.isprintable() for check in daemon_checks(Pages(200, text, text), snapshot(UP), (), NOW))
 
 
+def proxy_page(path: Path) -> str:
+    """/metrics/proxy of a daemon that reads this file."""
+    return Counters(config.identity(path)).page().decode()
+
+
+@pytest.mark.parametrize("name", ["p.toml", 'a "b"\\n', "two\nlines", "\udcff"])
+def test_a_file_is_known_again(name: str, tmp_path: Path) -> None:
+    """By its path without links, whatever bytes it has."""
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    found = Listener(":1", 1, "daemon", status=200, untrusted_proxy=proxy_page(tmp_path / "link"))
+    assert found.untrusted_file == config.identity(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "result", "words"),
+    [
+        (200, proxy_page(Path(FILE)), "ok", ""),
+        (200, proxy_page(Path("/srv/demo\x1b.toml")), "failed", r"reads '/srv/demo\x1b.toml', and not " + FILE),
+        (200, "", "ok", "it is older than this program, so its file is not known"),
+        (401, "", "ok", "it asks for a password, so its file is not known"),
+        (0, "", "ok", "a client's certificate, or does not answer doctor, so its file is not known"),
+    ],
+)
+def test_a_daemon_with_another_file_is_another_one(status: int, text: str, result: str, words: str) -> None:
+    """What it would show is not this file's; and what is hidden is said to be."""
+    of = Listener(":1", 1, "daemon", status=status, untrusted_proxy=text)
+    (check,) = listener_checks([of], FILE, tls=False)
+    assert check.result == result
+    assert words in check.says
+    assert check.says.isprintable()
+    assert not any("demo" in line for line in check.copy), "a foreign name is in no line for a shell"
+
+
 @pytest.mark.parametrize("tls", [False, True])
 def test_a_daemon_that_speaks_tls_and_should_not_has_not_read_the_file(*, tls: bool) -> None:
     """Or the other way round."""
-    results = [listener_checks([Listener(":1", 1, "daemon", tls=one)], tls=tls)[0] for one in (tls, not tls)]
+    results = [listener_checks([Listener(":1", 1, "daemon", tls=one)], FILE, tls=tls)[0] for one in (tls, not tls)]
     assert [check.result for check in results] == ["ok", "failed"]
     assert results[1].copy == ("sudo systemctl reload prometheus-qubes-proxy",)
 
 
 def test_a_port_that_the_unit_does_not_allow_is_named() -> None:
     """Only where the daemon is not there."""
-    (silent,) = listener_checks([Listener(":9999", 9999, "nothing")], tls=False)
+    (silent,) = listener_checks([Listener(":9999", 9999, "nothing")], FILE, tls=False)
     assert "SocketBindAllow=tcp:9999" in silent.remedy
-    (usual,) = listener_checks([Listener(":8199", 8199, "nothing")], tls=False)
+    (usual,) = listener_checks([Listener(":8199", 8199, "nothing")], FILE, tls=False)
     assert "SocketBindAllow" not in usual.remedy
-    (unable,) = listener_checks([Listener(":9999", 9999, "nothing", "cannot listen on :9999: why; remedy")], tls=False)
-    assert unable.says == "the daemon cannot listen on :9999: why; remedy"
-    (other,) = listener_checks([Listener("unix:/x", None, "other")], tls=False)
+    (unable,) = listener_checks([Listener(":9999", 9999, "nothing", "cannot listen: why; remedy")], FILE, tls=False)
+    assert unable.says == "the daemon cannot listen: why; remedy"
+    (other,) = listener_checks([Listener("unix:/x", None, "other")], FILE, tls=False)
     assert other.result == "failed"

@@ -61,16 +61,14 @@ class Scene:
 
     def start(self) -> Daemon:
         """The daemon, with the configuration as it is now."""
-        folder = self.folder / "daemon"
-        folder.mkdir()
-        daemon = Daemon(folder, self.text(), self.qubes.env)
+        daemon = Daemon(self.folder, self.text(), self.qubes.env)
         daemon.port = self.port
         daemon.url = f"http://127.0.0.1:{self.port}"
         return self.stack.enter_context(daemon)
 
     def serve(self) -> None:
         """The same for a daemon that does not say to everybody that it is ready."""
-        path = self.folder / "served.toml"
+        path = self.folder / "proxy.toml"
         path.write_text(self.text(), encoding="utf-8")
         words = federator("serve", f"--config.file={path}", f"--web.listen-address=127.0.0.1:{self.port}")
         log = self.folder / "served.log"
@@ -351,7 +349,21 @@ def test_a_daemon_behind_a_password_is_there(scene: Scene, examine: Says) -> Non
     (view,) = (check for check in checks if check["hop"] == "daemon's view")
     assert (view["result"], "password" in view["says"]) == ("skipped", True)
     assert "web.basic_auth_users" in view["remedy"]
-    assert [check["result"] for check in checks if check["hop"] == "daemon"] == ["ok"]
+    (there,) = (check for check in checks if check["hop"] == "daemon")
+    assert (there["result"], "its file is not known" in there["says"]) == ("ok", True)
+
+
+def test_a_daemon_with_another_file_is_not_ours(scene: Scene, examine: Says) -> None:
+    """Such as that of `make run`, on the same port; nothing is compared with what it sees."""
+    scene.start()
+    other, ours = scene.folder, scene.folder / "ours"
+    ours.mkdir()
+    scene.folder = ours
+    status, checks = examine()
+    (found,) = (check for check in checks if check["hop"] == "daemon")
+    assert (status, found["result"]) == (1, "failed")
+    assert f"reads '{other}/proxy.toml', and not {ours}/proxy.toml" in found["says"]
+    assert not {"daemon's view", "daemon's configuration", "scraped"} & {check["hop"] for check in checks}
 
 
 def test_a_daemon_that_could_not_listen_is_not_to_be_started(scene: Scene, examine: Says) -> None:

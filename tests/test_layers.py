@@ -269,7 +269,7 @@ ALLOWED = {
     "policy": {"dom0_replies", "model", "targets", "wire"},
     "findings": {"errors", "model", "policy", "reasons", "remedies", "targets", "units"},
     "dom0_findings": {"errors", "findings", "policy", "remedies", "targets"},
-    "daemonview": {"dom0_findings", "findings", "model", "targets", "units"},
+    "daemonview": {"dom0_findings", "errors", "findings", "model", "targets", "units"},
     "remedies": {"errors", "model", "policy", "reasons"},
     "gauges": {"model", "text.escaping"},
     "history": {"errors", "model"},
