@@ -53,7 +53,7 @@ IDLE_SECONDS = 75.0
 BAD_REQUEST_SECONDS = 60.0
 # How TLS begins: a record with a handshake in it. Clients, Prometheus among them, tell by the answer that this is HTTP.
 _TLS_HELLO = re.compile(rb"\x16\x03")
-_PLAIN_PORT = (
+PLAIN_PORT = (
     b"HTTP/1.0 400 Bad Request\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n"
     b"Client sent an HTTPS request to an HTTP server.\n"
 )
@@ -171,7 +171,7 @@ class Connection(asyncio.Protocol):
         self._begun = True
         if self._plain and self._transport is not None and _TLS_HELLO.match(untrusted):
             self._connections.tls_on_plain_port(self.address)
-            self._transport.write(_PLAIN_PORT)
+            self._transport.write(PLAIN_PORT)
             self.close()
             return
         if not self._head_expected:

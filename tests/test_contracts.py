@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from federator import __version__, errors, web
+from federator import __version__, access, errors, passwords, web
+from federator.connections import PLAIN_PORT
 from federator.counters import Counters
 from federator.gauges import HELPS
 from federator.remedies import REMEDIES
 from tests import test_web
 from tests.helpers import ROOT
+from tests.test_config import keys_of_the_schema
 from tests.test_layers import ALLOWED
 
 assert web  # importing it imports every module that can define a ScrapeError
@@ -85,6 +87,22 @@ async def test_paths_are_documented(client: test_web.Client) -> None:
         linked = set(re.findall(r'<li><a href="(/[^"?]*)', await answer.text()))
     assert named == paths
     assert linked == {path for path in paths if "{" not in path}
+
+
+def test_what_keeps_a_browser_from_the_status_page_is_documented() -> None:
+    """docs/troubleshooting.md has each refusal, in the words of the program, and the keys behind it."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    section = text.partition("## The status page does not open")[2].partition("\n## ")[0]
+    named = {*re.findall(r"`(web\.[a-z_]+|[a-z]+_[a-z_]+)`", section)}
+    keys = {part for key in keys_of_the_schema() for part in (key, ".".join(key.split(".")[:2]), key.split(".")[-1])}
+    assert named <= keys
+    assert {"web.listen_addresses", "web.hosts", "web.basic_auth_users", "web.tls_server_config"} <= named
+    plain = PLAIN_PORT.partition(b"\r\n\r\n")[2].decode()
+    for said in (access.UNAUTHORIZED.text, access.RATE_LIMITED.text, plain):
+        assert f"`{said.strip()}`" in section
+    for start, module in (("no host ", access), ("too many wrong passwords from this address", passwords)):
+        assert f"`{start}" in section
+        assert start in inspect.getsource(module)
 
 
 def test_files_are_documented() -> None:
