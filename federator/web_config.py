@@ -62,6 +62,10 @@ def web_settings(table: Table, guard: Table | None) -> Web:
     for number, address in enumerate(addresses):
         if address in addresses[:number] and address != ("", 0):
             raise table.error("listen_addresses", f"{listed[number].value!r} is there twice; once is enough")
+        for entry, other in zip(listed[:number], addresses, strict=False):
+            if _includes(address, other) or _includes(other, address):
+                both = f"{entry.value!r} and {listed[number].value!r}"
+                raise table.error("listen_addresses", f"{both}: one of them includes the other; it alone is enough")
     if not listed and not table.faulty:
         raise table.error("listen_addresses", 'empty; name at least one, such as "127.0.0.1:8199"')
     return Web(listen_addresses=addresses, hosts=hosts, tls=tls, users=users, rate_limit=rate_limit)
@@ -82,6 +86,15 @@ def listen_address(text: str) -> Address:
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or (":" in host) != ("[" in text):
         raise ValueError(f"{text!r} is not HOST:PORT; write 127.0.0.1:8199, [::1]:8199, or :8199 for every address")
     return host, int(port)
+
+
+def _includes(one: Address, other: Address) -> bool:
+    """Would listening on `one` take the port of `other`, too? A host name may have any addresses."""
+    if isinstance(one, Path) or isinstance(other, Path) or one[1] != other[1] or not one[1] or one == other:
+        return False
+    if not re.fullmatch(r"[0-9.]*|.*:.*", other[0]):
+        return not one[0]
+    return one[0] in ({"", "::"} if ":" in other[0] else {"", "0.0.0.0"})  # noqa: S104 - it is compared, and not bound
 
 
 def _host(text: str) -> str:

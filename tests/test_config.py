@@ -211,6 +211,10 @@ FAULTS = {
         "[web]\nlisten_addresses = [':1', ':1']\n" + WORK,
         "web.listen_addresses: ':1' is there twice; once is enough",
     ),
+    "an address that includes another one": (
+        "[web]\nlisten_addresses = ['127.0.0.1:1', '0.0.0.0:1']\n" + WORK,
+        "web.listen_addresses: '127.0.0.1:1' and '0.0.0.0:1': one of them includes the other; it alone is enough",
+    ),
     "a table twice": ("[qubes.work]\nexporters = []\n" + WORK, "[qubes.work] is there twice (at line"),
     "a name without quotes": ("[qubes.my!]\n" + WORK, "'[qubes.my!]'; a name with other characters than"),
     "quotes of a word processor": ("[scrape]\ntimeout = “10s”\n" + WORK, "; a text stands in straight quotes"),

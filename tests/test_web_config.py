@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The keys of [web]: who is let in, in the words of Prometheus' exporter-toolkit."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -153,3 +154,30 @@ def test_two_files_that_say_who_is_let_in(tmp_path: Path) -> None:
         config.load(path, web_file)
     with pytest.raises(ConfigError, match=r"gone.toml: no such file; write one, or name yours with --web.config.file="):
         config.load(path, tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "excluded"),
+    [
+        (":1", "127.0.0.1:1", True),
+        (":1", "[::1]:1", True),
+        (":1", "localhost:1", True),
+        ("0.0.0.0:1", "127.0.0.1:1", True),
+        ("[::]:1", "[::1]:1", True),
+        (":1", "[::]:1", True),
+        (":1", "0.0.0.0:1", True),
+        ("0.0.0.0:1", "[::]:1", False),
+        ("0.0.0.0:1", "[::1]:1", False),
+        ("0.0.0.0:1", "127.0.0.1:2", False),
+        ("0.0.0.0:1", "six.example:1", False),
+        ("127.0.0.1:1", "127.0.0.2:1", False),
+        (":0", "127.0.0.1:0", False),
+        (":1", "unix:/run/x", False),
+    ],
+)
+def test_an_address_that_includes_another_one_is_refused(one: str, other: str, *, excluded: bool) -> None:
+    """The daemon could listen on each of them, and not on both. A name may have addresses of another kind."""
+    for addresses in ([one, other], [other, one]):
+        text = f"[web]\nlisten_addresses = {addresses}\n{WORK}"
+        with pytest.raises(ConfigError, match="includes the other") if excluded else nullcontext():
+            config.parse(text, FILE)
