@@ -5,6 +5,7 @@ A pytest plugin: a test that leaves a thread or a process running fails, and so 
 Owns the search for what is left, its end, and the longest time of a test. Must not know what the tests start.
 """
 
+import asyncio
 import ctypes
 import os
 import signal
@@ -49,6 +50,17 @@ def pytest_runtest_call() -> Iterator[None]:
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_fixture_post_finalizer(fixturedef: "pytest.FixtureDef[object]") -> None:
+    """
+    After a test with an event loop, Debian 12's pytest-asyncio makes a new one, and nobody closes it.
+
+    asyncio.run in a later test forgets it, and the warning that it was not closed fails yet another test.
+    """
+    if fixturedef.argname == "event_loop":
+        asyncio.get_event_loop_policy().get_event_loop().close()
 
 
 @pytest.hookimpl(hookwrapper=True)
