@@ -10,7 +10,6 @@ from federator.policy import policy_lines, rules
 from federator.remedies import lines_for_policy
 from tests.helpers import ROOT
 
-ROOT = Path(__file__).parent.parent
 EXPORTERS = "[exporters]\nnode = 9100\nprocess = 9256\n"
 WORK = "[qubes.work]\nexporters = ['process', 'node']\n"
 NET = "[qubes.net]\ntransport = 'local'\nexporters = ['node']\n"
