@@ -119,7 +119,7 @@ def test_names_are_listed_where_a_person_can_read_them(count: int, words: str) -
     """Those that a client could read on the page."""
     targets = [target(f"q{number}") for number in range(count)]
     with pytest.raises(HTTPBadRequest) as refused:
-        wanted(MultiDict(qube="q"), targets)
+        wanted(MultiDict(qube="q"), targets, lambda _: False)
     assert f"no qube 'q' is configured; {words}" in (refused.value.text or "")
 
 
