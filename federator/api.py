@@ -50,7 +50,7 @@ def _target(sight: Sight, qube: Qube, target: Target, row: TargetRow | None) -> 
         "health": "unknown" if row is None else "up" if error is None else "down",
         "scrapeTimeout": f"{sight.allowed:.1f}s",
         "reason": error.reason if error else "",
-        "remedy": remedies.remedy(error) if error else "",
+        "remedy": remedies.remedy(error, target.qube) if error else "",
         "since": units.rfc3339(row.since) if row else "",
         "transport": qube.transport,
         "samples": row.samples if row else 0,

@@ -81,14 +81,14 @@ def _check(path: Path, web_file: Path | None) -> int:
         names = ", ".join(map(_written, settings.discovery.exporters)) or "no exporters"
         say(f"  and of the other qubes that run, by {settings.discovery.source}: {names}")
     if settings.dom0:
-        say(f"  and what dom0 knows: {', '.join(settings.dom0.switches) or 'nothing'}")
-    host.check(settings)
-    host.check_addresses(settings)
+        say(f"  and [dom0] asks for: {', '.join(settings.dom0.switches) or 'nothing'}")
     for line in (*numbered_disposables(settings), *config.without_effect(settings)):
         warn(f"{path}: {line}")
     unusable = asyncio.run(listeners.unusable(settings))
     for line in (*presence.unreadable(settings, web_file), *unusable.values()):
         warn(line)
+    host.check(settings)
+    host.check_addresses(settings)
     _warn_if_missing([address for address in settings.web.listen_addresses if address not in unusable])
     return 0
 

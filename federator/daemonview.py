@@ -43,7 +43,7 @@ _REQUESTS = re.compile(
 )
 
 # Why the daemon does not tell which file it reads, by the status of /metrics/proxy.
-_WHY_HIDDEN = {401: "it asks for a password", 200: "it is older than this program"}
+_WHY_HIDDEN = {401: "it asks for a password"}
 _NO_ANSWER = "it wants a client's certificate, or does not answer doctor"
 _RESTART = f"sudo systemctl restart {UNIT}"
 _READ_FILE = f"sudo systemctl reload {UNIT}"
@@ -150,6 +150,9 @@ def _daemon_check(one: Listener, file: str, *, tls: bool) -> Check:
     if one.tls != tls:
         says = f"answers on {one.address} {'with' if one.tls else 'without'} TLS, and the file says otherwise"
         return Check("daemon", HERE, "failed", says, "Let it read the file:", (_READ_FILE,))
+    if one.untrusted_file is None and one.status == 200:
+        says = f"the daemon that answers on {one.address} is older than this program, so its file is not known"
+        return Check("daemon", HERE, "warning", says, "Start the one that is installed now:", (_RESTART,))
     hidden = "" if one.untrusted_file else f"; {_WHY_HIDDEN.get(one.status, _NO_ANSWER)}, so its file is not known"
     return Check("daemon", HERE, "ok", f"answers on {one.address}{hidden}")
 
@@ -248,7 +251,8 @@ def _view(pages: Pages, snapshot: Snapshot) -> list[Check]:
         if (check := _difference(outcome, ups.get(key), reasons.get(key, "for an unknown reason")))
     ]
     same = len(outcomes) - len(checks)
-    return [Check("daemon's view", HERE, "ok", f"agrees with doctor about {units.plural(same, 'exporter')}"), *checks]
+    agrees = Check("daemon's view", HERE, "ok", f"agrees with doctor about {units.plural(same, 'exporter')}")
+    return [*([agrees] if same else []), *checks]
 
 
 def _difference(outcome: Outcome, up: bool | None, reason: str) -> Check | None:  # noqa: FBT001 - a value of the page

@@ -32,7 +32,7 @@ class Tried(NamedTuple):
 def dom0_checks(tried: Sequence[Tried], own_name: str) -> list[Check]:
     """One for all that dom0 answers, and one for each line that does not work."""
     good = [one for one in tried if not one.error and not one.skipped]
-    says = f"{len(good)} of the {len(tried)} lines of policy that [dom0] needs work"
+    says = f"{len(good)} of {len(tried)} policy lines for [dom0] work"
     checks = [Check(HOP, HERE, "ok", says)] if good else []
     for one in tried:
         call = f"{one.need.service} {one.need.argument} {one.need.target}"

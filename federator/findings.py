@@ -213,12 +213,14 @@ def _seen(qube: QubeOutcome, error: ScrapeError) -> Sequence[str]:
 
 
 def _remedy(settings: Config, qube: Qube, error: ScrapeError, own_name: str) -> tuple[str, tuple[str, ...]]:
-    start = () if qube.name == DOM0 else (f"qvm-start {qube.name}",)  # dom0 always runs
+    what = remedy(error, qube.name)
     if isinstance(error, OnePortError):
         return ONE_LINE_A_PORT, tuple(single_port_rules(only(settings, qube), own_name))
     if error.reason == "refused":
-        return remedy(error), (*lines_for_policy(settings, qube, own_name), *start)
-    return remedy(error), start if error.reason == "not_running" else ()
+        # The lines to copy are for dom0's policy alone.
+        start = "" if qube.name == DOM0 else f" To start it, in dom0: qvm-start {qube.name}"
+        return f"{what}{start}", tuple(lines_for_policy(settings, qube, own_name))
+    return what, (f"qvm-start {qube.name}",) if error.reason == "not_running" else ()
 
 
 def _passed(qube: QubeOutcome, outcome: Outcome, allowed: float, version: int) -> Iterable[Check]:

@@ -300,17 +300,21 @@ def _no_service(status: int, words: str, callee: Callee) -> NoServiceError:
     return NoServiceError(f"{service} is not installed in {name}; install it in {where}")
 
 
+def _refused(name: str, service: str) -> RefusedError:
+    if service != SERVICE:
+        return RefusedError(
+            f"dom0's policy does not allow {service}; `prometheus-qubes-proxy policy` prints the line for it"
+        )
+    more = "" if name == "dom0" else ", or the qube does not run or does not exist; dom0's journal says which"
+    return RefusedError(f"qrexec refused the call to {name}: dom0's policy does not allow it{more}")
+
+
 def _never_connected(status: int | None, untrusted_words: bytes, callee: Callee) -> ScrapeError | None:
     """What qrexec-client-vm says where it did not reach the service."""
     name, service = callee.name, callee.service
     words = f": {shown(untrusted_words)}" if untrusted_words else ""
     if status == 126 and untrusted_words.endswith(b"Request refused"):
-        return RefusedError(
-            f"qrexec refused the call to {name}: dom0's policy does not allow it, or the qube does not run or"
-            " does not exist; dom0's journal says which"
-            if service == SERVICE
-            else f"dom0's policy does not allow {service}; `prometheus-qubes-proxy policy` prints the line for it"
-        )
+        return _refused(name, service)
     if status in {125, 127}:
         return _no_service(status, words, callee)
     if status == 1 and (why := re.search(rb"connect: (No such file|Connection refused|Permission)", untrusted_words)):

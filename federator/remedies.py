@@ -11,12 +11,13 @@ from federator.errors import ScrapeError
 from federator.model import Config, Qube
 from federator.policy import only, rules
 from federator.reasons import BugError, NoAgentError, NotStartedError, TextBugError
+from federator.targets import DOM0
 
 REMEDIES: Mapping[str, str] = {
-    "refused": "Add this line to dom0's policy, in /etc/qubes/policy.d/30-user.policy, or start the qube. In dom0,"
-    " journalctl -t qrexec-policy-daemon says which of the two it is. If it says `would require autostart` of a qube"
-    " that runs, the qube was paused: dom0 does not notice that it goes on, until some qube is started, stopped or"
-    " tagged.",
+    "refused": "Add this line to dom0's policy, in /etc/qubes/policy.d/30-user.policy. If it is there: does the qube"
+    " run, and is its name right? In dom0, journalctl -t qrexec-policy-daemon says why the call was refused. If it says"
+    " `would require autostart` of a qube that runs, the qube was paused and resumed: dom0 notices that only when some"
+    " qube is started, stopped or tagged.",
     "no_service": "Install the package prometheus-qubes-proxy-service in the qube's template, or update it, and restart"
     " the qube.",
     "not_running": "Nothing, if the qube may be off. Otherwise start it.",
@@ -48,6 +49,11 @@ _NOT_OF_THE_QUBE: Mapping[type[ScrapeError], str] = {
     BugError: _REPORT,
     TextBugError: _REPORT,
 }
+# Where the qube is dom0, which always runs and has no template.
+_DOM0_AS_QUBE: Mapping[str, str] = {
+    "refused": "Add this line to dom0's policy, in /etc/qubes/policy.d/30-user.policy.",
+    "no_service": "Install the package prometheus-qubes-proxy-service in dom0, or update it.",
+}
 # Where it is dom0 that does not answer one of [dom0]'s calls.
 DOM0_REMEDIES: Mapping[str, str] = {
     "refused": "Allow it in dom0's policy, in /etc/qubes/policy.d/30-user.policy, or switch these figures off in"
@@ -60,9 +66,9 @@ DOM0_REMEDIES: Mapping[str, str] = {
 }
 
 
-def remedy(error: ScrapeError) -> str:
+def remedy(error: ScrapeError, qube: str) -> str:
     """What to do about it."""
-    return here(error) or REMEDIES[error.reason]
+    return here(error) or (_DOM0_AS_QUBE.get(error.reason) if qube == DOM0 else None) or REMEDIES[error.reason]
 
 
 def here(error: ScrapeError) -> str:

@@ -78,7 +78,7 @@ def section(sight: Sight, qube: Qube, *, linked: bool = True) -> Section:
     head = joined(
         (
             tag("tr", tag("th", name, *words, colspan=len(COLUMNS), scope="rowgroup"), class_="qube"),
-            why(whole, remedies.remedy(whole), _policy(sight, qube, whole)) if whole else None,
+            why(whole, remedies.remedy(whole, qube.name), _policy(sight, qube, whole)) if whole else None,
         )
     )
     rank = min((ORDER.index(line.seen) for line in lines), default=len(ORDER))
@@ -124,7 +124,7 @@ def _target(sight: Sight, target: Target, whole: ScrapeError | None) -> TargetLi
     ]
     more = None
     if error is not None and (whole is None or str(error) != str(whole)):
-        more = why(error, remedies.remedy(error))
+        more = why(error, remedies.remedy(error, target.qube))
     elif row.lines_dropped:
         more = _dropped(row)
     asked = sight.history.asked

@@ -128,14 +128,15 @@ def _verdict(sight: Sight) -> str:
     if counts["down"]:
         return f"{counts['down']:,} of {units.plural(running, 'exporter')} {_are(counts['down'])} down"
     known = running - counts["unknown"]
+    if not counts.total() and sight.dom0:
+        answered = sum(one.known and one.error is None for one in sight.dom0)
+        return f"dom0 answers {answered} of {units.plural(len(sight.dom0), 'kind')} of call; no exporter is configured"
     if counts["off_page"] == counts.total() > 0:
         return "No exporter is on /metrics"
     if not known:
         return "Not one exporter is scraped yet" if counts["unknown"] else "No qube runs that has exporters"
-    if known == 1:
-        return "The exporter is up"
     more = f", {units.plural(counts['dropped'], 'exporter')} with dropped lines" if counts["dropped"] else ""
-    return f"All {known:,} exporters are up{more}"
+    return f"All {known:,} exporters are up{more}" if known > 1 else "The exporter is up"
 
 
 def _are(count: int) -> str:

@@ -200,6 +200,17 @@ def test_check_shows_what_would_be_scraped(served: Path) -> None:
     assert run("check", "--config.file=conf/prometheus-qubes-proxy.toml", **environment).returncode == 0
 
 
+def test_check_says_all_before_it_says_that_the_program_for_calls_is_missing(served: Path) -> None:
+    """A person who writes the file on another computer wants to know the rest, too."""
+    more = "[dom0]\nstats = false\nstorage = false\n"
+    served.write_text(toml({"work": {"node": 9100}}, client="/nonexistent/client", rest=more), encoding="utf-8")
+    ended = run("check", f"--config.file={served}")
+    assert ended.returncode == 1
+    *warnings, last = ended.stderr.splitlines()
+    assert any("dom0" in line for line in warnings)
+    assert "/nonexistent/client is not on the PATH" in last
+
+
 def test_check_shows_what_is_not_on_the_page_and_what_dom0_is_asked_for(served: Path) -> None:
     """An exporter that only /sd and its own name have; and the switches of [dom0] that are on."""
     more = "[discovery]\nexporters = ['slow']\n[exporters.slow]\nport = 9753\npage = false\n[dom0]\nupdates = true\n"
@@ -209,7 +220,7 @@ def test_check_shows_what_is_not_on_the_page_and_what_dom0_is_asked_for(served: 
     assert ended.stdout.splitlines()[1:] == [
         "  work  ruddo.PrometheusProxy+9100  node (9100)",
         "  and of the other qubes that run, by admin.vm.List: slow (9753, not on /metrics)",
-        "  and what dom0 knows: stats, storage, updates",
+        "  and [dom0] asks for: stats, storage, updates",
     ]
 
 
@@ -219,7 +230,7 @@ def test_a_dom0_that_is_asked_for_nothing_is_told(served: Path) -> None:
     served.write_text(toml({"work": {"node": 9100}}, client=CLIENT, rest=more), encoding="utf-8")
     ended = run("check", f"--config.file={served}")
     assert ended.returncode == 0
-    assert ended.stdout.endswith("\n  and what dom0 knows: nothing\n")
+    assert ended.stdout.endswith("\n  and [dom0] asks for: nothing\n")
     assert f"{served}: dom0: every switch is false, so dom0 is asked for nothing; set stats, " in ended.stderr
 
 

@@ -232,7 +232,7 @@ def dashboard_shows_what_dom0_says(prometheus: Prometheus) -> None:
     """By the titles of the panels."""
     by_title = {title: something(prometheus, filled(expression)) for title, expression in EXPRESSIONS}
     states = {one["metric"]["qube"]: float(one["value"][1]) for one in by_title["States of qubes"]}
-    up = dict.fromkeys(("work", "personal", "slow", "denied"), 1)
+    up = dict.fromkeys(("dom0", "work", "personal", "slow", "denied"), 1)
     assert states == {**up, "halted": 0, "debian-12": 0, "crashed": 4}
     first = {title: next(iter(found)) for title, found in by_title.items()}
     assert float(first["Updates wait"]["value"][1]) == 1

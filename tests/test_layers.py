@@ -270,7 +270,7 @@ ALLOWED = {
     "findings": {"errors", "model", "policy", "reasons", "remedies", "targets", "units"},
     "dom0_findings": {"errors", "findings", "policy", "remedies", "targets"},
     "daemonview": {"dom0_findings", "errors", "findings", "model", "targets", "units"},
-    "remedies": {"errors", "model", "policy", "reasons"},
+    "remedies": {"errors", "model", "policy", "reasons", "targets"},
     "gauges": {"model", "text.escaping"},
     "history": {"errors", "model"},
     "markup": set(),

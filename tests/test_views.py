@@ -247,6 +247,14 @@ def test_what_dom0_does_not_answer_comes_with_the_lines_for_its_policy() -> None
     assert "dom0 does not answer" not in text_of(front(asking_dom0(Dom0Says(STATS, known=True, error=None))))
 
 
+def test_where_there_is_nothing_but_dom0_the_page_says_what_it_answers() -> None:
+    """No qube that is missing: it is what the configuration wants."""
+    of = settings("[dom0]\n")
+    seen = sight(of=of, dom0=(Dom0Says(STATS, known=True, error=None), Dom0Says(POOLS, known=False, error=None)))
+    seen.history.note_asked(Asked(NOW, "127.0.0.1", "/metrics", 1.0, 9.5))
+    assert "dom0 answers 1 of 2 kinds of call; no exporter is configured" in text_of(front(seen))
+
+
 def test_the_json_says_what_dom0_answers() -> None:
     """With [dom0] alone."""
     refused, late = RefusedError("no <b>"), TimedOutError("late")

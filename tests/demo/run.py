@@ -41,6 +41,7 @@ Eight demo qubes are being served. Nobody has scraped yet, so the page is empty 
     curl -s {url}/metrics | grep -E '^qubes?_(cpu|pool|updates)'     what dom0 knows, from the second scrape on
 
     {machine} {python} -m federator scrape --config.file={config}
+                                            the same on the command line; in the place of scrape: check, policy, doctor
 
 work and personal are up, media is slow, sys-print sends bad lines, mail's exporter does not run, banking is refused by
 dom0, vault is halted.
