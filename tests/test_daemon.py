@@ -203,7 +203,7 @@ def test_check_shows_what_would_be_scraped(served: Path) -> None:
 def test_check_says_all_before_it_says_that_the_program_for_calls_is_missing(served: Path) -> None:
     """A person who writes the file on another computer wants to know the rest, too."""
     more = "[dom0]\nstats = false\nstorage = false\n"
-    served.write_text(toml({"work": {"node": 9100}}, client="/nonexistent/client", rest=more), encoding="utf-8")
+    served.write_text(toml({"work": {"node": 9100}}, client=Path("/nonexistent/client"), rest=more), encoding="utf-8")
     ended = run("check", f"--config.file={served}")
     assert ended.returncode == 1
     *warnings, last = ended.stderr.splitlines()
