@@ -18,7 +18,7 @@ class Counters:
     """
     What /metrics/proxy shows. A registry of its own: nothing a library registers globally gets in.
 
-    `config_file`: which one the daemon reads, as config.identity tells it from others; empty where no daemon runs.
+    `config_file`: see config_read; empty where no daemon runs.
     """
 
     def __init__(self, config_file: str = "") -> None:
@@ -54,9 +54,14 @@ class Counters:
         self.lines_dropped = Counter(
             "qubes_proxy_lines_dropped_total", "Lines that could not be passed on.", registry=self.registry
         )
-        config = Gauge("qubes_proxy_config_info", "The configuration file.", ["path"], registry=self.registry)
+        self._config = Gauge("qubes_proxy_config_info", "The configuration file.", ["path"], registry=self.registry)
         if config_file:
-            config.labels(config_file).set(1)
+            self.config_read(config_file)
+
+    def config_read(self, file: str) -> None:
+        """The daemon took this one, as config.identity tells it from others."""
+        self._config.clear()
+        self._config.labels(file).set(1)
 
     def call_started(self) -> None:
         """A process was started."""

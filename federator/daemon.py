@@ -163,6 +163,7 @@ def reload(path: Path, served: Served, *, watch_addresses: bool, web_file: Path 
             )
     else:
         served.reload = Reload(successful=True, at=time.time())
+        served.counters.config_read(config.identity(path))  # it may be a link that leads elsewhere now
         if watch_addresses and settings.web.listen_addresses != old.web.listen_addresses:
             log.warning("web.listen_addresses changed; restart the daemon to listen there")
         log.info("reloaded", extra={"config": path, **_size(settings)})

@@ -186,6 +186,22 @@ async def test_a_reload_says_that_an_address_needs_a_restart(
     assert ("restart the daemon to listen there" in caplog.text) == warned
 
 
+async def test_a_reload_tells_which_file_was_read(tmp_path: Path) -> None:
+    """A link may lead to another one by then. Where that one is bad, the old one is in force."""
+    link = tmp_path / "p.toml"
+    good = toml({"work": {"node": 9100}}, client=CLIENT)
+    for name, text in {"one": good, "two": good, "bad": "[scrap]"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    link.symlink_to("one")
+    served = Served.of(config.load(link), Counters())
+    for name, told in {"one": "one", "two": "two", "bad": "two"}.items():
+        link.unlink()
+        link.symlink_to(name)
+        daemon.reload(link, served, watch_addresses=False)
+        lines = [one for one in served.counters.page().decode().splitlines() if one.startswith("qubes_proxy_config_i")]
+        assert lines == [f'qubes_proxy_config_info{{path="{tmp_path / told}"}} 1.0']
+
+
 def test_version() -> None:
     """On stdout, as Prometheus' own."""
     assert run("--version").stdout.startswith(f"prometheus-qubes-proxy, version {__version__} ")
