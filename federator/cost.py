@@ -13,6 +13,9 @@ MARGIN = 1.5
 # What a unit of weight takes at least, whatever was measured: the next page may be of another kind than the last ones.
 # Merging and compressing a byte takes 5 to 10 ns on a laptop of 2020, and another client's page may be made meanwhile.
 LEAST_SECONDS = 40e-9
+# And at most: if it took longer, the machine stood still, as a paused qube does. A page of LEAST_WEIGHT is then
+# expected to take 0.4 s, so pages that are heavy enough to be noted go on, and this one is forgotten.
+MOST_SECONDS = 4e-6
 # A block has to be put in its place. It takes as long as so many bytes take to be compressed, where the page is planned
 # anew.
 BLOCK_WEIGHT = 500
@@ -39,7 +42,7 @@ class PageCost:
     def note(self, page_weight: int, seconds: float, now: float) -> None:
         """A page of this weight took so long to be made."""
         if page_weight >= LEAST_WEIGHT:
-            self._seconds_each.append(max(seconds / page_weight, LEAST_SECONDS))
+            self._seconds_each.append(min(max(seconds / page_weight, LEAST_SECONDS), MOST_SECONDS))
         while self._slowest and self._slowest[-1][1] <= seconds:
             self._slowest.pop()
         self._slowest.append((now, seconds))

@@ -6,6 +6,7 @@ import pytest
 from federator.cost import (
     BLOCK_WEIGHT,
     LEAST_SECONDS,
+    LEAST_WEIGHT,
     MARGIN,
     MOST_FOR_WAITING,
     REMEMBERED,
@@ -59,6 +60,16 @@ def test_no_page_is_expected_to_be_faster_than_the_slowest_of_late() -> None:
     assert cost.expect(10, 2.5 + SLOW_SECONDS, 10.0) == pytest.approx(MARGIN * 0.1)
     cost.note(10, 60.0, 5.0 + SLOW_SECONDS)
     assert cost.expect(10, 5.0 + SLOW_SECONDS, 10.0) == pytest.approx(MOST_FOR_WAITING * 10.0)
+
+
+def test_a_page_in_which_the_machine_stood_still_is_forgotten() -> None:
+    """Slow exporters were down after it: for good, where the page without them is too light to be noted."""
+    cost = PageCost()
+    cost.note(1_000_000, 3600.0, 0.0)
+    assert expect(cost, LEAST_WEIGHT) < 0.5
+    for _ in range(REMEMBERED):
+        cost.note(LEAST_WEIGHT, 0.0, 0.0)
+    assert expect(cost, 1_000_000) == pytest.approx(MARGIN * 1_000_000 * LEAST_SECONDS)
 
 
 def test_blocks_weigh_something() -> None:
