@@ -35,5 +35,5 @@ class Collector:
             return
         gc.unfreeze()
         gc.collect()
-        self._frozen = len(gc.get_objects())
         gc.freeze()
+        self._frozen = gc.get_freeze_count()

@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,7 +118,8 @@ async def look_after_memory(served: Served, budgets: Collection[Budget]) -> None
         busy_times = busy_times + 1 if len(served.admission) else BUSY_TIMES
         if busy_times >= BUSY_TIMES:
             busy_times = 0
-            collector.settle()
+            with suppress(MemoryError):  # it looks again the next time
+                collector.settle()
         if max([budget.peak() for budget in budgets]) > LARGE_TEXTS:
             host.give_memory_back()
 

@@ -69,17 +69,20 @@ def test_a_cycle_that_was_frozen_goes_the_next_time(of_process: Collector) -> No
 
 
 async def test_it_waits_until_nobody_scrapes_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may hold the event loop for a while."""
+    """It may hold the event loop for a while. Where memory is short, it is done again the next time."""
     times: list[str] = []
     scrapers = ["one"]
-    settling = SimpleNamespace(settle=lambda: times.append("settled"))
+
+    def settle() -> None:
+        times.append("settled")
+        raise MemoryError
 
     def looked(_: Any) -> int:
         times.append("looked")
         return len(scrapers)
 
     monkeypatch.setattr(daemon, "MEMORY_SECONDS", 0.001)
-    monkeypatch.setattr(daemon, "Collector", lambda: settling)
+    monkeypatch.setattr(daemon, "Collector", lambda: SimpleNamespace(settle=settle))
     admission = type("Admission", (), {"__len__": looked})()
     served: Any = SimpleNamespace(admission=admission)
     budget: Any = SimpleNamespace(peak=lambda: 0)
