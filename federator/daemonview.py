@@ -43,8 +43,10 @@ _REQUESTS = re.compile(
 )
 
 # Why the daemon does not tell which file it reads, by the status of /metrics/proxy.
-_WHY_HIDDEN = {401: "it asks for a password"}
-_NO_ANSWER = "it wants a client's certificate, or does not answer doctor"
+_WHY_HIDDEN = {
+    0: "it wants a client's certificate, or does not answer doctor",
+    401: "it asks for a password",
+}
 _RESTART = f"sudo systemctl restart {UNIT}"
 _READ_FILE = f"sudo systemctl reload {UNIT}"
 _EDIT_UNIT = f"sudo systemctl edit {UNIT}"
@@ -153,7 +155,8 @@ def _daemon_check(one: Listener, file: str, *, tls: bool) -> Check:
     if one.untrusted_file is None and one.status == 200:
         says = f"the daemon that answers on {one.address} is older than this program, so its file is not known"
         return Check("daemon", HERE, "warning", says, "Start the one that is installed now:", (_RESTART,))
-    hidden = "" if one.untrusted_file else f"; {_WHY_HIDDEN.get(one.status, _NO_ANSWER)}, so its file is not known"
+    why = _WHY_HIDDEN.get(one.status, f"it answers status {one.status}")
+    hidden = "" if one.untrusted_file else f"; {why}, so its file is not known"
     return Check("daemon", HERE, "ok", f"answers on {one.address}{hidden}")
 
 

@@ -9,8 +9,10 @@ Owns these questions of `check` and `doctor`, and how the daemon's pages are fet
 import asyncio
 import errno
 import re
+import socket
 import ssl
 from pathlib import Path
+from typing import Literal
 
 from federator import host, presence
 from federator.daemonview import Listener
@@ -26,7 +28,7 @@ async def unusable(settings: Config) -> dict[Address, str]:
     found = {}
     for address in settings.web.listen_addresses:
         fault = await host.listen_fault(address)
-        if fault is None or (fault.errno == errno.EADDRINUSE and (await at(address, settings)).there == "daemon"):
+        if fault is None or (fault.errno == errno.EADDRINUSE and (await _who(address, settings))[0] == "daemon"):
             continue
         found[address] = f"{settings.path}: web.listen_addresses: {host.cannot_listen(address, fault)}"
     return found
@@ -38,19 +40,50 @@ async def at(address: Address, settings: Config) -> Listener:
     if not presence.answers(address):
         fault = await host.listen_fault(address)
         return Listener(name, port, "nothing", host.cannot_listen(address, fault) if fault else "")
+    there, tls = await _who(address, settings)
+    status, body = 0, b""
+    if there == "daemon":
+        status, body = await _quickly(address, "/metrics/proxy", settings, tls=tls)
+    return Listener(name, port, there, tls=tls, status=status, untrusted_proxy=body.decode(errors="replace"))
+
+
+async def _who(address: Address, settings: Config) -> tuple[Literal["daemon", "other", "mute"], bool]:
+    """What takes connections there, and whether it speaks TLS. It asks only what the daemon's rate limit leaves out."""
     configured = settings.web.tls is not None
-    statuses: list[int] = []
+    answered = False
     for tls in (configured, not configured):  # the daemon may not have read the file again
         status, body = await _quickly(address, "/-/healthy", settings, tls=tls)
         if status == 200 and body.startswith(_OURS):
-            status, body = await _quickly(address, "/metrics/proxy", settings, tls=tls)
-            return Listener(name, port, "daemon", tls=tls, status=status, untrusted_proxy=body.decode(errors="replace"))
-        statuses.append(status)
-    if any(statuses):
-        return Listener(name, port, "other")
+            return "daemon", tls
+        answered = answered or status != 0
+    if answered:
+        return "other", configured
     # A daemon that wants a client's certificate says nothing to those without one.
-    wants_certificate = settings.web.tls is not None and settings.web.tls.client_ca is not None
-    return Listener(name, port, "daemon" if wants_certificate else "mute", tls=configured)
+    wants_certificate = settings.web.tls is not None and settings.web.tls.client_auth == "RequireAndVerifyClientCert"
+    return ("daemon" if wants_certificate and await _speaks_tls(address) else "mute"), configured
+
+
+async def _speaks_tls(address: Address) -> bool:
+    """What hangs does not, and most other programs do not."""
+    try:
+        sock = presence.connect(address, presence.CONNECT_SECONDS)
+    except OSError:
+        return False
+    try:
+        async with asyncio.timeout(presence.CONNECT_SECONDS):
+            _, writer = await _opened(sock, tls=True)
+    except ConnectionError:  # TLS 1.2 ends before the handshake is complete where there is no certificate
+        return True
+    except OSError:
+        return False
+    writer.transport.abort()
+    return True
+
+
+async def _opened(sock: socket.socket, *, tls: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection(
+        sock=sock, ssl=_unverified() if tls else None, server_hostname="localhost" if tls else None
+    )
 
 
 async def _quickly(address: Address, path: str, settings: Config, *, tls: bool) -> tuple[int, bytes]:
@@ -69,10 +102,7 @@ async def fetch(address: Address, path: str, limit: int, *, tls: bool) -> tuple[
     It may be another program, whose answer never ends: who calls this has one deadline for all of it.
     """
     try:
-        sock = presence.connect(address, presence.CONNECT_SECONDS)
-        reader, writer = await asyncio.open_connection(
-            sock=sock, ssl=_unverified() if tls else None, server_hostname="localhost" if tls else None
-        )
+        reader, writer = await _opened(presence.connect(address, presence.CONNECT_SECONDS), tls=tls)
     except OSError:
         return 0, b""
     try:

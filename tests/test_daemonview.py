@@ -174,6 +174,7 @@ def test_a_file_is_known_again(name: str, tmp_path: Path) -> None:
         (200, proxy_page(Path("/srv/demo\x1b.toml")), "failed", r"reads '/srv/demo\x1b.toml', and not " + FILE),
         (200, "", "warning", "is older than this program, so its file is not known"),
         (401, "", "ok", "it asks for a password, so its file is not known"),
+        (429, "", "ok", "it answers status 429, so its file is not known"),
         (0, "", "ok", "a client's certificate, or does not answer doctor, so its file is not known"),
     ],
 )

@@ -132,6 +132,54 @@ def test_check_warns_and_says_nothing_of_a_daemon_that_could_not_start(
     assert f"warning: {path}: web.listen_addresses: cannot listen on {FOREIGN}: " in line
 
 
+def wanting_a_certificate(folder: Path, kind: str) -> str:
+    """The table of TLS."""
+    cert, key = Authority(folder / "ca").server()
+    files = f"cert_file = '{cert}'\nkey_file = '{key}'\nclient_ca_file = '{folder / 'ca' / 'ca.crt'}'\n"
+    return f"[web.tls_server_config]\n{files}client_auth_type = '{kind}'\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", ["TLS12", "TLS13"])
+def test_a_daemon_that_wants_a_certificate_is_there(tmp_path: Path, version: str) -> None:
+    """It says nothing to us, so all that is seen of it is TLS."""
+    rest = f"{wanting_a_certificate(tmp_path, 'RequireAndVerifyClientCert')}max_version = '{version}'\n"
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    path = tmp_path / "p.toml"
+    path.write_text(text(address, rest=rest), encoding="utf-8")
+    with process(*federator("serve", f"--config.file={path}"), log=tmp_path / "log"):
+        eventually("it serves", lambda: b"msg=serving" in (tmp_path / "log").read_bytes())
+        settings = settings_of(address, rest=rest)
+        assert unusable(settings) == []
+        found = asyncio.run(listeners.at(("127.0.0.1", port), settings))
+    assert (found.there, found.tls, found.status) == ("daemon", True, 0)
+
+
+@pytest.mark.parametrize("taken", [silent_program], indirect=True)
+@pytest.mark.parametrize("kind", ["RequireAndVerifyClientCert", "VerifyClientCertIfGiven"])
+def test_what_is_silent_is_no_daemon_that_wants_a_certificate(taken: str, kind: str, tmp_path: Path) -> None:
+    """It is another program, or a daemon that hangs: `doctor` said that all was well."""
+    settings = settings_of(taken, rest=wanting_a_certificate(tmp_path, kind))
+    assert len(unusable(settings)) == 1
+    found = asyncio.run(listeners.at(settings.web.listen_addresses[0], settings))
+    assert found.there == "mute"
+
+
+def test_check_asks_the_daemon_only_what_needs_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload runs it: it must not use up web.rate_limit, which is for all clients together."""
+    asked: list[str] = []
+
+    async def fetch(_: object, path: str, *__: object, **___: object) -> tuple[int, bytes]:
+        asked.append(path)
+        return 200, b"prometheus-qubes-proxy is healthy"
+
+    monkeypatch.setattr(listeners, "fetch", fetch)
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        assert unusable(settings_of(f"127.0.0.1:{sock.getsockname()[1]}")) == []
+    assert asked == ["/-/healthy"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tls", [False, True])
 def test_where_our_daemon_listens_nothing_is_told(tmp_path: Path, *, tls: bool) -> None:
