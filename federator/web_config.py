@@ -85,7 +85,18 @@ def listen_address(text: str) -> Address:
         raise ValueError(f"{text!r}: {port} is not a port; ports are 1 to 65535")
     if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or (":" in host) != ("[" in text):
         raise ValueError(f"{text!r} is not HOST:PORT; write 127.0.0.1:8199, [::1]:8199, or :8199 for every address")
+    if not _may_be_host(host):
+        raise ValueError(f"{text!r}: {host!r} is not the name of a host")
     return host, int(port)
+
+
+def _may_be_host(name: str) -> bool:
+    """Can its addresses be asked for? An empty part and one of more than 63 characters cannot."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return name.isprintable()
 
 
 def _includes(one: Address, other: Address) -> bool:

@@ -114,6 +114,9 @@ FAULTS = {
     "headers": ("[web.http_server_config]\nhttp2 = true\n", "web.http_server_config: not supported"),
     "a host with a port": ("[web]\nhosts = ['x:1']\n", "web.hosts[0]: 'x:1' is not the name of a host"),
     "a relative socket": ("[web]\nlisten_addresses = ['unix:x']\n", "'unix:x' is not unix:/PATH with at most 107"),
+    "a host with an empty part": ("[web]\nlisten_addresses = ['a..b:80']\n", "'a..b' is not the name of a host"),
+    "a host with a long part": (f"[web]\nlisten_addresses = ['{64 * 'a'}:80']\n", "aa' is not the name of a host"),
+    "a host with NUL": ('[web]\nlisten_addresses = ["a\\u0000b:80"]\n', r"'a\x00b' is not the name of a host"),
     "no burst": ("[web.rate_limit]\nburst = 0\n", "web.rate_limit.burst: 0 is out of range"),
 }
 
