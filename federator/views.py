@@ -134,7 +134,8 @@ def _verdict(sight: Sight) -> str:
     if counts["off_page"] == counts.total() > 0:
         return "No exporter is on /metrics"
     if not known:
-        return "Not one exporter is scraped yet" if counts["unknown"] else "No qube runs that has exporters"
+        none_runs = f"No qube runs that has exporters{' on /metrics' if counts['off_page'] else ''}"
+        return "Not one exporter is scraped yet" if counts["unknown"] else none_runs
     more = f", {units.plural(counts['dropped'], 'exporter')} with dropped lines" if counts["dropped"] else ""
     return f"All {known:,} exporters are up{more}" if known > 1 else "The exporter is up"
 

@@ -287,6 +287,14 @@ def test_an_exporter_that_is_no_part_of_the_page_is_not_waited_for() -> None:
     nothing = sight(of=alone)
     nothing.history.note_asked(Asked(NOW, "127.0.0.1", "/metrics", 1.0, 9.5))
     assert "No exporter is on /metrics" in text_of(front(nothing))
+    half = settings(
+        "[exporters]\nnode = 1\napp = { port = 2, page = false }\n"
+        '[qubes.work]\nexporters = ["node"]\n[qubes.fw]\nexporters = ["app"]\n'
+    )
+    (target,) = half.qubes[0].targets
+    halted = Outcome(target, 0.0, error=NotRunningError("work does not run"))
+    page = front(sight([QubeOutcome(half.qubes[0], up=False, seconds=0.0, outcomes=(halted,))], of=half))
+    assert "No qube runs that has exporters on /metrics" in text_of(page)
 
 
 def test_a_target_that_was_not_part_of_the_last_scrape_says_so() -> None:
