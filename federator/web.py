@@ -167,7 +167,7 @@ def _list(names: Collection[str]) -> str:
     """The names that there are, for those who may read them on the page anyway."""
     if 0 < len(names) <= MAX_LISTED:
         return f"known here: {', '.join(sorted(names))}"
-    return "/ lists all that is"
+    return "the status page (/) lists them"
 
 
 def expected_size(query: MultiMapping[str], seen: Snapshot | None) -> int:

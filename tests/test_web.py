@@ -114,7 +114,7 @@ async def test_a_name_nobody_configured_is_refused(client: Client, query: str, w
     assert words in text.decode()
 
 
-@pytest.mark.parametrize(("count", "words"), [(20, "known here: q0, q1, q10"), (21, "/ lists all that is")])
+@pytest.mark.parametrize(("count", "words"), [(20, "known here: q0, q1, q10"), (21, "the status page (/) lists them")])
 def test_names_are_listed_where_a_person_can_read_them(count: int, words: str) -> None:
     """Those that a client could read on the page."""
     targets = [target(f"q{number}") for number in range(count)]
