@@ -48,6 +48,7 @@ help:
 	@echo "make clean       remove everything that these created"
 
 .venv/installed: pyproject.toml requirements-dev.lock
+	@[ ! -L .venv ] || { echo ".venv is a link: what it leads to would be emptied. Remove the link" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "$(PYTHON) is missing or older than Python 3.11; name another one: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv module; on Debian: apt install python3-venv" >&2; exit 1; }
 	@echo "Installing what the tests and the demo need into .venv, from PyPI; this takes a minute."

@@ -646,3 +646,21 @@ def test_the_firewall_snippet_is_a_script() -> None:
     assert re.findall("^nft .*", text, re.MULTILINE) == [
         'nft add rule ip qubes custom-input ip saddr "$prometheus" tcp dport 8199 ct state new accept'
     ]
+
+
+def test_a_venv_of_another_folder_is_not_emptied(tmp_path: Path) -> None:
+    """Several worktrees may share one by a link; `venv --clear` would follow it, and remove what others use."""
+    for name in ("Makefile", "pyproject.toml", "requirements-dev.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "federator").mkdir()
+    shutil.copy(ROOT / "federator" / "__init__.py", tmp_path / "federator")
+    shutil.copy(ROOT / "CHANGELOG.md", tmp_path)
+    kept = tmp_path / "other" / "kept"
+    kept.parent.mkdir()
+    kept.touch()
+    (tmp_path / ".venv").symlink_to("other")
+    words: list[str | Path] = [debian_program("make"), "-C", tmp_path, ".venv/installed", "PIP_INSTALL=false"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert ".venv is a link" in done.stderr
+    assert kept.exists()
