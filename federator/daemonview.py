@@ -106,14 +106,14 @@ class Listener:
     """
     An address of the configuration, and what is there: our daemon, nothing, or another program.
 
-    What is `mute` takes connections, and gives no HTTP answer. `fault`: why the daemon could not listen where nothing
-    answers, and the remedy; empty where it could. `tls`: does the daemon speak TLS? `status`: HTTP's, of the daemon's
-    page /metrics/proxy; 0 if there was no answer.
+    What is `mute` takes connections, and gives no HTTP answer; what is `closed` is not for this user. `fault`: why the
+    daemon could not listen where nothing answers, and the remedy; empty where it could. `tls`: does the daemon speak
+    TLS? `status`: HTTP's, of the daemon's page /metrics/proxy; 0 if there was no answer.
     """
 
     address: str
     port: int | None
-    there: Literal["daemon", "nothing", "other", "mute"]
+    there: Literal["daemon", "nothing", "other", "mute", "closed"]
     fault: str = ""
     tls: bool = False
     status: int = 0
@@ -161,6 +161,9 @@ def _daemon_check(one: Listener, file: str, *, tls: bool) -> Check:
 
 
 def _listener_check(one: Listener) -> Check:
+    if one.there == "closed":
+        says = f"not known: this user may not use {one.address}"
+        return Check("daemon", HERE, "skipped", says, "Run doctor as root:", (f"sudo {UNIT} doctor",))
     if one.there == "other":
         return Check(
             "daemon",

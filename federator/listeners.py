@@ -27,6 +27,8 @@ async def unusable(settings: Config) -> dict[Address, str]:
     """Where the daemon could not listen, and the remedy. Not where a daemon of ours listens already."""
     found = {}
     for address in settings.web.listen_addresses:
+        if presence.closed_to_us(address):
+            continue
         fault = await host.listen_fault(address)
         if fault is None or (fault.errno == errno.EADDRINUSE and (await _who(address, settings))[0] == "daemon"):
             continue
@@ -37,6 +39,8 @@ async def unusable(settings: Config) -> dict[Address, str]:
 async def at(address: Address, settings: Config) -> Listener:
     """What is there."""
     name, port = host.written(address), None if isinstance(address, Path) else address[1]
+    if presence.closed_to_us(address):
+        return Listener(name, port, "closed")
     if not presence.answers(address):
         fault = await host.listen_fault(address)
         return Listener(name, port, "nothing", host.cannot_listen(address, fault) if fault else "")

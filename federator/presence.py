@@ -9,6 +9,7 @@ while nothing answers. Must not know what is scraped.
 import os
 import pwd
 import socket
+import stat
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,10 +39,22 @@ def missing(addresses: Iterable[Address]) -> str | None:
         return None
     if not (SERVICE_FLAGS / FLAG).exists():
         return f"{NO_FLAG}; in dom0: {set_flag(host.own_name())}, then restart the qube"
-    silent = [host.written(address) for address in addresses if not answers(address)]
+    silent = [host.written(address) for address in addresses if not closed_to_us(address) and not answers(address)]
     if silent:
         return f"the daemon does not listen on {' and '.join(silent)}; start it: sudo systemctl restart {FLAG}"
     return None
+
+
+def closed_to_us(address: Address) -> bool:
+    """Is there perhaps a Unix socket that only others may use? The daemon's is for its user and group."""
+    if not isinstance(address, Path):
+        return False
+    try:
+        return stat.S_ISSOCK(address.stat().st_mode) and not os.access(address, os.W_OK)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def answers(address: Address) -> bool:

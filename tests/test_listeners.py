@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from federator import cli, config, daemon, listeners, presence
+from federator.daemonview import listener_checks
 from federator.errors import StartError
 from federator.model import Config
 from tests import test_presence
@@ -108,6 +109,20 @@ def test_a_socket_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     assert f"unix:{tmp_path}/none/socket: No such file or directory; make the folder of the socket" in second
     assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "socket"]
     assert unusable(settings_of("unix:/run/prometheus-qubes-proxy/http.sock")) == []
+
+
+def test_a_socket_that_is_not_for_this_user_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon's is for its user and group: it may be well. The tests may run as root, who may use all."""
+    path = tmp_path / "socket"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(path))
+        settings = settings_of(f"unix:{path}")
+        assert unusable(settings) == []
+        found = asyncio.run(listeners.at(path, settings))
+    (check,) = listener_checks([found], "/x.toml", tls=False)
+    assert (check.result, check.copy) == ("skipped", ("sudo prometheus-qubes-proxy doctor",))
+    assert len(unusable(settings_of(f"unix:{tmp_path}/other"))) == 1
 
 
 def test_serve_says_the_same(tmp_path: Path) -> None:
