@@ -18,7 +18,7 @@ from federator.backoff import Backoff
 from federator.call import CallCounter, ConnectionLimiter
 from federator.dom0_calls import Dom0Calls
 from federator.dom0_figures import STATS_SECONDS, Figures, Labels
-from federator.dom0_replies import STATS, Events, Numbers
+from federator.dom0_replies import LIST, STATS, Events, Numbers
 from federator.dom0_round import Rounds
 from federator.errors import ScrapeError
 from federator.model import Config, Dom0
@@ -102,7 +102,7 @@ class Dom0Figures:
     @property
     def _names_halted(self) -> bool:
         """Does discovery name all qubes? One of its sources names those that run."""
-        return self._discovery is not None and self._discovery.source == "admin.vm.List"
+        return self._discovery is not None and self._discovery.source == LIST
 
     def _note_states(self, states: Mapping[str, str]) -> None:
         if self._discovery is None or not states or states is self._told_states:

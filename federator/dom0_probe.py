@@ -13,7 +13,18 @@ from federator.counters import Counters
 from federator.dom0_calls import Dom0Calls
 from federator.dom0_figures import STATS_SECONDS, Figures
 from federator.dom0_findings import Tried
-from federator.dom0_replies import INFO, LIST, POOLS, PROPERTIES, PROPERTY, STATS, VOLUME, WITHOUT_VOLUMES
+from federator.dom0_replies import (
+    INFO,
+    LIST,
+    POOL,
+    POOL_USAGE,
+    POOLS,
+    PROPERTIES,
+    PROPERTY,
+    STATS,
+    VOLUME,
+    WITHOUT_VOLUMES,
+)
 from federator.errors import ProtocolError, RefusedError, ScrapeError, TimedOutError
 from federator.model import Config
 from federator.policy import ADMIN_QUBE, ANY_QUBE, Need, dom0_needs, of_class
@@ -47,8 +58,9 @@ class _Probe:
         if self._silent:
             return Tried(need, skipped="not tried, since dom0 was silent before")
         target = DOM0 if need.target == ADMIN_QUBE else self._qube_for(need)
-        argument = self._pool if need.argument == "*" and need.service != LIST else need.argument.strip("*+")
-        if target is None or (need.argument == "*" and need.service != LIST and not argument):
+        of_pool = need.service in {POOL, POOL_USAGE}
+        argument = self._pool if of_pool else need.argument.strip("*+")
+        if target is None or (of_pool and not argument):
             return Tried(need, skipped="dom0 named nothing that it could be tried with")
         try:
             await self._call(need, target, argument)
