@@ -12,7 +12,7 @@ from typing import Any
 from federator import remedies, units
 from federator.history import TargetRow
 from federator.model import Endpoint, Qube, Target
-from federator.policy import dom0_needs, dom0_rules
+from federator.policy import dom0_needs
 from federator.sight import Dom0Says, Sight
 
 # A target takes some 10 µs.
@@ -63,12 +63,11 @@ def _target(sight: Sight, qube: Qube, target: Target, row: TargetRow | None) -> 
 def _dom0(sight: Sight, of: Dom0Says) -> dict[str, Any]:
     """One kind of call that [dom0] makes. `policy`: the lines that it needs, where dom0 refuses it."""
     error = of.error
-    refused = error is not None and error.reason == "refused"
     return {
         "call": of.service,
-        "health": "down" if error else "up" if of.known else "unknown",
+        "health": of.health,
         "lastError": f"{error.reason}: {error}" if error else "",
         "reason": error.reason if error else "",
         "remedy": remedies.dom0_remedy(error) if error else "",
-        "policy": dom0_rules(dom0_needs(sight.config, of.service), sight.own_name) if refused else [],
+        "policy": remedies.dom0_lines(error, dom0_needs(sight.config, of.service), sight.own_name),
     }

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from federator.errors import ScrapeError
 from federator.findings import HERE, Check
-from federator.policy import Need, dom0_rules
-from federator.remedies import dom0_remedy
+from federator.policy import Need
+from federator.remedies import dom0_lines, dom0_remedy
 from federator.targets import DOM0
 
 HOP = "dom0's figures"
@@ -39,7 +39,7 @@ def dom0_checks(tried: Sequence[Tried], own_name: str) -> list[Check]:
         if one.skipped:
             checks.append(Check(HOP, DOM0, "skipped", f"{call}: {one.skipped}"))
         elif one.error:
-            copy = dom0_rules([one.need], own_name) if one.error.reason == "refused" else ()
+            copy = dom0_lines(one.error, [one.need], own_name)
             says = f"{call}: {one.error.reason}: {one.error}"
             checks.append(Check(HOP, DOM0, "failed", says, dom0_remedy(one.error), tuple(copy)))
     return checks

@@ -20,9 +20,9 @@ from federator.dom0_replies import (
     VOLUME,
 )
 from federator.markup import Html, joined, tag
-from federator.policy import dom0_needs, dom0_rules
+from federator.policy import dom0_needs
 from federator.rows import why
-from federator.sight import Dom0Says, Seen, Sight
+from federator.sight import Dom0Says, Sight
 
 # What a person gets from each kind of call.
 TELLS = {
@@ -36,6 +36,7 @@ TELLS = {
     VOLUME: "size and usage of each qube's volumes",
     FEATURE: "updates that wait, and the end of updates",
 }
+STATES = {"down": "no answer", "up": "answered", "unknown": "not asked yet"}
 HEADS = ("call", "state", "what it tells")
 
 
@@ -50,12 +51,9 @@ def content(sight: Sight) -> Sequence[Html]:
 
 
 def _row(sight: Sight, of: Dom0Says) -> Html:
-    seen: Seen = "down" if of.error else "up" if of.known else "unknown"
-    words = {"down": "no answer", "up": "answered"}.get(seen, "not asked yet")
-    cells = (tag("code", of.service), tag("b", words, class_=seen), TELLS[of.service])
+    cells = (tag("code", of.service), tag("b", STATES[of.health], class_=of.health), TELLS[of.service])
     row = tag("tr", [tag("td", cell, data_of=name) for name, cell in zip(HEADS, cells, strict=True)])
     if of.error is None:
         return row
-    needs = dom0_needs(sight.config, of.service) if of.error.reason == "refused" else ()
-    policy = dom0_rules(needs, sight.own_name)
+    policy = remedies.dom0_lines(of.error, dom0_needs(sight.config, of.service), sight.own_name)
     return joined((row, why(of.error, remedies.dom0_remedy(of.error), policy, columns=len(HEADS))))

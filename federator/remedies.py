@@ -5,11 +5,11 @@ What a person can do about each reason, for a page that has room for it.
 Owns these texts. Must not know where they are shown. What exactly happened is said in `reasons`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from federator.errors import ScrapeError
 from federator.model import Config, Qube
-from federator.policy import only, rules
+from federator.policy import Need, dom0_rules, only, rules
 from federator.reasons import BugError, NoAgentError, NotStartedError, TextBugError
 from federator.targets import DOM0
 
@@ -84,3 +84,8 @@ def dom0_remedy(error: ScrapeError) -> str:
 def lines_for_policy(config: Config, qube: Qube, own_name: str) -> Sequence[str]:
     """What dom0's policy has to say so that this qube can be scraped; nothing where it is not called over qrexec."""
     return rules(only(config, qube), own_name)
+
+
+def dom0_lines(error: ScrapeError | None, needs: Iterable[Need], own_name: str) -> list[str]:
+    """What dom0's policy has to say so that dom0 answers such calls of [dom0]; nothing where it is not that."""
+    return dom0_rules(needs, own_name) if error is not None and error.reason == "refused" else []

@@ -38,6 +38,11 @@ class Dom0Says:
     known: bool
     error: ScrapeError | None
 
+    @property
+    def health(self) -> Literal["down", "up", "unknown"]:
+        """What came of the last call."""
+        return "down" if self.error else "up" if self.known else "unknown"
+
 
 @dataclass(frozen=True, slots=True)
 class Sight:
